@@ -1,0 +1,129 @@
+//! Names of things: shards, connections, sessions.
+//! Law: a key whose generation is stale finds nothing; a session id is unguessable and carries its own address.
+
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+/// Index of a shard, `0..shards`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// The shard's number as an index.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A connection within one shard: its slot and the slot's generation when the connection was admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnKey {
+    /// Index in the shard's connection pool.
+    pub slot: u32,
+    /// Generation of the slot, 24 bits, starting at 1; reused only after 2^24 connections on the same slot.
+    pub generation: u32,
+}
+
+/// Largest generation: it must fit the 24 bits that a completion token and a session id have for it.
+pub const GENERATION_MAX: u32 = (1 << 24) - 1;
+/// Largest slot a session id can carry (26 bits).
+pub const SLOT_MAX: u32 = (1 << 26) - 1;
+/// Largest shard number a session id can carry (10 bits).
+pub const SHARD_MAX: u16 = (1 << 10) - 1;
+
+/// Public name of a session: a UUID of version 8 (RFC 9562 §5.8) that carries shard, slot and generation, so that it
+/// is found without a global map, and 62 random bits, so that it cannot be guessed.
+///
+/// ```text
+/// custom_a (48 bits): shard:10 slot:26 generation[23:12]:12 | ver:4 | custom_b: generation[11:0]:12 | var:2 | random:62
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId(Uuid);
+
+/// Mask of the random bits of a session id.
+pub const SESSION_RANDOM_MASK: u64 = (1 << 62) - 1;
+
+impl SessionId {
+    /// The id of connection `conn` on `shard`, with 62 bits of `random`.
+    pub fn new(shard: ShardId, conn: ConnKey, random: u64) -> Self {
+        debug_assert!(shard.0 <= SHARD_MAX && conn.slot <= SLOT_MAX && conn.generation <= GENERATION_MAX);
+        let address = (u64::from(shard.0) << 50) | (u64::from(conn.slot) << 24) | u64::from(conn.generation);
+        // 60 bits of address: the first 48 before the version nibble, the last 12 after it.
+        let high = ((address >> 12) << 16) | (address & 0xfff);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&high.to_be_bytes());
+        bytes[8..].copy_from_slice(&(random & SESSION_RANDOM_MASK).to_be_bytes());
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
+    /// The shard this session lives on, if the id was made by an engine at all.
+    pub fn shard(self) -> ShardId {
+        ShardId((self.address() >> 50) as u16)
+    }
+
+    /// The connection this id names; whether it still exists is for the shard's pool to say.
+    pub fn conn(self) -> ConnKey {
+        let address = self.address();
+        ConnKey { slot: (address >> 24) as u32 & SLOT_MAX, generation: address as u32 & GENERATION_MAX }
+    }
+
+    /// The random bits; they must match the connection's before the id is believed.
+    pub fn random(self) -> u64 {
+        self.0.as_u64_pair().1 & SESSION_RANDOM_MASK
+    }
+
+    fn address(self) -> u64 {
+        let high = self.0.as_u64_pair().0;
+        ((high >> 16) << 12) | (high & 0xfff)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(shard: u16, slot: u32, generation: u32, random: u64) {
+        let conn = ConnKey { slot, generation };
+        let id = SessionId::new(ShardId(shard), conn, random);
+        assert_eq!((id.shard(), id.conn(), id.random()), (ShardId(shard), conn, random & SESSION_RANDOM_MASK));
+        assert_eq!(id.to_string().parse::<SessionId>().unwrap(), id);
+        assert_eq!(id.0.get_version_num(), 8);
+    }
+
+    #[test]
+    fn carries_its_address() {
+        check(0, 0, 0, 0);
+        check(1, 2, 3, 4);
+        check(SHARD_MAX, SLOT_MAX, GENERATION_MAX, u64::MAX);
+        check(513, 1 << 25, 0xabc_def, 0x1234_5678_9abc_def0);
+    }
+}

@@ -1,0 +1,138 @@
+//! The kernel, as a trait with a closed list of completions.
+//!
+//! Law: this directory holds the only unsafe code and the only syscalls of the crate, and knows nothing of WebSocket.
+//! [`uring`] is the kernel; [`sim`] is a seeded simulation of it, so that whole shards replay from a seed.
+//!
+//! # The contract of a driver
+//! - A socket arrives by [`Completion::Accepted`] and is either [`Io::adopt`]ed under a [`ConnKey`] or [`Io::refuse`]d.
+//! - An adopted connection has at most one send in flight and at most one armed receive.
+//! - Every completion names its connection by the key it was adopted under. After [`Io::close`] the driver yields the
+//!   outstanding completions of the connection in any order and then [`Completion::Closed`] exactly once, as the very
+//!   last. Only then may the slot be used again.
+//! - Memory that the kernel reads (frames) belongs to the [`Palette`] and cannot be freed or written while a send of it
+//!   is in flight; memory that the kernel wrote (receive buffers) is lent as [`Io::Buffer`] and goes back when dropped.
+
+mod palette;
+pub mod sim;
+
+use std::io;
+use std::ops::DerefMut;
+use std::time::Duration;
+
+pub use palette::{FrameKey, Palette, SharedFrame};
+
+use crate::id::{ConnKey, ShardId};
+
+/// An accepted socket that has no connection yet: an index in the driver's descriptor table. Not `Clone`: it is
+/// adopted or refused exactly once.
+#[derive(Debug)]
+#[must_use = "an accepted socket must be adopted or refused"]
+pub struct Socket(pub(in crate::io) u32);
+
+/// A point in time as a shard knows it: read once a turn, passed down as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Now {
+    /// Nanoseconds on a clock that never goes back and counts suspended time (CLOCK_BOOTTIME), from the engine's start.
+    pub monotonic_ns: u64,
+    /// Unix time in milliseconds, for timestamps on the wire and token expiry; may jump.
+    pub unix_ms: u64,
+}
+
+impl Now {
+    /// Milliseconds since the engine's start.
+    pub fn monotonic_ms(self) -> u64 {
+        self.monotonic_ns / 1_000_000
+    }
+}
+
+/// How long [`Io::wait`] may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Submit and collect what is there; do not sleep.
+    No,
+    /// Sleep until a completion comes or this much time has passed.
+    AtMost(Duration),
+    /// Sleep until a completion comes.
+    Forever,
+}
+
+/// Why nothing more will be received from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The peer ended its sending side in order (FIN).
+    EndOfStream,
+    /// The connection broke (reset, timed out, host unreachable …).
+    Broken(io::ErrorKind),
+}
+
+#[expect(missing_docs, reason = "the variant says what its fields are")]
+/// Everything that can come back from a driver; closed, so that a shard's reaction is readable in one `match`.
+#[derive(Debug)]
+pub enum Completion<B> {
+    /// A peer has connected.
+    Accepted(Socket),
+    /// Accepting stopped: the descriptor table or the system's file table is full, or the listener failed. The shard
+    /// calls [`Io::accept`] again, later.
+    AcceptStopped(io::Error),
+    /// Bytes arrived. `armed` says whether more will come by themselves; if not, the shard calls [`Io::receive`] again
+    /// when it wants more.
+    Received { conn: ConnKey, bytes: B, armed: bool },
+    /// The receive ended without bytes and without the connection being lost: no receive buffer was free
+    /// (`starved`), or it was paused. The shard calls [`Io::receive`] when it wants more.
+    ReceiveStopped { conn: ConnKey, starved: bool },
+    /// Nothing more will be received.
+    ReceiveEnded { conn: ConnKey, lost: Lost },
+    /// The send in flight is over; `sent` counts bytes from where that send began and may be short.
+    Sent { conn: ConnKey, sent: Result<u32, io::ErrorKind> },
+    /// The connection's last completion: its descriptor is closed and its slot may be used again.
+    Closed { conn: ConnKey },
+    /// Another thread rang this shard's doorbell.
+    Rang,
+}
+
+/// A driver: what a shard asks of the kernel. One driver belongs to one shard and one thread.
+pub trait Io {
+    /// Bytes that were received, lent until dropped.
+    type Buffer: DerefMut<Target = [u8]>;
+
+    /// Submits everything asked for since the last call, sleeps if `wait` allows and nothing has completed, and reads
+    /// the clock once.
+    ///
+    /// # Errors
+    /// Only when the ring itself is broken; the shard cannot go on.
+    fn wait(&mut self, wait: Wait) -> io::Result<Now>;
+
+    /// The next completion that is already there.
+    fn poll(&mut self) -> Option<Completion<Self::Buffer>>;
+
+    /// Starts (or starts again) accepting. Harmless while accepting.
+    fn accept(&mut self);
+    /// Stops accepting for good: the listener closes, and the kernel answers newcomers itself.
+    fn stop_accepting(&mut self);
+
+    /// Takes a socket under a key. Receiving is not armed by this; call [`Io::receive`].
+    fn adopt(&mut self, socket: Socket, conn: ConnKey);
+    /// Closes an accepted socket that will have no connection.
+    fn refuse(&mut self, socket: Socket);
+
+    /// Arms receiving. Harmless while armed.
+    fn receive(&mut self, conn: ConnKey);
+    /// Asks to stop receiving; bytes that were on their way may still come. Ends in [`Completion::ReceiveStopped`] if
+    /// it was armed.
+    fn pause(&mut self, conn: ConnKey);
+
+    /// Sends `frame` from byte `from` on. At most one send a connection is in flight. The driver holds the frame until
+    /// [`Completion::Sent`].
+    fn send(&mut self, conn: ConnKey, frame: FrameKey, from: u32);
+
+    /// Cancels what is in flight and closes. Ends in [`Completion::Closed`].
+    fn close(&mut self, conn: ConnKey);
+    /// Ends this side of the stream (FIN) after what has been sent, and keeps receiving.
+    fn shutdown(&mut self, conn: ConnKey);
+
+    /// Rings the doorbell of another shard; leaves with the next [`Io::wait`].
+    fn ring(&mut self, shard: ShardId);
+
+    /// The frames that sends refer to.
+    fn palette(&mut self) -> &mut Palette;
+}

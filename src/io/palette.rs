@@ -1,0 +1,227 @@
+//! The frames a shard's sends refer to, each by a 4-byte key.
+//!
+//! Law: a frame's bytes neither move nor change while the kernel may read them. The kernel's references are counted
+//! apart from the owners', so that no mistake above `io/` can free memory under a send.
+//!
+//! A frame is *shared* (encoded once, immutable, the same `Arc` on every shard that delivers it) or *private* (the
+//! replies to one connection, appended to until it leaves). Fan-out to n members is one [`Palette::share`] with n
+//! owners: one count, not n.
+
+use std::sync::Arc;
+
+/// Bytes encoded once for all their receivers, and carried across shards by reference.
+#[derive(Debug)]
+pub struct SharedFrame {
+    /// The complete wire frame: header and payload, unmasked.
+    plain: Box<[u8]>,
+}
+
+impl SharedFrame {
+    /// Takes a complete wire frame.
+    pub fn new(plain: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { plain: plain.into_boxed_slice() })
+    }
+
+    /// The wire bytes for receivers without compression.
+    pub fn plain(&self) -> &[u8] {
+        &self.plain
+    }
+}
+
+/// Names a frame in a shard's [`Palette`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FrameKey(u32);
+
+#[derive(Debug)]
+enum Body {
+    Free { next: u32 },
+    Shared(Arc<SharedFrame>),
+    Private(Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    body: Body,
+    /// Owners above `io/`: queue positions and sends that will be resumed.
+    owners: u32,
+    /// Sends in flight that read this frame.
+    lent: u32,
+}
+
+const NONE: u32 = u32::MAX;
+/// A private buffer that grew beyond this is given back to the allocator; a smaller one is kept for the next reply.
+const SPARE_CAPACITY_MAX: usize = 4096;
+/// Private buffers kept, at most: 1,024 × 4 KiB = 4 MiB a shard.
+const SPARES_MAX: usize = 1024;
+/// Capacity a new private buffer starts with.
+const PRIVATE_CAPACITY: usize = 512;
+
+/// The frames of one shard.
+#[derive(Debug)]
+pub struct Palette {
+    entries: Vec<Entry>,
+    free: u32,
+    spares: Vec<Vec<u8>>,
+    live: usize,
+}
+
+impl Default for Palette {
+    fn default() -> Self {
+        Self { entries: Vec::new(), free: NONE, spares: Vec::new(), live: 0 }
+    }
+}
+
+impl Palette {
+    /// Puts a shared frame in with `owners` owners (≥ 1).
+    pub fn share(&mut self, frame: Arc<SharedFrame>, owners: u32) -> FrameKey {
+        debug_assert!(owners > 0);
+        self.insert(Body::Shared(frame), owners)
+    }
+
+    /// Opens an empty private frame with one owner.
+    pub fn open(&mut self) -> FrameKey {
+        let buffer = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(PRIVATE_CAPACITY));
+        self.insert(Body::Private(buffer), 1)
+    }
+
+    /// The bytes of a private frame, to append to; `None` if the frame is shared, has several owners, or the kernel is
+    /// reading it.
+    pub fn append(&mut self, key: FrameKey) -> Option<&mut Vec<u8>> {
+        match self.entry_mut(key) {
+            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The wire bytes of a frame.
+    pub fn bytes(&self, key: FrameKey) -> &[u8] {
+        match &self.entries[key.0 as usize].body {
+            Body::Shared(frame) => frame.plain(),
+            Body::Private(bytes) => bytes,
+            Body::Free { .. } => panic!("frame key used after its last release"),
+        }
+    }
+
+    /// Whether the frame is private to one connection (a reply, exempt from drop policies).
+    pub fn is_private(&self, key: FrameKey) -> bool {
+        matches!(self.entries[key.0 as usize].body, Body::Private(_))
+    }
+
+    /// Adds `n` owners.
+    pub fn retain(&mut self, key: FrameKey, n: u32) {
+        self.entry_mut(key).owners += n;
+    }
+
+    /// Gives one ownership back; with the last one, and once the kernel is done, the frame is gone.
+    pub fn release(&mut self, key: FrameKey) {
+        self.release_many(key, 1);
+    }
+
+    /// Gives `n` ownerships back.
+    pub fn release_many(&mut self, key: FrameKey, n: u32) {
+        let entry = self.entry_mut(key);
+        entry.owners = entry.owners.checked_sub(n).expect("a frame was released more often than it was owned");
+        if entry.owners == 0 && entry.lent == 0 {
+            self.free(key);
+        }
+    }
+
+    /// Frames in use, lent ones included.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Lends the frame to a send: where its bytes are, until [`Palette::returned`]. The address stays valid and the
+    /// bytes unchanged for that long: an entry with `lent > 0` is neither freed nor appended to, and a `Vec` or `Box`
+    /// inside an entry that moves keeps its heap block.
+    pub(in crate::io) fn lend(&mut self, key: FrameKey) -> &[u8] {
+        self.entry_mut(key).lent += 1;
+        self.bytes(key)
+    }
+
+    /// A send of this frame is over.
+    pub(in crate::io) fn returned(&mut self, key: FrameKey) {
+        let entry = self.entry_mut(key);
+        entry.lent = entry.lent.checked_sub(1).expect("a frame came back more often than it was lent");
+        if entry.owners == 0 && entry.lent == 0 {
+            self.free(key);
+        }
+    }
+
+    fn entry_mut(&mut self, key: FrameKey) -> &mut Entry {
+        let entry = &mut self.entries[key.0 as usize];
+        debug_assert!(!matches!(entry.body, Body::Free { .. }), "frame key used after its last release");
+        entry
+    }
+
+    fn insert(&mut self, body: Body, owners: u32) -> FrameKey {
+        self.live += 1;
+        let entry = Entry { body, owners, lent: 0 };
+        if self.free == NONE {
+            let key = FrameKey(u32::try_from(self.entries.len()).expect("fewer than 2^32 frames"));
+            self.entries.push(entry);
+            return key;
+        }
+        let key = FrameKey(self.free);
+        let slot = &mut self.entries[key.0 as usize];
+        let Body::Free { next } = slot.body else { unreachable!("the free list holds free entries only") };
+        self.free = next;
+        *slot = entry;
+        key
+    }
+
+    fn free(&mut self, key: FrameKey) {
+        self.live -= 1;
+        let entry = &mut self.entries[key.0 as usize];
+        let body = std::mem::replace(&mut entry.body, Body::Free { next: self.free });
+        self.free = key.0;
+        if let Body::Private(mut buffer) = body
+            && buffer.capacity() <= SPARE_CAPACITY_MAX
+            && self.spares.len() < SPARES_MAX
+        {
+            buffer.clear();
+            self.spares.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_frame_lives_until_its_last_owner_and_the_kernel_let_go() {
+        let mut palette = Palette::default();
+        let key = palette.share(SharedFrame::new(b"abc".to_vec()), 2);
+        assert_eq!(palette.lend(key), b"abc");
+        palette.release_many(key, 2);
+        assert_eq!((palette.bytes(key), palette.live()), (&b"abc"[..], 1));
+        palette.returned(key);
+        assert_eq!(palette.live(), 0);
+    }
+
+    #[test]
+    fn a_private_frame_is_appended_to_until_the_kernel_reads_it() {
+        let mut palette = Palette::default();
+        let key = palette.open();
+        palette.append(key).unwrap().extend_from_slice(b"hi");
+        palette.lend(key);
+        assert!(palette.append(key).is_none());
+        palette.returned(key);
+        assert!(palette.append(key).is_some());
+        palette.release(key);
+        assert_eq!(palette.live(), 0);
+        let again = palette.open();
+        assert_eq!((again, palette.bytes(again)), (key, &b""[..]), "slots and buffers are reused, empty");
+    }
+
+    #[test]
+    #[should_panic(expected = "released more often")]
+    fn an_ownership_is_given_back_once() {
+        let mut palette = Palette::default();
+        let key = palette.share(SharedFrame::new(Vec::new()), 1);
+        palette.lend(key);
+        palette.release(key);
+        palette.release(key);
+    }
+}

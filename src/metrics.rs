@@ -1,0 +1,226 @@
+//! What an engine counts: one set of counters a shard, written by its thread alone, read by anyone at any time.
+//!
+//! Law: every label value comes from a closed enum of this file, so the number of series is known at compile time.
+//! A count is a relaxed load and store of the one writer: no locked instruction on the data path.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number with one writing thread.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning thread may call this.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Replaces the value. Only the owning thread may call this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Declares a fieldless enum with the label each variant has in the metrics.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $label:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in declaration order.
+            pub const ALL: &'static [$name] = &[$($name::$variant,)+];
+
+            /// The value's label in metrics, logs and errors.
+            pub fn label(self) -> &'static str {
+                match self { $($name::$variant => $label,)+ }
+            }
+        }
+    };
+}
+
+labels! {
+    /// Why a connection ended. One value for each connection that was ever admitted.
+    CloseReason {
+        /// The peer closed with a close frame.
+        Peer = "peer",
+        /// The peer's stream ended or broke without a close frame.
+        Lost = "lost",
+        /// The bytes were no valid HTTP upgrade; answered with a status of its own.
+        BadHandshake = "bad_handshake",
+        /// The upgrade did not finish within `handshake_timeout`.
+        HandshakeTimeout = "handshake_timeout",
+        /// The peer broke RFC 6455 (1002, 1003, 1007).
+        Protocol = "protocol",
+        /// A frame or message over `max_message_size` (1009).
+        TooBig = "too_big",
+        /// Authentication failed (4501).
+        AuthFailed = "auth_failed",
+        /// Not authenticated within `auth.timeout` (4502).
+        AuthTimeout = "auth_timeout",
+        /// The token expired and was not refreshed within the grace period (4003).
+        Expired = "expired",
+        /// Nothing received for `idle_timeout_seconds` (4001).
+        Idle = "idle",
+        /// No pong within `pong_timeout` (4002).
+        NoPong = "no_pong",
+        /// The outbound queue reached a bound under the policy `disconnect` (4008).
+        SlowConsumer = "slow_consumer",
+        /// Too many errors (4506).
+        Errors = "errors",
+        /// A handler asked for it, or an operator did (4504 unless another code was given).
+        Application = "application",
+        /// The server drained (1012).
+        Drain = "drain",
+        /// The connection's own handling failed beyond repair (1011).
+        Internal = "internal",
+    }
+}
+
+labels! {
+    /// Error codes a client can get in an `error` message.
+    ErrorCode {
+        /// Not JSON, not an object, a member of the wrong type, a missing member.
+        InvalidMessage = "invalid_message",
+        /// No handler has this `type`.
+        UnknownMessage = "unknown_message",
+        /// Not authenticated yet.
+        Unauthorized = "unauthorized",
+        /// The token's permissions do not allow it.
+        Forbidden = "forbidden",
+        /// The thing named does not exist.
+        NotFound = "not_found",
+        /// Too many messages or bytes.
+        RateLimited = "rate_limited",
+        /// A bound of the server or the connection is reached.
+        LimitExceeded = "limit_exceeded",
+        /// A part of the request is too large.
+        TooLarge = "too_large",
+        /// The handler failed; the connection lives on.
+        InternalError = "internal_error",
+    }
+}
+
+labels! {
+    /// Why a newcomer was turned away before the upgrade.
+    Refusal {
+        /// 503: the shard's pool is full.
+        Full = "full",
+        /// 503: the server drains.
+        Draining = "draining",
+        /// 400, 404, 405, 414, 426, 431: the request was not an upgrade this server answers.
+        BadRequest = "bad_request",
+        /// 401: the token in a header was not valid.
+        Unauthorized = "unauthorized",
+    }
+}
+
+labels! {
+    /// Why a frame was not put on a queue, or taken off it unsent.
+    Drop {
+        /// The subscriber was over a bound and is being disconnected.
+        Disconnect = "disconnect",
+        /// The connection ended with the frame still queued.
+        Closed = "closed",
+    }
+}
+
+/// The counters of one shard.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    /// Connections admitted since the start (sockets that got a slot).
+    pub opened: Counter,
+    /// Upgrades that succeeded.
+    pub upgraded: Counter,
+    /// Connections ended, by reason.
+    pub closed: [Counter; CloseReason::ALL.len()],
+    /// Newcomers turned away, by cause.
+    pub refused: [Counter; Refusal::ALL.len()],
+    /// Errors answered, by code.
+    pub errors: [Counter; ErrorCode::ALL.len()],
+    /// Messages received from clients.
+    pub messages_in: Counter,
+    /// Messages put on queues for clients (a fan-out to n subscribers counts n).
+    pub messages_out: Counter,
+    /// Bytes received, handshakes included.
+    pub bytes_in: Counter,
+    /// Bytes the kernel took for sending.
+    pub bytes_out: Counter,
+    /// Messages published by clients and the API of this shard.
+    pub published: Counter,
+    /// Deliveries dropped, by cause.
+    pub dropped: [Counter; Drop::ALL.len()],
+    /// Subscriptions held now.
+    pub subscriptions: Counter,
+    /// Connections authenticated now.
+    pub authenticated: Counter,
+    /// Handler futures parked now.
+    pub parked: Counter,
+    /// Handler panics caught.
+    pub panics: Counter,
+    /// Turns of the loop.
+    pub turns: Counter,
+    /// Sends submitted.
+    pub sends: Counter,
+    /// Receives that found no free buffer (`ENOBUFS`).
+    pub starved: Counter,
+    /// Times accepting stopped because a descriptor or slot table was full.
+    pub accept_stopped: Counter,
+    /// Times a connection waited for room on the bus before its next message was read.
+    pub bus_full: Counter,
+    /// Frames alive in the palette now.
+    pub frames: Counter,
+    /// Topics with a local subscriber now.
+    pub topics: Counter,
+    /// Times the completion queue overflowed into the kernel's own list.
+    pub cq_overflow: Counter,
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        Self {
+            opened: Counter::default(),
+            upgraded: Counter::default(),
+            closed: std::array::from_fn(|_| Counter::default()),
+            refused: std::array::from_fn(|_| Counter::default()),
+            errors: std::array::from_fn(|_| Counter::default()),
+            messages_in: Counter::default(),
+            messages_out: Counter::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            published: Counter::default(),
+            dropped: std::array::from_fn(|_| Counter::default()),
+            subscriptions: Counter::default(),
+            authenticated: Counter::default(),
+            parked: Counter::default(),
+            panics: Counter::default(),
+            turns: Counter::default(),
+            sends: Counter::default(),
+            starved: Counter::default(),
+            accept_stopped: Counter::default(),
+            bus_full: Counter::default(),
+            frames: Counter::default(),
+            topics: Counter::default(),
+            cq_overflow: Counter::default(),
+        }
+    }
+}
+
+impl ShardMetrics {
+    /// Connections that have a slot now.
+    pub fn active(&self) -> u64 {
+        let closed: u64 = self.closed.iter().map(Counter::get).sum();
+        self.opened.get().saturating_sub(closed)
+    }
+
+    /// Counts a connection's end.
+    pub fn count_closed(&self, reason: CloseReason) {
+        self.closed[reason as usize].add(1);
+    }
+}
