@@ -10,5 +10,5 @@ pub mod handler;
 pub mod router;
 
 pub use context::Context;
-pub use handler::{HandlerError, IntoReply, MessageHandler};
+pub use handler::{HandlerError, IntoReply, MessageHandler, OutgoingMessage};
 pub use router::{RouteError, Router};

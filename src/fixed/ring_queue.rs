@@ -54,6 +54,12 @@ impl<T: Copy> RingQueue<T> {
         Ok(())
     }
 
+    /// The last value.
+    #[inline]
+    pub fn back(&self) -> Option<T> {
+        self.get(self.len().checked_sub(1)?)
+    }
+
     /// Takes the first value out.
     #[inline]
     pub fn pop_front(&mut self) -> Option<T> {

@@ -17,6 +17,7 @@ pub mod sim;
 
 use std::io;
 use std::ops::DerefMut;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use palette::{FrameKey, Palette, SharedFrame};
@@ -90,6 +91,12 @@ pub enum Completion<B> {
     Rang,
 }
 
+/// Wakes a shard from any thread.
+pub trait Doorbell: Send + Sync {
+    /// Wakes the shard if it sleeps or is about to; what was pushed before is seen by it.
+    fn ring(&self);
+}
+
 /// A driver: what a shard asks of the kernel. One driver belongs to one shard and one thread.
 pub trait Io {
     /// Bytes that were received, lent until dropped.
@@ -130,8 +137,16 @@ pub trait Io {
     /// Ends this side of the stream (FIN) after what has been sent, and keeps receiving.
     fn shutdown(&mut self, conn: ConnKey);
 
-    /// Rings the doorbell of another shard; leaves with the next [`Io::wait`].
+    /// Rings the doorbell of another shard, if it sleeps; leaves with the next [`Io::wait`].
     fn ring(&mut self, shard: ShardId);
+    /// Says that this shard is about to sleep: from now until the next [`Io::wait`] returns, ringing it wakes it. The
+    /// shard looks at its queues once more afterwards, so that nothing pushed before the announcement is slept on.
+    fn announce_sleep(&mut self);
+    /// This shard's doorbell, for other threads.
+    fn doorbell(&self) -> Arc<dyn Doorbell>;
+
+    /// 64 bits that nobody can guess.
+    fn random(&mut self) -> u64;
 
     /// The frames that sends refer to.
     fn palette(&mut self) -> &mut Palette;
