@@ -17,16 +17,27 @@ pub struct Buffer {
 #[derive(Debug)]
 pub(super) struct Pool {
     free: RefCell<Vec<Box<[u8]>>>,
+    buffers: usize,
+    buffer_size: usize,
 }
 
 impl Pool {
-    pub fn new(count: usize, size: usize) -> Rc<Self> {
-        let free = (0..count).map(|_| vec![POISON; size].into_boxed_slice()).collect();
-        Rc::new(Self { free: RefCell::new(free) })
+    pub fn new(buffers: usize, buffer_size: usize) -> Rc<Self> {
+        let free = (0..buffers).map(|_| vec![POISON; buffer_size].into_boxed_slice()).collect();
+        Rc::new(Self { free: RefCell::new(free), buffers, buffer_size })
     }
 
     pub fn free(&self) -> usize {
         self.free.borrow().len()
+    }
+
+    pub fn lent(&self) -> usize {
+        self.buffers - self.free()
+    }
+
+    /// Bytes of one buffer.
+    pub fn buffer_size(&self) -> usize {
+        self.buffer_size
     }
 
     /// Moves the first `count` bytes of `source` into a buffer, if one is free.

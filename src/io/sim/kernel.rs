@@ -3,12 +3,12 @@
 //! not. What a shard cannot know before it has polled a completion is not held to have happened before then.
 
 use std::collections::VecDeque;
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::rc::Rc;
 
 use super::buffer::{Buffer, Pool};
+use super::conn::{Conn, Phase, Receive, Sending, Surroundings};
 use super::dice::Dice;
-use super::faults::Faults;
 use super::stream::Stream;
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, FrameKey, Palette, Socket};
@@ -27,8 +27,6 @@ pub struct SimConfig {
 #[derive(Debug)]
 pub(super) struct Kernel {
     shard: ShardId,
-    buffer_size: usize,
-    buffers: usize,
     pool: Rc<Pool>,
     listener: Listener,
     /// Streams that wait to be accepted.
@@ -43,15 +41,10 @@ pub(super) struct Kernel {
     ready: VecDeque<Completion<Buffer>>,
     /// Until when the shard sleeps; 0 while it is awake.
     pub wake_at_ns: u64,
+    /// The time the shard was told last.
+    pub told_ns: u64,
     /// Scratch: in which order sources are asked for completions.
     order: Vec<usize>,
-}
-
-/// What the kernel needs of the world while it works.
-pub(super) struct Surroundings<'a> {
-    pub streams: &'a mut [Stream],
-    pub dice: &'a mut Dice,
-    pub faults: &'a Faults,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,58 +72,10 @@ struct Slot {
     conn: Option<Conn>,
 }
 
-#[derive(Debug)]
-struct Conn {
-    key: ConnKey,
-    descriptor: usize,
-    stream: usize,
-    receive: Receive,
-    send: Option<Send>,
-    phase: Phase,
-    shut_down: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Receive {
-    Idle,
-    /// `fresh` until the kernel has looked once: it takes a buffer before it looks for bytes.
-    Armed {
-        fresh: bool,
-    },
-    /// Armed, and a cancel is on its way.
-    Pausing,
-    /// Its last completion is posted, not polled.
-    Over,
-}
-
-#[derive(Debug)]
-struct Send {
-    frame: FrameKey,
-    from: usize,
-    /// The frame's bytes when the send began, from `from` on.
-    promised: Vec<u8>,
-    taken: usize,
-    /// `Sent` is posted, not polled.
-    over: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// The shard asked to close; operations are being cancelled.
-    Closing,
-    /// The descriptor is closed; `Closed` is not posted.
-    Shut,
-    /// `Closed` is posted, not polled.
-    Over,
-}
-
 impl Kernel {
     pub fn new(shard: ShardId, config: SimConfig) -> Self {
         Self {
             shard,
-            buffer_size: config.buffer_size,
-            buffers: config.buffers,
             pool: Pool::new(config.buffers, config.buffer_size),
             listener: Listener::Idle,
             backlog: VecDeque::new(),
@@ -140,6 +85,7 @@ impl Kernel {
             rung: 0,
             ready: VecDeque::new(),
             wake_at_ns: 0,
+            told_ns: 0,
             order: Vec::new(),
         }
     }
@@ -174,15 +120,7 @@ impl Kernel {
         }
         assert!(slot.last_generation != key.generation, "{shard:?}: adopt of {key:?}: the generation was used before");
         slot.last_generation = key.generation;
-        slot.conn = Some(Conn {
-            key,
-            descriptor,
-            stream,
-            receive: Receive::Idle,
-            send: None,
-            phase: Phase::Open,
-            shut_down: false,
-        });
+        slot.conn = Some(Conn::new(key, descriptor, stream));
     }
 
     pub fn refuse(&mut self, socket: Socket, streams: &mut [Stream]) {
@@ -215,7 +153,7 @@ impl Kernel {
         assert!(!conn.shut_down, "{shard:?}: send on {key:?} after its shutdown");
         let from = from as usize;
         assert!(from < bytes.len(), "{shard:?}: send on {key:?} from byte {from} of a frame of {}", bytes.len());
-        conn.send = Some(Send { frame, from, promised: bytes[from..].to_vec(), taken: 0, over: false });
+        conn.send = Some(Sending::new(frame, from, &bytes[from..]));
     }
 
     pub fn close(&mut self, key: ConnKey) {
@@ -320,22 +258,8 @@ impl Kernel {
 
     fn work_conn(&mut self, slot: usize, palette: &Palette, around: &mut Surroundings) {
         let Some(conn) = &mut self.conns[slot].conn else { return };
-        let pool = Receiving { pool: &self.pool, buffer_size: self.buffer_size };
-        if around.dice.coin() {
-            conn.work_receive(&pool, &mut self.ready, around);
-            conn.work_send(palette, &mut self.ready, around);
-        } else {
-            conn.work_send(palette, &mut self.ready, around);
-            conn.work_receive(&pool, &mut self.ready, around);
-        }
-        if conn.phase == Phase::Closing && !conn.has_operation() {
-            around.streams[conn.stream].close();
-            self.table[conn.descriptor] = Descriptor::Free;
-            conn.phase = Phase::Shut;
-        }
-        if conn.phase == Phase::Shut && !around.dice.chance(around.faults.delay) {
-            conn.phase = Phase::Over;
-            self.ready.push_back(Completion::Closed { conn: conn.key });
+        if let Some(descriptor) = conn.work(&self.pool, palette, &mut self.ready, around) {
+            self.table[descriptor] = Descriptor::Free;
         }
     }
 
@@ -386,9 +310,9 @@ impl Kernel {
                 Descriptor::Adopted => found.push(format!("descriptor {index} is in use")),
             }
         }
-        let missing = self.buffers - self.pool.free();
+        let missing = self.pool.lent();
         if missing > 0 {
-            found.push(format!("{missing} of {} receive buffers did not come back", self.buffers));
+            found.push(format!("{missing} of {} receive buffers did not come back", missing + self.pool.free()));
         }
         if !self.ready.is_empty() {
             found.push(format!("{} completions were not polled", self.ready.len()));
@@ -396,144 +320,3 @@ impl Kernel {
         if found.is_empty() { Ok(()) } else { Err(format!("{:?}: {}", self.shard, found.join("; "))) }
     }
 }
-
-struct Receiving<'a> {
-    pool: &'a Rc<Pool>,
-    buffer_size: usize,
-}
-
-impl Conn {
-    fn is_busy(&self, stream: &Stream) -> bool {
-        let receive = match self.receive {
-            Receive::Armed { fresh } => fresh || stream.readable(),
-            Receive::Pausing => true,
-            Receive::Idle | Receive::Over => false,
-        };
-        let send = self.send.as_ref().is_some_and(|send| !send.over && (send.is_done() || stream.writable()));
-        receive || send || matches!(self.phase, Phase::Closing | Phase::Shut)
-    }
-
-    /// An operation is with the kernel.
-    fn has_operation(&self) -> bool {
-        matches!(self.receive, Receive::Armed { .. } | Receive::Pausing) || self.send.as_ref().is_some_and(|s| !s.over)
-    }
-
-    /// A completion other than `Closed` is still to be polled.
-    fn has_unpolled(&self) -> bool {
-        self.receive != Receive::Idle || self.send.is_some()
-    }
-
-    fn work_receive(
-        &mut self,
-        receiving: &Receiving,
-        ready: &mut VecDeque<Completion<Buffer>>,
-        around: &mut Surroundings,
-    ) {
-        let fresh = match self.receive {
-            Receive::Idle | Receive::Over => return,
-            Receive::Armed { fresh } => fresh,
-            Receive::Pausing => false,
-        };
-        let (dice, faults) = (&mut *around.dice, around.faults);
-        let stream = &mut around.streams[self.stream];
-        let conn = self.key;
-        let cancelled = self.receive == Receive::Pausing || self.phase != Phase::Open;
-        let starved = receiving.pool.free() == 0 || dice.chance(faults.starve);
-        if starved && !cancelled && (fresh || stream.readable()) {
-            self.receive = Receive::Over;
-            return ready.push_back(Completion::ReceiveStopped { conn, starved: true });
-        }
-        // A cancel meets bytes that are already there: either may come first.
-        let receives = if cancelled && !dice.chance(faults.late_cancel) { 0 } else { 1 + dice.below(RECEIVES_MAX) };
-        let mut received = false;
-        for _ in 0..receives {
-            let there = stream.rx.len().min(receiving.buffer_size);
-            if there == 0 {
-                break;
-            }
-            let count = if dice.chance(faults.short_read) { dice.part_of(there) } else { there };
-            let Some(bytes) = receiving.pool.fill(&mut stream.rx, count) else { break };
-            received = true;
-            let armed = !dice.chance(faults.disarm);
-            ready.push_back(Completion::Received { conn, bytes, armed });
-            if !armed {
-                self.receive = Receive::Over;
-                return;
-            }
-        }
-        if cancelled && (!received || dice.coin()) {
-            self.receive = Receive::Over;
-            return ready.push_back(Completion::ReceiveStopped { conn, starved: false });
-        }
-        if let Some(lost) = stream.lost() {
-            self.receive = Receive::Over;
-            return ready.push_back(Completion::ReceiveEnded { conn, lost });
-        }
-        if let Receive::Armed { fresh } = &mut self.receive {
-            *fresh = false;
-        }
-    }
-
-    fn work_send(&mut self, palette: &Palette, ready: &mut VecDeque<Completion<Buffer>>, around: &mut Surroundings) {
-        let Some(send) = self.send.as_mut().filter(|send| !send.over) else { return };
-        let (dice, faults) = (&mut *around.dice, around.faults);
-        let stream = &mut around.streams[self.stream];
-        if !stream.is_broken() && dice.chance(faults.send_fails) {
-            stream.fault(dice);
-        }
-        if !send.is_done() && !stream.is_broken() {
-            let room = (send.promised.len() - send.taken).min(stream.tx_room());
-            if room > 0 {
-                let count = if dice.coin() { room } else { dice.part_of(room) };
-                send.transmit(count, palette, stream);
-            }
-        }
-        let sent = if send.is_done() {
-            if dice.chance(faults.delay) && self.phase == Phase::Open {
-                return;
-            }
-            Ok(send.taken as u32)
-        } else if send.taken > 0 && (stream.is_broken() || self.phase != Phase::Open || dice.chance(faults.short_send))
-        {
-            Ok(send.taken as u32)
-        } else if stream.is_broken() {
-            Err(stream.send_error())
-        } else if self.phase != Phase::Open {
-            Err(cancelled())
-        } else {
-            return;
-        };
-        send.check(palette);
-        send.over = true;
-        ready.push_back(Completion::Sent { conn: self.key, sent });
-    }
-}
-
-impl Send {
-    fn is_done(&self) -> bool {
-        self.taken == self.promised.len()
-    }
-
-    fn transmit(&mut self, count: usize, palette: &Palette, stream: &mut Stream) {
-        let part = self.taken..self.taken + count;
-        let bytes = palette.bytes(self.frame).get(self.from..).unwrap_or_default();
-        assert!(bytes.get(part.clone()) == Some(&self.promised[part.clone()]), "{UNDER_SEND} ({:?})", self.frame);
-        stream.transmit(&bytes[part]);
-        self.taken += count;
-    }
-
-    /// The whole of what was lent, also what has been transmitted before or will be by the next send.
-    fn check(&self, palette: &Palette) {
-        let bytes = palette.bytes(self.frame).get(self.from..).unwrap_or_default();
-        assert!(bytes == self.promised, "{UNDER_SEND} ({:?})", self.frame);
-    }
-}
-
-/// What a cancelled operation ends with; `std` has no name for it.
-fn cancelled() -> ErrorKind {
-    Error::from_raw_os_error(libc::ECANCELED).kind()
-}
-
-const UNDER_SEND: &str = "a frame was written or freed under a send";
-/// Receive completions of one connection in one visit, at most.
-const RECEIVES_MAX: usize = 4;

@@ -7,6 +7,7 @@
 //! harness that wants to see lost wake-ups skips the turn of a shard that is [asleep](World::asleep).
 
 mod buffer;
+mod conn;
 mod dice;
 mod faults;
 mod kernel;
@@ -25,7 +26,8 @@ pub use stream::ClientState;
 
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, FrameKey, Io, Now, Palette, Socket, Wait};
-use kernel::{Kernel, Surroundings};
+use conn::Surroundings;
+use kernel::Kernel;
 use stream::Stream;
 
 /// Everything outside the shards. A handle: clones are the same world.
@@ -208,10 +210,13 @@ impl Io for Sim {
         for shard in std::mem::take(&mut state.kernels[me].ringing) {
             state.kernels[shard.index()].rung += 1;
         }
+        // A shard's timeout counts from the time it was told last: its turn takes no virtual time, and an empty-handed
+        // return does not make a sleep longer.
+        let slept_from_ns = state.kernels[me].told_ns;
         let (until_ns, steps) = match wait {
             _ if state.kernels[me].has_ready() => (0, 1),
             Wait::No => (0, 1),
-            Wait::AtMost(duration) => (state.now_ns.saturating_add(nanos(duration)), 1 + state.dice.below(STEPS_MAX)),
+            Wait::AtMost(duration) => (slept_from_ns.saturating_add(nanos(duration)), 1 + state.dice.below(STEPS_MAX)),
             Wait::Forever => (u64::MAX, 1 + state.dice.below(STEPS_MAX)),
         };
         state.kernels[me].wake_at_ns = until_ns;
@@ -224,6 +229,7 @@ impl Io for Sim {
                 break;
             }
         }
+        state.kernels[me].told_ns = state.now_ns;
         Ok(state.now())
     }
 
@@ -458,6 +464,21 @@ mod tests {
         short.wait(Wait::No).unwrap();
         assert!(!world.asleep(ShardId(0)));
         assert!(matches!(next(&mut long), Completion::Rang));
+    }
+
+    #[test]
+    fn a_sleep_that_is_interrupted_ends_when_it_should() {
+        let world = World::new(1, Faults::default());
+        let config = SimConfig { table: 1, buffers: 1, buffer_size: 8 };
+        let (mut sleeper, mut other) = (world.driver(ShardId(0), config), world.driver(ShardId(1), config));
+        let minute_ns = 60_000_000_000;
+        let mut now_ns = 0;
+        while now_ns < minute_ns {
+            other.wait(Wait::AtMost(Duration::from_secs(7))).unwrap();
+            let left = Duration::from_nanos(minute_ns - now_ns);
+            now_ns = sleeper.wait(Wait::AtMost(left)).unwrap().monotonic_ns;
+        }
+        assert!(now_ns < minute_ns + 10_000_000, "{now_ns}");
     }
 
     #[test]
