@@ -160,10 +160,9 @@ impl<F, M> FnHandler<F, M> {
     }
 }
 
-impl<F, M, R, Fut> MessageHandler for FnHandler<F, M>
+impl<F, M, R> MessageHandler for FnHandler<F, M>
 where
-    F: Fn(Context, M) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<R, HandlerError>>,
+    F: AsyncFn(Context, M) -> Result<R, HandlerError> + Send + Sync + 'static,
     M: DeserializeOwned + 'static,
     R: IntoReply,
 {

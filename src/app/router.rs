@@ -2,7 +2,6 @@
 //! Law: a name has one handler, and no handler takes the name of a built-in command.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -52,10 +51,9 @@ impl Router {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn add_fn<F, M, R, Fut>(&mut self, kind: &str, function: F) -> Result<(), RouteError>
+    pub fn add_fn<F, M, R>(&mut self, kind: &str, function: F) -> Result<(), RouteError>
     where
-        F: Fn(Context, M) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, HandlerError>> + 'static,
+        F: AsyncFn(Context, M) -> Result<R, HandlerError> + Send + Sync + 'static,
         M: DeserializeOwned + 'static,
         R: IntoReply + 'static,
     {

@@ -101,6 +101,8 @@ pub struct Conn {
     pub reason: Option<CloseReason>,
     /// What its messages mean.
     pub endpoint: Endpoint,
+    /// Came when the server was full; its request will be answered 503.
+    pub surplus: bool,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// A ping is out and nothing has arrived since.
@@ -137,6 +139,7 @@ impl Conn {
             errors: 0,
             reason: None,
             endpoint: Endpoint::Native,
+            surplus: false,
             dirty: false,
             awaiting_pong: false,
             expiry_announced: false,

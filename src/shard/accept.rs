@@ -3,6 +3,7 @@
 //! and accepting goes on when a connection ends or after a pause.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use crate::conn::Conn;
 use crate::id::ConnKey;
@@ -11,9 +12,6 @@ use crate::metrics::Refusal;
 
 use super::Shard;
 use super::settings::ACCEPT_RETRY_MS;
-
-/// Connections beyond the limit that may be shaking hands in order to be told 503; more are just closed.
-pub const REFUSALS_MAX: u32 = 64;
 
 /// Whether newcomers are accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +42,12 @@ impl<I: Io> Shard<I> {
         let (random, now) = (self.io.random(), self.ms());
         match self.conns.insert_with(|_| Conn::new(random, now)) {
             Ok(key) => {
+                // A reservation, not a check: of newcomers on all shards exactly as many as there is room for are
+                // below the limit. Who is not is told so when its request is complete.
+                let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+                if let Some(conn) = self.conns.get_mut(key) {
+                    conn.surplus = before >= self.settings.connections_max as usize;
+                }
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
                 self.io.receive(key);
@@ -91,7 +95,9 @@ impl<I: Io> Shard<I> {
 
     /// The kernel is done with a connection: its slot is free, and so is its descriptor.
     pub(super) fn on_closed(&mut self, key: ConnKey) {
-        self.conns.remove(key);
+        if self.conns.remove(key).is_some() {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Accepting::Paused { .. } = self.accepting {
             self.open();
         }

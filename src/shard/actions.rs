@@ -15,6 +15,7 @@ use crate::metrics::{CloseReason, ErrorCode};
 use super::Shard;
 use super::closing::Goodbye;
 use super::executor::{Done, Ended, describe};
+use super::orders::refused_for_room;
 
 impl<I: Io> Shard<I> {
     pub(super) fn call_handler(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
@@ -100,7 +101,7 @@ impl<I: Io> Shard<I> {
                 Action::Publish { topic, data, answer } => match self.check_name(&topic) {
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
                     Ok(()) if self.has_room_to_publish() => self.publish_for(&topic, &data, answer),
-                    Ok(()) => drop(answer.send(Err(Self::refused_for_room()))),
+                    Ok(()) => drop(answer.send(Err(refused_for_room()))),
                 },
                 Action::Subscribe { topic, answer } => {
                     let joined = self.join(key, &topic);

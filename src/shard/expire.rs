@@ -116,7 +116,7 @@ impl<I: Io> Shard<I> {
         match due {
             Due::Handshake => {
                 let write = |out: &mut Vec<u8>| {
-                    ws::handshake::refuse(out, 408, "the upgrade request was not finished in time", &[]);
+                    ws::refuse(out, 408, "the upgrade request was not finished in time", &[]);
                 };
                 self.refuse(key, write, CloseReason::HandshakeTimeout);
             }

@@ -5,7 +5,7 @@ use crate::conn::{Endpoint, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
-use crate::ws::handshake::{self, HandshakeError, Progress, Upgrade};
+use crate::ws::{self, Progress, Upgrade};
 
 use super::Shard;
 use super::accept::Accepting;
@@ -47,9 +47,9 @@ impl<I: Io> Shard<I> {
 
     /// Answers the request if it is complete or wrong. Returns where frames begin, if it was upgraded.
     fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Option<usize> {
-        match handshake::parse_request(bytes, seen, &self.settings.handshake) {
+        match ws::parse_request(bytes, seen, &self.settings.handshake) {
             Ok(Progress::NeedMore) => None,
-            Ok(Progress::Complete { request, head_bytes }) => match self.judge(&request) {
+            Ok(Progress::Complete { request, head_bytes }) => match self.judge(key, &request) {
                 Verdict::Open(endpoint) => {
                     self.upgrade(key, &request, endpoint);
                     Some(head_bytes)
@@ -59,25 +59,25 @@ impl<I: Io> Shard<I> {
                     let after = (self.io.random() % 4 + 1).to_string();
                     let retry = [("Retry-After", after.as_str())];
                     let headers = if status == 503 { &retry[..] } else { &[] };
-                    self.refuse(key, |out| handshake::refuse(out, status, why, headers), CloseReason::BadHandshake);
+                    self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
                     None
                 }
             },
             Err(error) => {
                 self.metrics.refused[Refusal::BadRequest as usize].add(1);
                 tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");
-                self.refuse(key, |out| HandshakeError::answer(&error, out), CloseReason::BadHandshake);
+                self.refuse(key, |out| error.refuse(out), CloseReason::BadHandshake);
                 None
             }
         }
     }
 
-    fn judge(&self, request: &Upgrade<'_>) -> Verdict {
+    fn judge(&self, key: ConnKey, request: &Upgrade<'_>) -> Verdict {
         if self.accepting == Accepting::Stopped {
             let why = "the server is draining; connect again later";
             return Verdict::Refuse { status: 503, why, cause: Refusal::Draining };
         }
-        if self.conns.len() > self.settings.connections_max as usize {
+        if self.conns.get(key).is_some_and(|conn| conn.surplus) {
             let why = "the server holds as many connections as it may; connect again later";
             return Verdict::Refuse { status: 503, why, cause: Refusal::Full };
         }
@@ -99,7 +99,7 @@ impl<I: Io> Shard<I> {
         conn.endpoint = endpoint;
         conn.since = now;
         conn.active = now;
-        conn.outbound.reply(self.io.palette(), now, |out| handshake::accept(out, request, subprotocol));
+        conn.outbound.reply(self.io.palette(), now, |out| ws::accept(out, request, subprotocol));
         self.metrics.upgraded.add(1);
         self.mark_dirty(key);
         self.reschedule(key);

@@ -20,6 +20,7 @@ pub mod settings;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use crate::app::Router;
@@ -32,7 +33,7 @@ use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
 use executor::Executor;
-pub use orders::{Inbox, Order};
+pub use orders::{Inbox, Order, refused_for_room};
 use publish::Owed;
 use settings::Settings;
 
@@ -49,6 +50,8 @@ pub struct Shared {
     pub bus: Arc<Bus>,
     /// How many shards there are.
     pub shards: usize,
+    /// Connections of all shards, those that are being told that the server is full included.
+    pub connections: AtomicUsize,
 }
 
 /// A shard.
@@ -105,7 +108,7 @@ impl<I: Io> Shard<I> {
         inbox: Arc<Inbox>,
         now: Now,
     ) -> Self {
-        let capacity = settings.connections_max.saturating_add(accept::REFUSALS_MAX);
+        let capacity = settings.slots;
         let publishes_max = Bus::publishes_max(shared.shards);
         inbox.attach(io.doorbell());
         Self {

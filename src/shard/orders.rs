@@ -1,6 +1,7 @@
 //! What other threads want of a shard: publishes of the embedding program, and the drain.
 //! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
@@ -15,7 +16,7 @@ use crate::ws;
 
 use super::accept::Accepting;
 use super::closing::Goodbye;
-use super::{Shard, Turn};
+use super::Shard;
 
 /// An order to a shard.
 #[derive(Debug)]
@@ -36,11 +37,6 @@ pub enum Order {
         /// Where the receipt goes.
         answer: Answer<Delivery>,
     },
-    /// Accept nobody any more, close everybody, and end; whoever is left after `deadline_ms` is cut.
-    Drain {
-        /// From now, in milliseconds.
-        deadline_ms: u64,
-    },
 }
 
 /// Orders that a shard holds at most.
@@ -49,12 +45,15 @@ const ORDERS_MAX: usize = 1024;
 /// A shard's inbox for other threads.
 pub struct Inbox {
     orders: ArrayQueue<Order>,
+    /// Milliseconds until the deadline of a drain that has been ordered, plus one; 0 if none has. Not a queued order: it
+    /// must always find room.
+    drain_ms: AtomicU64,
     doorbell: OnceLock<Arc<dyn Doorbell>>,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { orders: ArrayQueue::new(ORDERS_MAX), doorbell: OnceLock::new() }
+        Self { orders: ArrayQueue::new(ORDERS_MAX), drain_ms: AtomicU64::new(0), doorbell: OnceLock::new() }
     }
 }
 
@@ -71,15 +70,26 @@ impl Inbox {
     /// The order, if the inbox is full.
     pub fn push(&self, order: Order) -> Result<(), Order> {
         self.orders.push(order)?;
-        if let Some(doorbell) = self.doorbell.get() {
-            doorbell.ring();
-        }
+        self.ring();
         Ok(())
     }
 
-    /// Whether no order waits.
+    /// Orders the shard to accept nobody any more, close everybody and end; whoever is left `deadline_ms` from then is
+    /// cut.
+    pub fn drain(&self, deadline_ms: u64) {
+        self.drain_ms.store(deadline_ms.saturating_add(1), Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.orders.is_empty()
+        self.orders.is_empty() && self.drain_ms.load(Ordering::SeqCst) == 0
+    }
+
+    fn ring(&self) {
+        if let Some(doorbell) = self.doorbell.get() {
+            doorbell.ring();
+        }
     }
 
     pub(super) fn attach(&self, doorbell: Arc<dyn Doorbell>) {
@@ -103,22 +113,23 @@ const LAST_COMPLETIONS_MS: u64 = 1_000;
 
 impl<I: Io> Shard<I> {
     pub(super) fn take_orders(&mut self) {
-        while !self.inbox.is_empty() && self.has_room_to_publish() {
-            let Some(order) = self.inbox.orders.pop() else { return };
+        if self.inbox.is_empty() {
+            return;
+        }
+        if let Some(deadline_ms) = self.inbox.drain_ms.swap(0, Ordering::SeqCst).checked_sub(1) {
+            self.drain(deadline_ms);
+        }
+        while self.has_room_to_publish()
+            && let Some(order) = self.inbox.orders.pop()
+        {
             match order {
                 Order::Publish { topic, data, answer } => match self.check_name(&topic) {
                     Ok(()) => self.publish_for(&topic, &data, answer),
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
                 },
                 Order::Broadcast { data, answer } => self.broadcast_for(&data, answer),
-                Order::Drain { deadline_ms } => self.drain(deadline_ms),
             }
         }
-    }
-
-    /// The refusal of an order that has no room.
-    pub fn refused_for_room() -> Refused {
-        Refused::new(ErrorCode::LimitExceeded, "the engine is busy; publish again later")
     }
 
     fn drain(&mut self, deadline_ms: u64) {
@@ -141,7 +152,7 @@ impl<I: Io> Shard<I> {
                 Some(Phase::Handshake(_)) => {
                     self.metrics.refused[Refusal::Draining as usize].add(1);
                     let write = |out: &mut Vec<u8>| {
-                        ws::handshake::refuse(out, 503, "the server drains; connect again later", &[("Retry-After", "2")]);
+                        ws::refuse(out, 503, "the server drains; connect again later", &[("Retry-After", "2")]);
                     };
                     self.refuse(key, write, CloseReason::Drain);
                 }
@@ -166,6 +177,7 @@ impl<I: Io> Shard<I> {
         draining.enforced = true;
         tracing::warn!(shard = self.id.0, connections = self.conns.len(), "drain deadline: cutting who is left");
         let everyone: Vec<ConnKey> = self.conns.keys().collect();
+        self.metrics.cut.add(everyone.len() as u64);
         for key in everyone {
             self.retire(key, CloseReason::Drain);
         }
@@ -178,8 +190,7 @@ impl<I: Io> Shard<I> {
     }
 }
 
-impl From<Turn> for bool {
-    fn from(turn: Turn) -> bool {
-        turn == Turn::Again
-    }
+/// The refusal of a publish that has no room.
+pub fn refused_for_room() -> Refused {
+    Refused::new(ErrorCode::LimitExceeded, "the engine is busy; publish again later")
 }

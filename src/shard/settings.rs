@@ -12,6 +12,7 @@ pub struct Settings {
     pub path: String,
     pub echo_path: Option<String>,
     pub connections_max: u32,
+    pub slots: u32,
     pub handshake: HandshakeLimits,
     pub messages: Limits,
     pub outbound: OutboundLimits,
@@ -30,14 +31,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings of a shard that may hold `connections_max` connections.
-    pub fn new(config: &Config, connections_max: u32) -> Self {
+    /// The settings of a shard with `slots` places, in an engine that may hold `connections_max` connections.
+    pub fn new(config: &Config, connections_max: u32, slots: u32) -> Self {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let outbound = &config.outbound;
         Self {
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
             connections_max,
+            slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
             messages: Limits { message_bytes_max: config.websocket.max_message_size },
             outbound: OutboundLimits {

@@ -5,13 +5,15 @@
 use std::collections::VecDeque;
 use std::io::Error;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, Pool};
 use super::conn::{Conn, Phase, Receive, Sending, Surroundings};
 use super::dice::Dice;
 use super::stream::Stream;
 use crate::id::{ConnKey, ShardId};
-use crate::io::{Completion, FrameKey, Palette, Socket};
+use crate::io::{Completion, Doorbell, FrameKey, Palette, Socket};
 
 /// Sizes of one shard's simulated ring.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,8 @@ pub(super) struct Kernel {
     pub ringing: Vec<ShardId>,
     /// Rings of this shard's doorbell not yet reported.
     pub rung: u32,
+    /// The doorbell that other threads would ring.
+    pub bell: Arc<Bell>,
     ready: VecDeque<Completion<Buffer>>,
     /// Until when the shard sleeps; 0 while it is awake.
     pub wake_at_ns: u64,
@@ -45,6 +49,16 @@ pub(super) struct Kernel {
     pub told_ns: u64,
     /// Scratch: in which order sources are asked for completions.
     order: Vec<usize>,
+}
+
+/// A simulated shard's doorbell: rung until the shard is told.
+#[derive(Debug, Default)]
+pub struct Bell(AtomicBool);
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +97,7 @@ impl Kernel {
             conns: Vec::new(),
             ringing: Vec::new(),
             rung: 0,
+            bell: Arc::default(),
             ready: VecDeque::new(),
             wake_at_ns: 0,
             told_ns: 0,
@@ -197,6 +212,7 @@ impl Kernel {
     pub fn is_busy(&self, streams: &[Stream]) -> bool {
         !self.ready.is_empty()
             || self.rung > 0
+            || self.bell.0.load(Ordering::Relaxed)
             || (self.listener == Listener::Accepting && !self.backlog.is_empty())
             || self.conns.iter().filter_map(|slot| slot.conn.as_ref()).any(|conn| conn.is_busy(&streams[conn.stream]))
     }
@@ -251,7 +267,8 @@ impl Kernel {
 
     fn work_doorbell(&mut self, around: &mut Surroundings) {
         let spurious = u32::from(around.dice.chance(around.faults.spurious_ring));
-        for _ in 0..std::mem::take(&mut self.rung) + spurious {
+        let remote = u32::from(self.bell.0.swap(false, Ordering::Relaxed));
+        for _ in 0..std::mem::take(&mut self.rung) + remote + spurious {
             self.ready.push_back(Completion::Rang);
         }
     }

@@ -16,6 +16,7 @@ mod stream;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use buffer::Buffer;
@@ -25,7 +26,7 @@ pub use kernel::SimConfig;
 pub use stream::ClientState;
 
 use crate::id::{ConnKey, ShardId};
-use crate::io::{Completion, FrameKey, Io, Now, Palette, Socket, Wait};
+use crate::io::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait};
 use conn::Surroundings;
 use kernel::Kernel;
 use stream::Stream;
@@ -279,6 +280,17 @@ impl Io for Sim {
         let state = &mut *self.world.0.borrow_mut();
         assert!(shard.index() < state.kernels.len(), "{:?} rings {shard:?}, which does not exist", self.shard);
         state.kernels[self.shard.index()].ringing.push(shard);
+    }
+
+    /// A simulated shard is always rung: whether it sleeps is known only when its wait begins.
+    fn announce_sleep(&mut self) {}
+
+    fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.world.0.borrow().kernels[self.shard.index()].bell.clone()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.world.0.borrow_mut().dice.bits()
     }
 
     fn palette(&mut self) -> &mut Palette {
