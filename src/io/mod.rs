@@ -12,15 +12,25 @@
 //! - Memory that the kernel reads (frames) belongs to the [`Palette`] and cannot be freed or written while a send of it
 //!   is in flight; memory that the kernel wrote (receive buffers) is lent as [`Io::Buffer`] and goes back when dropped.
 
+pub mod affinity;
+pub mod bell;
+pub mod clock;
+pub mod listener;
 mod palette;
+pub mod probe;
+mod recv_ring;
 pub mod sim;
+mod token;
+pub mod uring;
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use palette::{FrameKey, Palette, SharedFrame};
+pub use recv_ring::RecvBuffer;
 
 use crate::id::{ConnKey, ShardId};
 
@@ -117,6 +127,13 @@ pub trait Io {
     /// Stops accepting for good: the listener closes, and the kernel answers newcomers itself.
     fn stop_accepting(&mut self);
 
+    /// Who is at the other end of a socket, if the driver knows. Asked before the next [`Io::poll`]: only the address of
+    /// the socket yielded last is kept.
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        let _ = socket;
+        None
+    }
+
     /// Takes a socket under a key. Receiving is not armed by this; call [`Io::receive`].
     fn adopt(&mut self, socket: Socket, conn: ConnKey);
     /// Closes an accepted socket that will have no connection.
@@ -124,8 +141,9 @@ pub trait Io {
 
     /// Arms receiving. Harmless while armed.
     fn receive(&mut self, conn: ConnKey);
-    /// Asks to stop receiving; bytes that were on their way may still come. Ends in [`Completion::ReceiveStopped`] if
-    /// it was armed.
+    /// Asks to stop receiving; bytes that were on their way may still come. If it was armed it ends in exactly one of
+    /// [`Completion::ReceiveStopped`], [`Completion::Received`] with `armed: false` and [`Completion::ReceiveEnded`].
+    /// Until that came, [`Io::receive`] counts as armed and does nothing: who wants bytes again by then asks again.
     fn pause(&mut self, conn: ConnKey);
 
     /// Sends `frame` from byte `from` on. At most one send a connection is in flight. The driver holds the frame until
