@@ -25,7 +25,6 @@
 //! ```
 
 use std::future::Future;
-use std::hash::BuildHasher;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -319,7 +318,8 @@ impl EngineHandle {
         let data = serde_json::to_vec(data).map_err(not_json);
         // One topic always goes through the same shard, so that its messages keep their order.
         let shard = self.inner.hasher.hash_one(topic) as usize % self.inner.inboxes.len();
-        self.order(shard, data.map(|data| |answer| Order::Publish { topic: topic.into(), data, answer }))
+        let topic: Box<str> = topic.into();
+        self.order(shard, data.map(|data| move |answer| Order::Publish { topic, data, answer }))
     }
 
     /// Sends to every connection, subscribed or not.
@@ -328,7 +328,7 @@ impl EngineHandle {
     /// `invalid_message` if the data is not JSON, `limit_exceeded` if the engine is busy.
     pub fn broadcast<T: Serialize>(&self, data: &T) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
         let data = serde_json::to_vec(data).map_err(not_json);
-        self.order(0, data.map(|data| |answer| Order::Broadcast { data, answer }))
+        self.order(0, data.map(|data| move |answer| Order::Broadcast { data, answer }))
     }
 
     /// Stops accepting, tells everyone, flushes what is queued, and ends within `drain.deadline`. Returns at once.

@@ -80,7 +80,7 @@ impl IntoReply for OutgoingMessage {
 /// `()` is answered `ack {success: true}`.
 impl IntoReply for () {
     fn into_reply(self) -> Result<OutgoingMessage, HandlerError> {
-        AckResponse { success: true, message: "ok", topic: None }.into_reply()
+        AckResponse { success: true, message: "ok".into(), topic: None }.into_reply()
     }
 }
 
@@ -141,7 +141,7 @@ impl<H: MessageHandler> AnyHandler for H {
     fn call(
         self: Arc<Self>,
         context: Context,
-        mut message: IncomingMessage<'_>,
+        message: IncomingMessage<'_>,
     ) -> Result<HandlerFuture, EnvelopeError> {
         let message = message.parse_payload::<H::Message>()?;
         Ok(Box::pin(async move { self.handle(context, message).await?.into_reply() }))

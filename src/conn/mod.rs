@@ -5,12 +5,13 @@
 
 mod identity;
 mod outbound;
+pub mod permissions;
 mod subscriptions;
 
 use std::rc::Rc;
 
 pub use identity::Identity;
-pub use outbound::{Enqueued, Gather, OutboundLimits, Outbound, SendPart};
+pub use outbound::{Aged, Enqueued, Gather, OutboundLimits, Outbound, SendPart};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;

@@ -21,6 +21,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
+use super::Doorbell;
 use super::token::{Op, Token};
 use crate::sync::{AtomicBool, Ordering, fence};
 
@@ -97,6 +98,12 @@ impl Bell {
     /// Tells ringers the shard's ring. The first driver of a bell wins.
     pub(super) fn set_ring(&self, ring: OwnedFd) {
         let _ = self.ring.set(ring);
+    }
+}
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        Bell::ring(self);
     }
 }
 

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod listener;
 mod palette;
 pub mod probe;
+mod random;
 mod recv_ring;
 pub mod sim;
 mod token;

@@ -5,8 +5,6 @@
 //! first or loses its last subscriber of a topic, and when a shard publishes to a topic it has not seen; never per
 //! message. Bound: at most one entry for each subscription that exists.
 
-use std::hash::BuildHasher;
-
 use ahash::RandomState;
 use parking_lot::RwLock;
 

@@ -5,8 +5,9 @@
 use std::fmt::Display;
 use std::rc::Rc;
 
-use crate::app::auth::{Authenticator, Claims, check_topic};
+use crate::app::auth::{Authenticator, Claims};
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, MessageIdRef};
+use crate::conn::permissions::{TopicError, check_topic};
 use crate::conn::{Conn, Identity};
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -25,12 +26,12 @@ impl<I: Io> Shard<I> {
         self.metrics.messages_in.add(1);
         let message = match envelope::parse(bytes) {
             Ok(message) => message,
-            Err(error) => return self.fault(key, error.code(), &error, error.id.as_ref().map(|id| id.borrow())),
+            Err(error) => return self.fault(key, error.cause.code(), &error, error.id.as_ref().map(|id| id.borrow())),
         };
         let Some(conn) = self.conns.get(key) else { return };
         let authorized = conn.identity.is_some() || !self.settings.auth_required;
         match message.kind {
-            "ping" => self.reply(key, message.id, EnvelopeWriter::pong),
+            "ping" => self.reply(key, message.id, |envelope| envelope.pong()),
             "authenticate" => self.authenticate(key, message),
             "refresh" => self.refresh(key, message),
             _ if !authorized => self.fault(key, ErrorCode::Unauthorized, "authenticate first", message.id),
@@ -184,7 +185,10 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn check_name(&self, topic: &str) -> Result<(), Fault> {
         check_topic(topic, self.settings.topic_length_max)
-            .map_err(|error| (if error.is_length() { ErrorCode::TooLarge } else { ErrorCode::InvalidMessage }, error.to_string()))
+            .map_err(|error| match error {
+                TopicError::TooLong { .. } => (ErrorCode::TooLarge, error.to_string()),
+                _ => (ErrorCode::InvalidMessage, error.to_string()),
+            })
     }
 
     /// Answers a request. Behind unanswered publishes of the connection the reply waits for its turn.

@@ -30,9 +30,10 @@ use self::records::{Records, TABLE_MAX, flag};
 use self::ring::Ring;
 use super::bell::{self, Bell};
 use super::probe::Features;
+use super::random::Random;
 use super::recv_ring::{GROUP, RecvBuffer, RecvRing};
 use super::token::{Op, Token};
-use super::{Completion, FrameKey, Io, Now, Palette, Socket, Wait, clock};
+use super::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait, clock};
 use crate::id::{ConnKey, ShardId};
 
 /// How a connection waits for input. The completions are the same.
@@ -107,6 +108,7 @@ pub struct Uring {
     bells: Arc<[Arc<Bell>]>,
     shard: ShardId,
     features: Features,
+    random: Random,
 }
 
 /// A completion that the driver makes itself.
@@ -154,6 +156,7 @@ impl Uring {
             bells,
             shard,
             features,
+            random: Random::default(),
         };
         uring.watch_bell();
         Ok(uring)
@@ -169,7 +172,7 @@ impl Uring {
         &self.features
     }
 
-    /// User memory of the driver's own records, in bytes: 16 a slot in use, in chunks of 64 KiB.
+    /// User memory of the driver's own records, in bytes: 12 a slot in use, in chunks.
     pub fn record_bytes(&self) -> usize {
         self.records.bytes()
     }
@@ -262,6 +265,7 @@ impl Io for Uring {
         if !waiting || !self.ring.is_submitted() {
             self.ring.enter(wanted, timeout)?;
         }
+        self.bells[self.shard.index()].awake();
         Ok(clock::now())
     }
 
@@ -419,6 +423,18 @@ impl Io for Uring {
             message.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::of_driver(Op::Knock, u32::from(shard.0)).0);
         // SAFETY: a message names no memory.
         unsafe { self.ring.push(&message) };
+    }
+
+    fn announce_sleep(&mut self) {
+        self.bells[self.shard.index()].announce_sleep();
+    }
+
+    fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.bells[self.shard.index()].clone()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random.draw()
     }
 
     fn palette(&mut self) -> &mut Palette {

@@ -41,7 +41,7 @@ pub(super) struct Record {
     pub(super) frame: Option<FrameKey>,
 }
 
-const _: () = assert!(size_of::<Record>() == 16);
+const _: () = assert!(size_of::<Record>() == 12);
 
 /// Largest descriptor table, by the kernel's rule.
 pub(super) const TABLE_MAX: u32 = 1 << DESCRIPTOR_BITS;
