@@ -1,0 +1,174 @@
+//! The internal HTTP port: health, metrics, the page.
+//! Law: it changes nothing, its answers have bounded size, and no query string or header of a request is logged.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use super::exposition::Exposition;
+use super::phase::{Phase, Stage};
+use super::stream::BoundedListener;
+use super::{PageSettings, exposition};
+
+/// What the handlers answer from.
+struct Port {
+    exposition: Exposition,
+    phase: Arc<Phase>,
+    page: Page,
+}
+
+/// Serves the port until the runtime ends.
+pub(super) async fn serve(listener: TcpListener, exposition: Exposition, phase: Arc<Phase>, page: PageSettings) {
+    let port = Port { exposition, phase, page: Page::new(&page) };
+    let router = Router::new()
+        .route("/", get(page_at_root))
+        .route("/livez", get(livez))
+        .route("/healthz", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Arc::new(port));
+    if let Err(error) = axum::serve(BoundedListener::new(listener), router).await {
+        tracing::error!(%error, "the internal port has ended");
+    }
+}
+
+/// 200 as long as this thread answers at all.
+async fn livez() -> Response {
+    answer(StatusCode::OK, TEXT, "ok\n".into())
+}
+
+/// 200 while newcomers are served; else 503 with the reason.
+async fn readyz(State(port): State<Arc<Port>>) -> Response {
+    let stage = port.phase.get();
+    let (status, reason) = match stage {
+        Stage::Ready => (StatusCode::OK, None),
+        Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine has not started yet")),
+        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine drains and takes no new connections")),
+        Stage::Stopped => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine has stopped")),
+    };
+    let mut body = serde_json::json!({ "ready": reason.is_none(), "phase": stage.label() });
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
+    }
+    answer(status, JSON, format!("{body}\n"))
+}
+
+async fn metrics(State(port): State<Arc<Port>>) -> Response {
+    match port.exposition.encode() {
+        Ok(text) => answer(StatusCode::OK, exposition::CONTENT_TYPE, text),
+        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the counters could not be written"),
+    }
+}
+
+async fn page_at_root(State(port): State<Arc<Port>>) -> Response {
+    let Ok(nonce) = getrandom::u64().map(|nonce| format!("{nonce:016x}")) else {
+        return failure(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the system gave no random number");
+    };
+    let mut response = answer(StatusCode::OK, HTML, port.page.with_nonce(&nonce));
+    // The page can talk to sockets and to this port, and to nothing else; nothing can frame it or run in it.
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; \
+         connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    if let Ok(policy) = policy.try_into() {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+async fn not_found() -> Response {
+    failure(StatusCode::NOT_FOUND, "not_found", "served here: /, /livez, /readyz, /healthz, /metrics")
+}
+
+async fn method_not_allowed() -> Response {
+    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "only GET and HEAD");
+    response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("a constant"));
+    response
+}
+
+fn failure(status: StatusCode, code: &str, message: &str) -> Response {
+    answer(status, JSON, format!("{}\n", serde_json::json!({ "code": code, "message": message })))
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let headers: [(HeaderName, &'static str); 4] = [
+        (CONTENT_TYPE, content_type),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (status, headers, body).into_response()
+}
+
+/// The page, with everything filled in but the nonce of one answer.
+struct Page(String);
+
+impl Page {
+    fn new(settings: &PageSettings) -> Self {
+        let address = settings.websocket;
+        // Listening everywhere, or on loopback: reachable by the name that the visitor used.
+        let host = if address.ip().is_unspecified() || address.ip().is_loopback() {
+            String::new()
+        } else {
+            address.ip().to_canonical().to_string()
+        };
+        let page = include_str!("page.html")
+            .replace("{{host}}", &host)
+            .replace("{{port}}", &address.port().to_string())
+            .replace("{{path}}", &escaped(&settings.path))
+            .replace("{{version}}", env!("CARGO_PKG_VERSION"));
+        Self(page)
+    }
+
+    fn with_nonce(&self, nonce: &str) -> String {
+        self.0.replace("{{nonce}}", nonce)
+    }
+}
+
+/// `text` as the value of a quoted HTML attribute. A `{` is escaped too, so that no text can be taken for a blank.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' | '<' | '>' | '"' | '\'' | '{' => escaped.push_str(&format!("&#{};", u32::from(character))),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_is_filled_in_and_foreign_text_stays_text() {
+        let check = |address: &str, path: &str, expected: &str| {
+            let page = Page::new(&PageSettings { websocket: address.parse().unwrap(), path: path.into() });
+            let page = page.with_nonce("abc123");
+            assert!(page.contains(expected), "{expected}");
+            assert!(!page.contains("{{"), "a blank is left");
+        };
+        check("127.0.0.1:8080", "/ws", r#"data-host="" data-port="8080" data-path="/ws""#);
+        check("0.0.0.0:80", "/ws", r#"data-host="" data-port="80""#);
+        check("192.0.2.7:8080", "/ws", r#"data-host="192.0.2.7""#);
+        check(
+            "127.0.0.1:1",
+            r#"/"><script>{{nonce}}"#,
+            r#"data-path="/&#34;&#62;&#60;script&#62;&#123;&#123;nonce}}""#,
+        );
+    }
+}

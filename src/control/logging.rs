@@ -1,0 +1,107 @@
+//! The process's log: tracing, written to stderr by a thread of its own.
+//! Law: whoever logs never waits for stderr and never fails because of it; lines that find no room are counted.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::panic;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The level is neither a level nor a list of directives.
+    #[error("`{directives}` is no log level: {reason}")]
+    Level {
+        /// What was asked for.
+        directives: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something in the process logs through tracing already.
+    #[error("the process has a logger already")]
+    Taken,
+}
+
+/// Keeps the log's writer alive. Dropping it waits at most [`FLUSH_TIMEOUT`] for the last lines.
+#[must_use = "the log ends when this is dropped"]
+#[derive(Debug)]
+pub struct Logging(Option<WorkerGuard>);
+
+/// Starts the log of this process. `RUST_LOG` goes before `level` (`info`, `tidewheel=debug,warn` …).
+///
+/// Panics are logged instead of printed, because printing would block a shard on a stderr that nobody reads.
+///
+/// # Errors
+/// The level cannot be read, or a logger is there already.
+pub fn start(level: &str, format: Format) -> Result<Logging, LoggingError> {
+    let directives = env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
+    let directives = directives.as_deref().unwrap_or(level);
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|error| LoggingError::Level { directives: directives.into(), reason: error.to_string() })?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_MAX)
+        .thread_name("log")
+        .finish(io::stderr());
+    let lost = writer.error_counter();
+    // An internal error (a field that fails to format) would be printed to stderr by the thread that logs.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
+    match format {
+        Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
+        Format::Json => lines.with_ansi(false).json().flatten_event(true).try_init(),
+    }
+    .map_err(|_| LoggingError::Taken)?;
+    // Cannot be set already: a second `try_init` fails.
+    let _ = LOST.set(lost);
+    panic::set_hook(Box::new(log_panic));
+    Ok(Logging(Some(guard)))
+}
+
+/// Lines dropped since the start because stderr took no more.
+pub fn lost_lines() -> u64 {
+    LOST.get().map_or(0, |lost| lost.dropped_lines() as u64)
+}
+
+fn log_panic(panic: &panic::PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("(no message)");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(thread = thread::current().name().unwrap_or(""), place, "panic: {message}");
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        // The guard waits for its writer, and prints when that takes too long, which may wait for good: let another
+        // thread do it, and wait for that thread only so long.
+        let guard = self.0.take();
+        let (flushed, wait_flushed) = mpsc::channel();
+        let flush = move || {
+            drop(guard);
+            let _ = flushed.send(());
+        };
+        if thread::Builder::new().name("log-flush".into()).spawn(flush).is_ok() {
+            let _ = wait_flushed.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// The longest wait for stderr at the end of the process.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Lines that wait for stderr; further ones are lost and counted.
+const LINES_MAX: usize = 8 * 1024;
+
+static LOST: OnceLock<ErrorCounter> = OnceLock::new();

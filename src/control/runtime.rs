@@ -1,0 +1,84 @@
+//! What runs on the control thread, and the process's signals.
+//! Law: the first SIGTERM or SIGINT drains, the second ends the process at once, whatever the first one is doing.
+
+use std::io;
+use std::process;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::ControlSettings;
+use super::exposition::Exposition;
+use super::http;
+
+/// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
+/// everything is listened to, or what went wrong.
+pub(super) fn run(
+    settings: ControlSettings,
+    started: &mpsc::Sender<io::Result<Handle>>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    let runtime = match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+        Ok(runtime) => runtime,
+        Err(error) => return report(started, Err(error)),
+    };
+    runtime.block_on(async move {
+        match begin(settings) {
+            Ok(()) => report(started, Ok(Handle::current())),
+            Err(error) => return report(started, Err(error)),
+        }
+        // An error says that the sender is gone, which is the wish to stop.
+        let _ = (&mut stop).await;
+    });
+    // Dropping the runtime ends its tasks and closes their sockets.
+}
+
+/// Whoever started the thread waits for this message, so it cannot be gone; if it panicked meanwhile, nobody misses it.
+fn report(started: &mpsc::Sender<io::Result<Handle>>, outcome: io::Result<Handle>) {
+    let _ = started.send(outcome);
+}
+
+fn begin(settings: ControlSettings) -> io::Result<()> {
+    let ControlSettings { admin, metrics, phase, page, signals, on_terminate } = settings;
+    if signals {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
+        tokio_uring::spawn(refuse_reload(signal(SignalKind::hangup())?));
+    }
+    if let Some(listener) = admin {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio_uring::spawn(http::serve(listener, Exposition::new(metrics, phase.clone()), phase, page));
+    }
+    Ok(())
+}
+
+async fn terminate_on_signal(mut terminate: Signal, mut interrupt: Signal, on_terminate: Box<dyn Fn() + Send>) {
+    let mut next = async || {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    let name = next().await;
+    tracing::info!(signal = name, "draining; a second signal ends the process at once");
+    on_terminate();
+    let name = next().await;
+    tracing::warn!(signal = name, "second signal: ending without finishing the drain");
+    // The log's writer is a thread of its own and may be blocked for good: give it a moment, not a promise.
+    thread::sleep(LOG_FLUSH);
+    process::exit(1);
+}
+
+async fn refuse_reload(mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        tracing::warn!(signal = "SIGHUP", "reloading is not available; restart to change the configuration");
+    }
+}
+
+/// How long the last log line of a forced exit may take to be written.
+const LOG_FLUSH: Duration = Duration::from_millis(100);
