@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -99,22 +99,18 @@ impl Engine {
         let now = self.phase.get();
         let stages = Stage::ALL.iter().map(|&stage| ([("phase", stage.label())], u64::from(stage == now)));
         page.gauges("tidewheel_phase", "1 for the phase the engine is in, 0 for the others.", stages)?;
-        page.counters(
-            "tidewheel_log_lines_lost",
-            "Log lines dropped because stderr took no more.",
-            [(NONE, logging::lost_lines())],
-        )?;
+        let help = "Log lines dropped because stderr took no more.";
+        let mut metric = page.0.encode_descriptor("tidewheel_log_lines_lost", help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&logging::lost_lines(), None)?;
         let version = ([("version", env!("CARGO_PKG_VERSION"))], 1);
         page.gauges("tidewheel_build_info", "Always 1; the labels say what was built.", [version])?;
-        let name = "process_start_time_seconds";
-        let mut metric = page.0.encode_descriptor(name, "Unix time of the start.", None, MetricType::Gauge)?;
-        metric.encode_gauge(&self.start_time)?;
+        page.gauge("process_start_time_seconds", "Unix time of the start.", &self.start_time)?;
         if let Some(bytes) = resident_memory_bytes() {
-            page.gauges("process_resident_memory_bytes", "Resident memory.", [(NONE, bytes)])?;
+            page.gauge("process_resident_memory_bytes", "Resident memory.", &bytes)?;
         }
         if let Some(count) = open_fds() {
             let help = "Open descriptors of the process; a ring's own table is not among them.";
-            page.gauges("process_open_fds", help, [(NONE, count)])?;
+            page.gauge("process_open_fds", help, &count)?;
         }
         Ok(())
     }
@@ -158,6 +154,10 @@ enum Values {
 struct Page<'e>(DescriptorEncoder<'e>);
 
 impl Page<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: &impl EncodeGaugeValue) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(value)
+    }
+
     fn gauges<L: EncodeLabelSet>(
         &mut self,
         name: &str,
@@ -198,8 +198,6 @@ fn open_fds() -> Option<u64> {
 
 /// The `Content-Type` of [`Exposition::encode`].
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-const NONE: [(&str, &str); 0] = [];
 
 const FAMILIES: &[Family] = &[
     Family {
