@@ -14,7 +14,7 @@ use crate::metrics::ErrorCode;
 
 pub use incoming::{Authenticate, IncomingMessage, Payload, Publish, Subscribe, Unsubscribe, parse};
 pub use json::{DEPTH_MAX, Expected, Fault};
-pub use outgoing::{AckResponse, ErrorResponse, EnvelopeWriter, PublishReceipt};
+pub use outgoing::{AckResponse, EnvelopeWriter, ErrorResponse, PublishReceipt};
 
 /// Longest text a message's `id` may be, in bytes after unescaping.
 pub const ID_LENGTH_MAX: usize = 64;
