@@ -3,6 +3,7 @@
 //! error never closes the connection by itself, a budget of errors does.
 
 use std::fmt::Display;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use crate::app::auth::{Authenticator, Claims};
@@ -107,7 +108,8 @@ impl<I: Io> Shard<I> {
         conn.expiry_announced = false;
         let session = crate::id::SessionId::new(shard, key, conn.random);
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");
-        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, identity.expires_at));
+        let expires_at = identity.expires_at.map(NonZeroU64::get);
+        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, expires_at));
         self.reschedule(key);
     }
 
