@@ -322,6 +322,8 @@ impl Message {
                 Err(cut) if cut.error_len().is_none() => self.checked += cut.valid_up_to(),
                 Err(_) => return Err(ProtocolError::TextNotUtf8),
             }
+            // No byte is looked at again but those of a cut character, so the cost stays linear in the bytes.
+            debug_assert!(self.bytes.len() - self.checked <= 3);
         }
         Ok(())
     }
