@@ -2,6 +2,7 @@
 //! Law: a key whose generation is stale finds nothing; a session id is unguessable and carries its own address.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use uuid::Uuid;
@@ -24,6 +25,22 @@ pub struct ConnKey {
     pub slot: u32,
     /// Generation of the slot, 24 bits, starting at 1; reused only after 2^24 connections on the same slot.
     pub generation: u32,
+}
+
+/// Names a publish that waits for the counts of other shards; `Option` of it is four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiptIndex(NonZeroU32);
+
+impl ReceiptIndex {
+    /// The name of entry `index`.
+    pub fn new(index: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(index))
+    }
+
+    /// The entry it names.
+    pub fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
 }
 
 /// Largest generation: it must fit the 24 bits that a completion token and a session id have for it.

@@ -44,3 +44,8 @@ pub mod server;
 pub mod shard;
 pub mod sync;
 pub mod ws;
+
+pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage};
+pub use config::Config;
+pub use pubsub::Delivery;
+pub use server::{Engine, EngineBuilder, EngineHandle, StartError};

@@ -140,6 +140,8 @@ pub struct ShardMetrics {
     pub upgraded: Counter,
     /// Connections ended, by reason.
     pub closed: [Counter; CloseReason::ALL.len()],
+    /// Connections cut at the drain's deadline, part of those closed.
+    pub cut: Counter,
     /// Newcomers turned away, by cause.
     pub refused: [Counter; Refusal::ALL.len()],
     /// Errors answered, by code.
@@ -188,6 +190,7 @@ impl Default for ShardMetrics {
             opened: Counter::default(),
             upgraded: Counter::default(),
             closed: std::array::from_fn(|_| Counter::default()),
+            cut: Counter::default(),
             refused: std::array::from_fn(|_| Counter::default()),
             errors: std::array::from_fn(|_| Counter::default()),
             messages_in: Counter::default(),

@@ -1,1 +1,14 @@
-//! (being built)
+//! What messages mean: the JSON envelope, who may do what, and the handlers that a user adds.
+//!
+//! Law: nothing here touches a socket, a queue or another shard. A handler acts through its [`Context`], which only
+//! notes what is wanted; the shard does it when the handler's poll returns.
+
+pub mod auth;
+pub mod context;
+pub mod envelope;
+pub mod handler;
+pub mod router;
+
+pub use context::Context;
+pub use handler::{HandlerError, IntoReply, MessageHandler, OutgoingMessage};
+pub use router::{RouteError, Router};

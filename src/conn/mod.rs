@@ -1,1 +1,161 @@
-//! (being built)
+//! One connection: everything the engine knows of it.
+//!
+//! Laws: an idle connection holds no buffer (`decoder`, `held` and the queue are empty); only a connection in
+//! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
+
+mod identity;
+mod outbound;
+pub mod permissions;
+mod subscriptions;
+
+use std::rc::Rc;
+
+pub use identity::Identity;
+pub use outbound::{Aged, Enqueued, Gather, OutboundLimits, Outbound, SendPart};
+pub use subscriptions::{Subscription, Subscriptions};
+
+use crate::fixed::SlotMap;
+use crate::id::ReceiptIndex;
+use crate::metrics::CloseReason;
+use crate::ws::Decoder;
+
+/// The connections of one shard.
+pub type ConnPool = SlotMap<Conn>;
+
+/// Milliseconds on the shard's clock, wrapping after 49 days; only differences mean something.
+pub type Ms = u32;
+
+/// How far a connection is on its way from a socket to nothing.
+#[derive(Debug)]
+pub enum Phase {
+    /// The HTTP request is arriving; the bytes of an unfinished head are kept.
+    Handshake(Option<Box<Vec<u8>>>),
+    /// WebSocket, speaking the native JSON or echoing.
+    Open,
+    /// It will close, but replies are still owed (receipts from other shards, parked handlers).
+    Settling(Box<Farewell>),
+    /// Our close frame is queued or sent; the peer's is awaited until the close deadline.
+    Closing,
+    /// What is queued still leaves, then the socket closes; or lingers, if the peer may still be sending.
+    Finishing {
+        /// Whether closing at once could destroy what was sent: input that is still on its way makes the kernel reset.
+        linger: bool,
+    },
+    /// Everything has left and our side of the stream has ended; input is discarded until the peer ends its side.
+    Lingering,
+    /// Closed towards the kernel; only completions are awaited.
+    Gone,
+}
+
+/// The close frame that a connection will be sent, once nothing is owed any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// Close code on the wire; `None` sends no close frame (the peer's stream has ended, or it never was a WebSocket).
+    pub code: Option<u16>,
+    /// Reason text on the wire, at most 123 bytes.
+    pub text: String,
+    /// Whether the peer began: then nothing more is awaited from it.
+    pub answer: bool,
+}
+
+/// What the connection's messages mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// JSON envelopes to commands and handlers.
+    Native,
+    /// Every message comes back as it is.
+    Echo,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// Where it is on its way.
+    pub phase: Phase,
+    /// The WebSocket decoder: nothing between messages, else the message so far.
+    pub decoder: Decoder,
+    /// Bytes received that may not be looked at yet, because what they might need has no room; reading is paused.
+    pub held: Option<Box<Vec<u8>>>,
+    /// What waits to be sent and what is being sent.
+    pub outbound: Outbound,
+    /// Who it is, once authenticated.
+    pub identity: Option<Rc<Identity>>,
+    /// Its topics.
+    pub subscriptions: Subscriptions,
+    /// The unguessable part of its session id.
+    pub random: u64,
+    /// When it entered the present phase's first deadline: accepted, upgraded, or began to close.
+    pub since: Ms,
+    /// When a message last passed in either direction, or the peer sent a ping.
+    pub active: Ms,
+    /// When bytes last arrived.
+    pub heard: Ms,
+    /// When the last ping was queued.
+    pub pinged: Ms,
+    /// The newest entry of its chain of unanswered publish receipts.
+    pub receipts: Option<ReceiptIndex>,
+    /// Handler futures parked for it.
+    pub parked: u16,
+    /// Errors answered so far.
+    pub errors: u16,
+    /// Why it ends, once that is decided.
+    pub reason: Option<CloseReason>,
+    /// What its messages mean.
+    pub endpoint: Endpoint,
+    /// Came when the server was full; its request will be answered 503.
+    pub surplus: bool,
+    /// On the shard's list of connections to flush.
+    pub dirty: bool,
+    /// A ping is out and nothing has arrived since.
+    pub awaiting_pong: bool,
+    /// `token_expiring` has been sent for the present token.
+    pub expiry_announced: bool,
+    /// Nothing more will be received.
+    pub receive_ended: bool,
+    /// On the shard's list of connections to start reading from again.
+    pub rearming: bool,
+}
+
+/// What a connection costs in the pool; printed with the memory budget.
+pub const CONN_BYTES: usize = size_of::<Conn>();
+const _: () = assert!(CONN_BYTES <= 136, "the memory budget of an idle connection");
+
+impl Conn {
+    /// A connection whose handshake begins.
+    pub fn new(random: u64, now: Ms) -> Self {
+        Self {
+            phase: Phase::Handshake(None),
+            decoder: Decoder::default(),
+            held: None,
+            outbound: Outbound::default(),
+            identity: None,
+            subscriptions: Subscriptions::default(),
+            random,
+            since: now,
+            active: now,
+            heard: now,
+            pinged: now,
+            receipts: None,
+            parked: 0,
+            errors: 0,
+            reason: None,
+            endpoint: Endpoint::Native,
+            surplus: false,
+            dirty: false,
+            awaiting_pong: false,
+            expiry_announced: false,
+            receive_ended: false,
+            rearming: false,
+        }
+    }
+
+    /// Whether messages are read and answered.
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether replies are still owed to it.
+    pub fn owes(&self) -> bool {
+        self.receipts.is_some() || self.parked > 0
+    }
+}

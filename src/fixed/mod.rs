@@ -1,1 +1,17 @@
-//! (being built)
+//! Structures whose size is settled in their constructor.
+//! Law: none of them knows what it holds, each names what happens at its bound, and each belongs to one thread: there
+//! are no locks and no atomics here because there is nothing to share.
+
+mod chunked;
+mod ring_queue;
+mod slot_map;
+mod timer_wheel;
+
+pub use ring_queue::RingQueue;
+pub use slot_map::SlotMap;
+pub use timer_wheel::TimerWheel;
+
+/// A structure is at its bound; nothing was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("at its bound")]
+pub struct Full;

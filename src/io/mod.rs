@@ -12,14 +12,26 @@
 //! - Memory that the kernel reads (frames) belongs to the [`Palette`] and cannot be freed or written while a send of it
 //!   is in flight; memory that the kernel wrote (receive buffers) is lent as [`Io::Buffer`] and goes back when dropped.
 
+pub mod affinity;
+pub mod bell;
+pub mod clock;
+pub mod listener;
 mod palette;
+pub mod probe;
+mod random;
+mod recv_ring;
 pub mod sim;
+mod token;
+pub mod uring;
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::DerefMut;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use palette::{FrameKey, Palette, SharedFrame};
+pub use recv_ring::RecvBuffer;
 
 use crate::id::{ConnKey, ShardId};
 
@@ -90,6 +102,12 @@ pub enum Completion<B> {
     Rang,
 }
 
+/// Wakes a shard from any thread.
+pub trait Doorbell: Send + Sync {
+    /// Wakes the shard if it sleeps or is about to; what was pushed before is seen by it.
+    fn ring(&self);
+}
+
 /// A driver: what a shard asks of the kernel. One driver belongs to one shard and one thread.
 pub trait Io {
     /// Bytes that were received, lent until dropped.
@@ -110,6 +128,13 @@ pub trait Io {
     /// Stops accepting for good: the listener closes, and the kernel answers newcomers itself.
     fn stop_accepting(&mut self);
 
+    /// Who is at the other end of a socket, if the driver knows. Asked before the next [`Io::poll`]: only the address of
+    /// the socket yielded last is kept.
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        let _ = socket;
+        None
+    }
+
     /// Takes a socket under a key. Receiving is not armed by this; call [`Io::receive`].
     fn adopt(&mut self, socket: Socket, conn: ConnKey);
     /// Closes an accepted socket that will have no connection.
@@ -117,8 +142,9 @@ pub trait Io {
 
     /// Arms receiving. Harmless while armed.
     fn receive(&mut self, conn: ConnKey);
-    /// Asks to stop receiving; bytes that were on their way may still come. Ends in [`Completion::ReceiveStopped`] if
-    /// it was armed.
+    /// Asks to stop receiving; bytes that were on their way may still come. If it was armed it ends in exactly one of
+    /// [`Completion::ReceiveStopped`], [`Completion::Received`] with `armed: false` and [`Completion::ReceiveEnded`].
+    /// Until that came, [`Io::receive`] counts as armed and does nothing: who wants bytes again by then asks again.
     fn pause(&mut self, conn: ConnKey);
 
     /// Sends `frame` from byte `from` on. At most one send a connection is in flight. The driver holds the frame until
@@ -130,8 +156,16 @@ pub trait Io {
     /// Ends this side of the stream (FIN) after what has been sent, and keeps receiving.
     fn shutdown(&mut self, conn: ConnKey);
 
-    /// Rings the doorbell of another shard; leaves with the next [`Io::wait`].
+    /// Rings the doorbell of another shard, if it sleeps; leaves with the next [`Io::wait`].
     fn ring(&mut self, shard: ShardId);
+    /// Says that this shard is about to sleep: from now until the next [`Io::wait`] returns, ringing it wakes it. The
+    /// shard looks at its queues once more afterwards, so that nothing pushed before the announcement is slept on.
+    fn announce_sleep(&mut self);
+    /// This shard's doorbell, for other threads.
+    fn doorbell(&self) -> Arc<dyn Doorbell>;
+
+    /// 64 bits that nobody can guess.
+    fn random(&mut self) -> u64;
 
     /// The frames that sends refer to.
     fn palette(&mut self) -> &mut Palette;

@@ -7,6 +7,7 @@
 //! replies to one connection, appended to until it leaves). Fan-out to n members is one [`Palette::share`] with n
 //! owners: one count, not n.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// Bytes encoded once for all their receivers, and carried across shards by reference.
@@ -28,9 +29,21 @@ impl SharedFrame {
     }
 }
 
-/// Names a frame in a shard's [`Palette`].
+/// Names a frame in a shard's [`Palette`]: its index plus one, so that an `Option` of it is four bytes too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FrameKey(u32);
+pub struct FrameKey(NonZeroU32);
+
+const _: () = assert!(size_of::<Option<FrameKey>>() == 4);
+
+impl FrameKey {
+    fn at(index: u32) -> Self {
+        Self(NonZeroU32::MIN.checked_add(index).expect("fewer than 2^32 - 1 frames"))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 #[derive(Debug)]
 enum Body {
@@ -93,9 +106,19 @@ impl Palette {
         }
     }
 
+    /// Appends the bytes of other frames to a private frame that may be appended to.
+    pub fn fill(&mut self, key: FrameKey, parts: &[FrameKey]) {
+        let mut bytes = std::mem::take(self.append(key).expect("a private frame that only its owner holds"));
+        bytes.reserve(parts.iter().map(|&part| self.bytes(part).len()).sum());
+        for &part in parts {
+            bytes.extend_from_slice(self.bytes(part));
+        }
+        *self.append(key).expect("as above") = bytes;
+    }
+
     /// The wire bytes of a frame.
     pub fn bytes(&self, key: FrameKey) -> &[u8] {
-        match &self.entries[key.0 as usize].body {
+        match &self.entries[key.index()].body {
             Body::Shared(frame) => frame.plain(),
             Body::Private(bytes) => bytes,
             Body::Free { .. } => panic!("frame key used after its last release"),
@@ -104,7 +127,7 @@ impl Palette {
 
     /// Whether the frame is private to one connection (a reply, exempt from drop policies).
     pub fn is_private(&self, key: FrameKey) -> bool {
-        matches!(self.entries[key.0 as usize].body, Body::Private(_))
+        matches!(self.entries[key.index()].body, Body::Private(_))
     }
 
     /// Adds `n` owners.
@@ -149,7 +172,7 @@ impl Palette {
     }
 
     fn entry_mut(&mut self, key: FrameKey) -> &mut Entry {
-        let entry = &mut self.entries[key.0 as usize];
+        let entry = &mut self.entries[key.index()];
         debug_assert!(!matches!(entry.body, Body::Free { .. }), "frame key used after its last release");
         entry
     }
@@ -158,12 +181,12 @@ impl Palette {
         self.live += 1;
         let entry = Entry { body, owners, lent: 0 };
         if self.free == NONE {
-            let key = FrameKey(u32::try_from(self.entries.len()).expect("fewer than 2^32 frames"));
+            let key = FrameKey::at(u32::try_from(self.entries.len()).expect("fewer than 2^32 - 1 frames"));
             self.entries.push(entry);
             return key;
         }
-        let key = FrameKey(self.free);
-        let slot = &mut self.entries[key.0 as usize];
+        let key = FrameKey::at(self.free);
+        let slot = &mut self.entries[key.index()];
         let Body::Free { next } = slot.body else { unreachable!("the free list holds free entries only") };
         self.free = next;
         *slot = entry;
@@ -172,9 +195,9 @@ impl Palette {
 
     fn free(&mut self, key: FrameKey) {
         self.live -= 1;
-        let entry = &mut self.entries[key.0 as usize];
+        let entry = &mut self.entries[key.index()];
         let body = std::mem::replace(&mut entry.body, Body::Free { next: self.free });
-        self.free = key.0;
+        self.free = key.index() as u32;
         if let Body::Private(mut buffer) = body
             && buffer.capacity() <= SPARE_CAPACITY_MAX
             && self.spares.len() < SPARES_MAX

@@ -1,1 +1,279 @@
-//! (being built)
+//! One shard: a thread, a ring, and everything its connections need.
+//!
+//! Law: [`Shard::turn`] is the whole order of work. Whatever happens in a turn only changes this shard's own data and
+//! appends to queues; everything that leaves the shard leaves at the end of the turn, in one submission.
+
+mod accept;
+mod actions;
+mod closing;
+mod commands;
+mod executor;
+mod expire;
+mod flush;
+mod handshake;
+mod inbound;
+mod mail;
+mod orders;
+mod publish;
+pub mod settings;
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use crate::app::Router;
+use crate::app::auth::Authenticator;
+use crate::app::context::Desk;
+use crate::conn::{Conn, ConnPool, Gather, Ms};
+use crate::fixed::TimerWheel;
+use crate::id::{ConnKey, SessionId, ShardId};
+use crate::io::{Completion, Io, Now, Wait};
+use crate::metrics::ShardMetrics;
+use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
+use executor::Executor;
+pub use orders::{Inbox, Order, refused_for_room};
+use publish::Owed;
+use settings::Settings;
+
+/// What all shards of an engine share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The user's handlers.
+    pub router: Router,
+    /// Checks tokens; `None` if no key is configured.
+    pub authenticator: Option<Authenticator>,
+    /// Which shards have subscribers of which topic.
+    pub registry: Arc<Registry>,
+    /// The queues between shards.
+    pub bus: Arc<Bus>,
+    /// How many shards there are.
+    pub shards: usize,
+    /// Connections of all shards, those that are being told that the server is full included.
+    pub connections: AtomicUsize,
+}
+
+/// A shard.
+pub struct Shard<I: Io> {
+    id: ShardId,
+    io: I,
+    settings: Settings,
+    shared: Arc<Shared>,
+    metrics: Arc<ShardMetrics>,
+    now: Now,
+
+    conns: ConnPool,
+    wheel: TimerWheel,
+    topics: Topics,
+    bus: BusPort,
+    receipts: Receipts<Owed>,
+    executor: Executor,
+    desk: Rc<Desk>,
+    inbox: Arc<Inbox>,
+
+    /// Slots whose queue has something to flush.
+    dirty: Vec<u32>,
+    /// Slots whose queue refused a published frame this turn.
+    over: Vec<u32>,
+    /// Connections to start reading from again at the end of the turn.
+    rearm: Vec<ConnKey>,
+    /// Connections whose next message waits for room on the bus.
+    held: Vec<ConnKey>,
+    gather: Gather,
+
+    accepting: accept::Accepting,
+    draining: Option<orders::Draining>,
+    /// Until then nobody is judged idle: the shard was frozen, and reads first. Milliseconds of the shard's clock.
+    lenient_until_ms: u64,
+}
+
+/// Whether a shard has more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Call again.
+    Again,
+    /// The drain is over; nothing is left.
+    Done,
+}
+
+impl<I: Io> Shard<I> {
+    /// A shard that accepts as soon as it turns.
+    pub fn new(
+        id: ShardId,
+        io: I,
+        settings: Settings,
+        shared: Arc<Shared>,
+        metrics: Arc<ShardMetrics>,
+        inbox: Arc<Inbox>,
+        now: Now,
+    ) -> Self {
+        let capacity = settings.slots;
+        let publishes_max = Bus::publishes_max(shared.shards);
+        inbox.attach(io.doorbell());
+        Self {
+            id,
+            now,
+            conns: ConnPool::new(capacity),
+            wheel: TimerWheel::new(capacity, WHEEL_TICK_MS, now.monotonic_ms()),
+            topics: Topics::new(id, shared.registry.clone()),
+            bus: shared.bus.port(id),
+            receipts: Receipts::new(publishes_max),
+            executor: Executor::new(settings.parked_max, io.doorbell()),
+            desk: Rc::default(),
+            inbox,
+            dirty: Vec::new(),
+            over: Vec::new(),
+            rearm: Vec::new(),
+            held: Vec::new(),
+            gather: Gather::default(),
+            accepting: accept::Accepting::default(),
+            draining: None,
+            lenient_until_ms: 0,
+            io,
+            settings,
+            shared,
+            metrics,
+        }
+    }
+
+    /// One turn of the loop: the order of work.
+    ///
+    /// # Errors
+    /// Only when the ring itself is broken; the shard cannot go on.
+    pub fn turn(&mut self) -> io::Result<Turn> {
+        let wait = self.nap();
+        let due_ms = self.due_ms(wait);
+        self.now = self.io.wait(wait)?;
+        self.notice_freeze(due_ms);
+
+        self.reap(); // what the kernel has: newcomers, bytes, ends of sends
+        self.retry_held(); // messages that waited for room on the bus
+        self.take_mail(); // what other shards published, and their counts
+        self.take_orders(); // what other threads want: publishes, the drain
+        self.poll_handlers(); // futures that were woken
+        self.expire(); // deadlines
+        self.part_from_slow(); // queues over their bound
+        self.flush(); // one send for each connection that has something to say
+
+        self.rearm();
+        self.ring();
+        self.publish_gauges();
+        Ok(if self.is_done() { Turn::Done } else { Turn::Again })
+    }
+
+    /// Takes what the kernel has completed; one batch, since completions are only made while waiting.
+    fn reap(&mut self) {
+        while let Some(completion) = self.io.poll() {
+            match completion {
+                Completion::Received { conn, bytes, armed } => self.on_received(conn, bytes, armed),
+                Completion::Sent { conn, sent } => self.on_sent(conn, sent),
+                Completion::ReceiveStopped { conn, starved } => self.on_receive_stopped(conn, starved),
+                Completion::ReceiveEnded { conn, lost } => self.on_receive_ended(conn, lost),
+                Completion::Accepted(socket) => self.on_accepted(socket),
+                Completion::AcceptStopped(error) => self.on_accept_stopped(&error),
+                Completion::Closed { conn } => self.on_closed(conn),
+                Completion::Rang => {}
+            }
+        }
+    }
+
+    /// How long the next wait may be: not at all while work is left, else until the next deadline. The sleep is
+    /// announced before the queues are looked at for the last time, so that whoever pushes later rings.
+    fn nap(&mut self) -> Wait {
+        if self.has_work() {
+            return Wait::No;
+        }
+        self.io.announce_sleep();
+        if self.has_work() {
+            return Wait::No;
+        }
+        let now = self.now.monotonic_ms();
+        let retry = (!self.held.is_empty()).then_some(now + HELD_RETRY_MS);
+        let deadline = [self.wheel.next_deadline_ms(), self.accept_retry_ms(), self.drain_deadline_ms(), retry]
+            .into_iter()
+            .flatten()
+            .min();
+        match deadline {
+            Some(deadline) => Wait::AtMost(Duration::from_millis(deadline.saturating_sub(now))),
+            None => Wait::Forever,
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.dirty.is_empty() || self.bus.has_mail() || self.executor.has_ready() || !self.inbox.is_empty()
+    }
+
+    fn due_ms(&self, wait: Wait) -> u64 {
+        match wait {
+            Wait::No => self.now.monotonic_ms(),
+            Wait::AtMost(most) => self.now.monotonic_ms() + most.as_millis() as u64,
+            Wait::Forever => u64::MAX,
+        }
+    }
+
+    /// Time has passed that the shard did not ask for: it was frozen. What peers sent meanwhile is still in the
+    /// kernel, so nobody is judged silent until it has been read.
+    fn notice_freeze(&mut self, due_ms: u64) {
+        let now = self.now.monotonic_ms();
+        if now.saturating_sub(due_ms) > settings::FREEZE_MS {
+            self.lenient_until_ms = now + settings::FREEZE_MS;
+        }
+    }
+
+    fn rearm(&mut self) {
+        for key in std::mem::take(&mut self.rearm) {
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            conn.rearming = false;
+            if conn.held.is_none() && !conn.receive_ended && !matches!(conn.phase, crate::conn::Phase::Gone) {
+                self.io.receive(key);
+            }
+        }
+    }
+
+    fn ring(&mut self) {
+        for shard in self.bus.take_rings().iter() {
+            self.io.ring(shard);
+        }
+    }
+
+    fn publish_gauges(&mut self) {
+        let metrics = &self.metrics;
+        metrics.turns.add(1);
+        metrics.frames.set(self.io.palette().live() as u64);
+        metrics.topics.set(self.topics.len() as u64);
+        metrics.subscriptions.set(self.topics.subscriptions() as u64);
+        metrics.parked.set(self.executor.len() as u64);
+    }
+
+    /// The connection's clock: milliseconds, wrapping.
+    fn ms(&self) -> Ms {
+        self.now.monotonic_ms() as Ms
+    }
+
+    fn session_id(&self, key: ConnKey, conn: &Conn) -> SessionId {
+        SessionId::new(self.id, key, conn.random)
+    }
+
+    /// The driver, for tests that look at it from outside.
+    pub fn io_mut(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
+    /// handlers, frames.
+    pub fn leftovers(&mut self) -> [(&'static str, usize); 6] {
+        [
+            ("connections", self.conns.len()),
+            ("timers", self.wheel.len()),
+            ("topics", self.topics.len()),
+            ("receipts", self.receipts.len()),
+            ("handlers", self.executor.len()),
+            ("frames", self.io.palette().live()),
+        ]
+    }
+}
+
+const WHEEL_TICK_MS: u64 = 8;
+/// How soon a message that waits for room on the bus is tried again, if nothing else happens.
+const HELD_RETRY_MS: u64 = 1;

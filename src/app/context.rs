@@ -1,0 +1,154 @@
+//! What a handler can see and do.
+//! Law: an action is noted here and carried out by the shard, in order, as soon as the handler's poll returns; so a
+//! handler never runs while the shard's own data is half changed.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::handler::OutgoingMessage;
+use crate::conn::Identity;
+use crate::id::{ConnKey, SessionId};
+use crate::metrics::ErrorCode;
+use crate::pubsub::Delivery;
+
+/// Why something asked of the engine was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", code.label())]
+pub struct Refused {
+    /// The kind of refusal.
+    pub code: ErrorCode,
+    /// What was wrong, and what to do.
+    pub message: String,
+}
+
+impl Refused {
+    /// A refusal.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// The engine or the connection ended first.
+    pub fn gone() -> Self {
+        Self::new(ErrorCode::NotFound, "the connection or the engine has ended")
+    }
+}
+
+/// Where the answer to an action goes.
+pub type Answer<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// Something a handler wants done.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the methods of `Context` describe them")]
+pub enum Action {
+    Send(OutgoingMessage),
+    Publish { topic: Box<str>, data: Vec<u8>, answer: Answer<Delivery> },
+    Subscribe { topic: Box<str>, answer: Answer<()> },
+    Unsubscribe { topic: Box<str>, answer: Answer<()> },
+    Close { code: u16, reason: String },
+}
+
+/// The actions noted on one shard and not carried out yet.
+#[derive(Debug, Default)]
+pub struct Desk {
+    actions: RefCell<Vec<(ConnKey, Action)>>,
+}
+
+impl Desk {
+    /// Takes what was noted, in order.
+    pub fn take(&self) -> Vec<(ConnKey, Action)> {
+        std::mem::take(&mut self.actions.borrow_mut())
+    }
+}
+
+/// A handler's view of the connection whose message it handles. Cheap to clone; stays on the shard.
+#[derive(Clone, Debug)]
+pub struct Context {
+    session: SessionId,
+    conn: ConnKey,
+    identity: Option<Rc<Identity>>,
+    desk: Rc<Desk>,
+}
+
+impl Context {
+    pub(crate) fn new(session: SessionId, conn: ConnKey, identity: Option<Rc<Identity>>, desk: Rc<Desk>) -> Self {
+        Self { session, conn, identity, desk }
+    }
+
+    /// The session's id.
+    pub fn session_id(&self) -> SessionId {
+        self.session
+    }
+
+    /// The `sub` of the client's token; `None` where authentication is not required and did not happen.
+    pub fn user_id(&self) -> Option<&str> {
+        self.identity.as_deref().map(|identity| &*identity.user_id)
+    }
+
+    /// Sends a message to this connection, before the handler's reply. Nothing happens if the connection has ended.
+    pub fn send(&self, message: OutgoingMessage) {
+        self.note(Action::Send(message));
+    }
+
+    /// Publishes to a topic, whatever the client's own permissions; the future gives the receipt. The message is
+    /// published even if the future is dropped.
+    ///
+    /// # Errors
+    /// `invalid_message` for a bad topic name or data that is not JSON, `limit_exceeded` if the bus has no room now.
+    pub fn publish<T: Serialize>(
+        &self,
+        topic: &str,
+        data: &T,
+    ) -> impl Future<Output = Result<Delivery, Refused>> + use<T> {
+        let data = serde_json::to_vec(data).map_err(not_json);
+        let topic = topic.into();
+        self.ask(data.map(|data| move |answer| Action::Publish { topic, data, answer }))
+    }
+
+    /// Subscribes this connection to a topic, whatever the client's own permissions.
+    ///
+    /// # Errors
+    /// `invalid_message` for a bad topic name, `limit_exceeded` at `subscriptions_per_connection`.
+    pub fn subscribe(&self, topic: &str) -> impl Future<Output = Result<(), Refused>> + use<> {
+        let topic = topic.into();
+        self.ask(Ok(move |answer| Action::Subscribe { topic, answer }))
+    }
+
+    /// Ends this connection's subscription.
+    ///
+    /// # Errors
+    /// `not_found` if it has none to this topic.
+    pub fn unsubscribe(&self, topic: &str) -> impl Future<Output = Result<(), Refused>> + use<> {
+        let topic = topic.into();
+        self.ask(Ok(move |answer| Action::Unsubscribe { topic, answer }))
+    }
+
+    /// Closes this connection after what is queued and owed, with a code in 1000 or 3000–4999 (others become 1000) and
+    /// a reason of at most 123 bytes.
+    pub fn close(&self, code: u16, reason: &str) {
+        self.note(Action::Close { code, reason: reason.into() });
+    }
+
+    fn note(&self, action: Action) {
+        self.desk.actions.borrow_mut().push((self.conn, action));
+    }
+
+    fn ask<T, F: FnOnce(Answer<T>) -> Action>(
+        &self,
+        action: Result<F, Refused>,
+    ) -> impl Future<Output = Result<T, Refused>> + use<T, F> {
+        let asked = action.map(|action| {
+            let (answer, answered) = oneshot::channel();
+            self.note(action(answer));
+            answered
+        });
+        async move { asked?.await.unwrap_or_else(|_| Err(Refused::gone())) }
+    }
+}
+
+pub(crate) fn not_json(error: serde_json::Error) -> Refused {
+    Refused::new(ErrorCode::InvalidMessage, format!("the data cannot be written as JSON: {error}"))
+}

@@ -1,0 +1,226 @@
+//! From the kernel's completions to the closed list of the contract.
+//! Law: a completion ends its request in the record before anything is yielded for it.
+
+use std::io;
+
+use io_uring::cqueue;
+
+use super::records::flag;
+use super::{Deferred, ReceiveMode, Uring, has_more};
+use crate::id::ConnKey;
+use crate::io::recv_ring::RecvBuffer;
+use crate::io::token::{Op, Token};
+use crate::io::{Completion, Lost};
+
+type Yield = Option<Completion<RecvBuffer>>;
+
+impl Uring {
+    /// What a completion means to the shard; often nothing.
+    pub(super) fn complete(&mut self, completion: &cqueue::Entry) -> Yield {
+        let token = Token(completion.user_data());
+        let conn = token.conn();
+        match token.op() {
+            Some(Op::Receive) => {
+                // Taken first: dropped on any way out, it goes back to the kernel.
+                let len = u32::try_from(completion.result()).unwrap_or(0);
+                let bytes = cqueue::buffer_select(completion.flags()).map(|buffer| self.buffers.lend(buffer, len));
+                match self.mode {
+                    ReceiveMode::Recv => self.received_of_many(conn, completion, bytes),
+                    ReceiveMode::Poll => self.received_once(conn, completion, bytes),
+                }
+            }
+            Some(Op::Poll) => self.polled(conn, completion),
+            Some(Op::Send) => self.sent(conn, completion.result()),
+            Some(Op::Shutdown) => self.over(conn, flag::SHUTDOWN),
+            Some(Op::Close) => self.descriptor_closed(conn),
+            Some(Op::Pause) => self.pause_missed(conn),
+            Some(Op::Accept) => self.accepted(token.slot(), completion),
+            Some(Op::Take) => self.taken(token.slot(), completion),
+            Some(Op::Rang) => Some(Completion::Rang),
+            Some(Op::Bell) => {
+                if !has_more(completion) {
+                    self.watch_bell();
+                }
+                Some(Completion::Rang)
+            }
+            Some(Op::Knock) => {
+                // The target's ring could not take the message; its eventfd always can.
+                if let Some(bell) = self.bells.get(token.slot() as usize) {
+                    bell.knock();
+                }
+                None
+            }
+            Some(Op::Forget) => None,
+            None => {
+                self.ring.counters.stale += 1;
+                None
+            }
+        }
+    }
+
+    /// Recv mode: one of the completions of a multishot receive.
+    fn received_of_many(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+        let Some(record) = self.records.get(conn) else { return self.stale() };
+        let armed = has_more(completion);
+        if !armed {
+            record.clear(flag::RECEIVE | flag::ARMED | flag::PAUSING);
+            self.holding -= 1;
+            self.close_if_over(conn);
+        }
+        Some(match (completion.result(), bytes) {
+            (1.., Some(bytes)) => Completion::Received { conn, bytes, armed },
+            (result, _) => self.receive_ended(conn, result),
+        })
+    }
+
+    /// Poll mode: the receive that followed a poll.
+    fn received_once(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+        let buffer_size = self.buffers.buffer_size();
+        let Some(record) = self.records.get(conn) else { return self.stale() };
+        record.clear(flag::RECEIVE);
+        self.holding -= 1;
+        let result = completion.result();
+        let full = u32::try_from(result).is_ok_and(|len| len == buffer_size);
+        if full
+            || cqueue::sock_nonempty(completion.flags())
+            || record.is(flag::HANGUP)
+            || matches!(-result, libc::ENOBUFS | libc::EINTR)
+        {
+            // The poll reports arrivals, not what is left: unless asked for, it would stay in the socket.
+            record.set(flag::READABLE);
+        }
+        let blocked = result == -libc::EAGAIN;
+        let armed = record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING) && (result > 0 || blocked);
+        if !armed {
+            record.clear(flag::ARMED | flag::PAUSING);
+        } else if record.is(flag::READABLE) {
+            record.set(flag::RECEIVE);
+            record.clear(flag::READABLE);
+            let descriptor = record.descriptor();
+            self.receive_once(conn, descriptor);
+        }
+        self.close_if_over(conn);
+        match (result, bytes) {
+            (1.., Some(bytes)) => Some(Completion::Received { conn, bytes, armed }),
+            _ if blocked && armed => None,
+            _ => Some(self.receive_ended(conn, result)),
+        }
+    }
+
+    /// Poll mode: input has arrived, or the stream has ended or broken.
+    fn polled(&mut self, conn: ConnKey, completion: &cqueue::Entry) -> Yield {
+        let Some(record) = self.records.get(conn) else { return self.stale() };
+        let result = completion.result();
+        let ended = !has_more(completion);
+        if ended {
+            record.clear(flag::POLL);
+        }
+        if record.is(flag::CLOSING) {
+            self.close_if_over(conn);
+            return None;
+        }
+        if result < 0 {
+            // No memory for the poll; the shard arms it again when it likes. A receive that is out goes on.
+            if !record.is(flag::ARMED) || record.is(flag::RECEIVE) {
+                return None;
+            }
+            record.clear(flag::ARMED | flag::PAUSING);
+            return Some(Completion::ReceiveStopped { conn, starved: true });
+        }
+        record.set(flag::READABLE);
+        if result & i32::from(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0 {
+            record.set(flag::HANGUP);
+        }
+        if record.is(flag::ARMED) && !record.is(flag::PAUSING) {
+            let descriptor = record.descriptor();
+            let receive = !record.is(flag::RECEIVE);
+            if receive {
+                record.set(flag::RECEIVE);
+                record.clear(flag::READABLE);
+            }
+            if ended {
+                record.set(flag::POLL);
+            }
+            if receive {
+                self.receive_once(conn, descriptor);
+            }
+            if ended {
+                self.poll_input(conn, descriptor);
+            }
+        }
+        None
+    }
+
+    /// A receive came back without bytes.
+    fn receive_ended(&mut self, conn: ConnKey, result: i32) -> Completion<RecvBuffer> {
+        match -result {
+            0 => Completion::ReceiveEnded { conn, lost: Lost::EndOfStream },
+            libc::ENOBUFS => {
+                self.ring.counters.starved += 1;
+                Completion::ReceiveStopped { conn, starved: true }
+            }
+            libc::ECANCELED | libc::EAGAIN | libc::EINTR => Completion::ReceiveStopped { conn, starved: false },
+            errno => Completion::ReceiveEnded { conn, lost: Lost::Broken(kind(errno)) },
+        }
+    }
+
+    fn sent(&mut self, conn: ConnKey, result: i32) -> Yield {
+        let Some(record) = self.records.get(conn) else { return self.stale() };
+        let Some(frame) = record.frame.take() else { return self.stale() };
+        self.holding -= 1;
+        self.palette.returned(frame);
+        let finish = record.is(flag::FINISH) && !record.is(flag::CLOSING);
+        if finish {
+            record.clear(flag::FINISH);
+            record.set(flag::SHUTDOWN);
+            let descriptor = record.descriptor();
+            self.push_shutdown(conn, descriptor);
+        }
+        self.close_if_over(conn);
+        Some(Completion::Sent { conn, sent: u32::try_from(result).map_err(|_| kind(-result)) })
+    }
+
+    /// Recv mode: a pause did not find its receive. If that is still out it was between two states; try again.
+    fn pause_missed(&mut self, conn: ConnKey) -> Yield {
+        let record = self.records.get(conn)?;
+        if record.is(flag::RECEIVE) && record.is(flag::PAUSING) && !record.is(flag::CLOSING) {
+            self.cancel(Token::of_conn(Op::Receive, conn), Op::Pause);
+        }
+        None
+    }
+
+    fn descriptor_closed(&mut self, conn: ConnKey) -> Yield {
+        self.over(conn, flag::CLOSE);
+        if self.records.get(conn).is_some() {
+            self.lingering.push(conn);
+        }
+        None
+    }
+
+    /// A request that yields nothing by itself is over.
+    fn over(&mut self, conn: ConnKey, request: u32) -> Yield {
+        let Some(record) = self.records.get(conn) else { return self.stale() };
+        record.clear(request);
+        self.close_if_over(conn);
+        None
+    }
+
+    fn close_if_over(&mut self, conn: ConnKey) {
+        if self.records.free_if_over(conn) {
+            self.deferred.push_back(Deferred::Closed(conn));
+        }
+    }
+
+    fn stale(&mut self) -> Yield {
+        self.ring.counters.stale += 1;
+        None
+    }
+}
+
+/// The kind of an error number. A request that a close cancelled was aborted by this side.
+fn kind(errno: i32) -> io::ErrorKind {
+    match errno {
+        libc::ECANCELED => io::ErrorKind::ConnectionAborted,
+        errno => io::Error::from_raw_os_error(errno).kind(),
+    }
+}

@@ -1,0 +1,203 @@
+//! The bus: what shards tell each other.
+//!
+//! Law: one bounded FIFO queue for each pair of shards, with one pushing and one popping thread, so a publisher knows
+//! exactly how much room it has and nothing is ever pushed in part; nobody blocks. At the bound the publisher's
+//! connection is not read from until there is room. Counts travel back in a queue of their own that has room for every
+//! publish that may be waiting, so a receipt never waits for a publish.
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+
+use crate::id::{ReceiptIndex, ShardId};
+use crate::io::SharedFrame;
+use crate::sync::{Arc, AtomicU64, Ordering};
+
+use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
+
+/// What one shard tells another.
+#[derive(Debug)]
+pub enum Mail {
+    /// Put the frame on the queues of your members of the topic and say how many; `None`: of all your connections.
+    Publish {
+        /// The topic; `None` for a broadcast to every connection.
+        topic: Option<Arc<Topic>>,
+        /// The frame.
+        frame: Arc<SharedFrame>,
+        /// The sender's entry that awaits the counts.
+        receipt: ReceiptIndex,
+    },
+    /// The counts of a publish of yours.
+    Counted {
+        /// Your entry.
+        receipt: ReceiptIndex,
+        /// The counts.
+        delivery: Delivery,
+    },
+}
+
+#[derive(Debug)]
+struct Pair {
+    publishes: ArrayQueue<Mail>,
+    counts: ArrayQueue<Mail>,
+}
+
+/// All queues between the shards of an engine.
+#[derive(Debug)]
+pub struct Bus {
+    /// `pairs[from * shards + to]`; none from a shard to itself.
+    pairs: Box<[Option<Pair>]>,
+    /// For each shard, which shards have pushed something for it.
+    waiting: Box<[CachePadded<[AtomicU64; SHARDS_MAX / 64]>]>,
+    shards: usize,
+}
+
+/// Publishes under way to one shard, from all others together, about: divided among the pairs.
+const PUBLISHES_MAX: usize = 16 * 1024;
+
+impl Bus {
+    /// The bus of `shards` shards.
+    pub fn new(shards: usize) -> Arc<Self> {
+        let each = Self::publishes_max(shards);
+        let pair =
+            |from, to| (from != to).then(|| Pair { publishes: ArrayQueue::new(each), counts: ArrayQueue::new(each) });
+        let pairs = (0..shards * shards).map(|at| pair(at / shards, at % shards)).collect();
+        let waiting = (0..shards).map(|_| CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
+        Arc::new(Self { pairs, waiting, shards })
+    }
+
+    /// Publishes that may be under way from one shard to another, and also those of one shard that may await counts.
+    pub fn publishes_max(shards: usize) -> usize {
+        (PUBLISHES_MAX / shards.max(1)).clamp(64, 4096)
+    }
+
+    /// The end of the bus that belongs to one shard.
+    pub fn port(self: &Arc<Self>, shard: ShardId) -> BusPort {
+        BusPort { bus: self.clone(), shard, room: 0, rung: ShardSet::default() }
+    }
+
+    fn pair(&self, from: ShardId, to: ShardId) -> &Pair {
+        self.pairs[from.index() * self.shards + to.index()].as_ref().expect("a shard has no queue to itself")
+    }
+}
+
+/// One shard's end of the bus.
+#[derive(Debug)]
+pub struct BusPort {
+    bus: Arc<Bus>,
+    shard: ShardId,
+    /// Publishes that certainly have room in every queue from here.
+    room: usize,
+    /// Shards that have mail from this turn and whose doorbell must be rung.
+    rung: ShardSet,
+}
+
+impl BusPort {
+    /// All shards but this one.
+    pub fn others(&self) -> ShardSet {
+        let mut others = ShardSet::default();
+        (0..self.bus.shards as u16).map(ShardId).filter(|&s| s != self.shard).for_each(|s| others.insert(s));
+        others
+    }
+
+    /// Whether one publish has room on the way to every shard.
+    pub fn has_room(&mut self) -> bool {
+        if self.room == 0 {
+            let room = |to| {
+                let queue = &self.bus.pair(self.shard, to).publishes;
+                queue.capacity() - queue.len()
+            };
+            self.room = self.others().iter().map(room).min().unwrap_or(usize::MAX);
+        }
+        self.room > 0
+    }
+
+    /// Sends a publish to each shard of `to`. The caller has asked [`BusPort::has_room`] since its last publish.
+    pub fn publish(&mut self, to: ShardSet, topic: Option<&Arc<Topic>>, frame: &Arc<SharedFrame>, receipt: ReceiptIndex) {
+        debug_assert!(self.room > 0);
+        self.room = self.room.saturating_sub(1);
+        for shard in to.iter() {
+            let mail = Mail::Publish { topic: topic.cloned(), frame: frame.clone(), receipt };
+            let full = self.bus.pair(self.shard, shard).publishes.push(mail).is_err();
+            assert!(!full, "only this shard pushes here, and it has looked for room");
+            self.posted(shard);
+        }
+    }
+
+    /// Answers a publish of another shard.
+    pub fn answer(&mut self, to: ShardId, receipt: ReceiptIndex, delivery: Delivery) {
+        let full = self.bus.pair(self.shard, to).counts.push(Mail::Counted { receipt, delivery }).is_err();
+        assert!(!full, "there is room for the counts of every publish that may be waiting");
+        self.posted(to);
+    }
+
+    /// Whether another shard has pushed something. With the doorbell's sleep announced before, a `false` means that
+    /// whoever pushes from now on will ring.
+    pub fn has_mail(&self) -> bool {
+        self.bus.waiting[self.shard.index()].iter().any(|word| word.load(Ordering::SeqCst) != 0)
+    }
+
+    /// The shards that have pushed something since the last call.
+    pub fn take_senders(&mut self) -> ShardSet {
+        let mut senders = ShardSet::default();
+        for (at, word) in self.bus.waiting[self.shard.index()].iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let bits = word.swap(0, Ordering::SeqCst);
+            (0..64).filter(|bit| bits & (1 << bit) != 0).for_each(|bit| senders.insert(ShardId(at as u16 * 64 + bit)));
+        }
+        senders
+    }
+
+    /// The next mail from `sender`, in its order; counts first.
+    pub fn receive(&mut self, sender: ShardId) -> Option<Mail> {
+        let pair = self.bus.pair(sender, self.shard);
+        pair.counts.pop().or_else(|| pair.publishes.pop())
+    }
+
+    /// There is mail of `sender` that this turn did not get to.
+    pub fn postpone(&mut self, sender: ShardId) {
+        let (word, bit) = (sender.index() / 64, sender.index() % 64);
+        self.bus.waiting[self.shard.index()][word].fetch_or(1 << bit, Ordering::SeqCst);
+    }
+
+    /// The shards to wake for what was pushed since the last call.
+    pub fn take_rings(&mut self) -> ShardSet {
+        std::mem::take(&mut self.rung)
+    }
+
+    fn posted(&mut self, to: ShardId) {
+        let (word, bit) = (self.shard.index() / 64, self.shard.index() % 64);
+        self.bus.waiting[to.index()][word].fetch_or(1 << bit, Ordering::SeqCst);
+        self.rung.insert(to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mail_arrives_in_order_and_stops_at_the_bound() {
+        let bus = Bus::new(3);
+        let (mut a, mut b) = (bus.port(ShardId(0)), bus.port(ShardId(1)));
+        let receipt = ReceiptIndex::new(0);
+        let mut to = ShardSet::default();
+        to.insert(ShardId(1));
+        let mut pushed = 0_u32;
+        while a.has_room() {
+            a.publish(to, None, &SharedFrame::new(pushed.to_le_bytes().to_vec()), receipt);
+            pushed += 1;
+        }
+        assert_eq!((pushed, a.take_rings(), a.take_rings().is_empty()), (4096, to, true));
+        assert!(b.has_mail());
+        assert_eq!(b.take_senders().iter().collect::<Vec<_>>(), [ShardId(0)]);
+        for expected in 0..pushed {
+            let Some(Mail::Publish { frame, .. }) = b.receive(ShardId(0)) else { panic!("mail {expected}") };
+            assert_eq!(frame.plain(), expected.to_le_bytes());
+        }
+        assert!(b.receive(ShardId(0)).is_none() && !b.has_mail() && a.has_room());
+        b.answer(ShardId(0), receipt, Delivery::default());
+        assert!(a.has_mail() && matches!(a.receive(ShardId(1)), Some(Mail::Counted { .. })));
+    }
+}

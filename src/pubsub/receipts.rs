@@ -1,0 +1,189 @@
+//! Publishes whose counts are still coming from other shards, and the replies that must wait behind their acks.
+//!
+//! Law: replies of a connection leave in the order of its requests; so while a publish of it is unanswered, later
+//! replies are kept here, each behind the publish it followed. The entries of one connection form a ring of links, of
+//! which the connection knows the newest. Bound: given to the constructor; at the bound connections are not read from.
+
+use crate::id::ReceiptIndex;
+
+use super::Delivery;
+
+#[derive(Debug)]
+struct Entry<O> {
+    /// Who asked and what the reply must say; `None` once nobody is there to read it.
+    owed: Option<O>,
+    /// Shards that have not counted yet.
+    awaited: u32,
+    delivery: Delivery,
+    /// The next newer entry of the same connection; the newest points at the oldest.
+    next: Option<ReceiptIndex>,
+    /// Complete wire frames to send after this receipt.
+    after: Vec<u8>,
+}
+
+/// The unanswered publishes of one shard, each with what is owed for it.
+#[derive(Debug)]
+pub struct Receipts<O> {
+    entries: Vec<Option<Entry<O>>>,
+    free: Vec<u32>,
+    bound: usize,
+}
+
+/// One answered publish, taken out.
+#[derive(Debug)]
+pub struct Answered<O> {
+    /// What is owed, if anybody is still there.
+    pub owed: Option<O>,
+    /// The counts of all shards.
+    pub delivery: Delivery,
+    /// Complete wire frames to send after the receipt.
+    pub after: Vec<u8>,
+}
+
+impl<O> Receipts<O> {
+    /// Room for `bound` publishes.
+    pub fn new(bound: usize) -> Self {
+        Self { entries: Vec::new(), free: Vec::new(), bound }
+    }
+
+    /// Whether another publish may wait for counts.
+    pub fn has_room(&self) -> bool {
+        self.len() < self.bound
+    }
+
+    /// Publishes that wait.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Opens an entry that waits for the counts of `awaited` shards (≥ 1). `newest` is the connection's newest entry,
+    /// for a client's publish; it becomes this one.
+    pub fn open(
+        &mut self,
+        owed: O,
+        awaited: u32,
+        delivery: Delivery,
+        newest: Option<&mut Option<ReceiptIndex>>,
+    ) -> ReceiptIndex {
+        debug_assert!(self.has_room() && awaited > 0);
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() as u32 - 1
+        });
+        let index = ReceiptIndex::new(at);
+        let mut next = None;
+        if let Some(newest) = newest {
+            next = match *newest {
+                Some(previous) => self.entry_mut(previous).next.replace(index),
+                None => Some(index),
+            };
+            *newest = Some(index);
+        }
+        self.entries[at as usize] = Some(Entry { owed: Some(owed), awaited, delivery, next, after: Vec::new() });
+        index
+    }
+
+    /// Where replies go that follow the publish `newest`.
+    pub fn after(&mut self, newest: ReceiptIndex) -> &mut Vec<u8> {
+        &mut self.entry_mut(newest).after
+    }
+
+    /// A shard has counted. Returns whose publish it was; it may be answerable now.
+    pub fn count(&mut self, index: ReceiptIndex, delivery: Delivery) -> Option<&O> {
+        let entry = self.entry_mut(index);
+        entry.delivery += delivery;
+        entry.awaited -= 1;
+        entry.owed.as_ref()
+    }
+
+    /// Takes the entry out if all its counts are in, whatever is older: for entries outside any connection's order.
+    pub fn take(&mut self, index: ReceiptIndex) -> Option<Answered<O>> {
+        if self.entry_mut(index).awaited > 0 {
+            return None;
+        }
+        let entry = self.entries[index.index()].take().expect("looked at above");
+        self.free.push(index.index() as u32);
+        Some(Answered { owed: entry.owed, delivery: entry.delivery, after: entry.after })
+    }
+
+    /// Takes the connection's oldest entry out if all its counts are in.
+    pub fn take_oldest(&mut self, newest: &mut Option<ReceiptIndex>) -> Option<Answered<O>> {
+        let last = (*newest)?;
+        let oldest = self.entry_mut(last).next.expect("a connection's entries form a ring");
+        let next = self.entry_mut(oldest).next;
+        let answered = self.take(oldest)?;
+        if oldest == last {
+            *newest = None;
+        } else {
+            self.entry_mut(last).next = next;
+        }
+        Some(answered)
+    }
+
+    /// The connection goes: its entries stay until their counts are in and then vanish.
+    pub fn detach(&mut self, newest: &mut Option<ReceiptIndex>) {
+        let Some(last) = newest.take() else { return };
+        let mut at = last;
+        loop {
+            let entry = self.entry_mut(at);
+            entry.owed = None;
+            entry.after = Vec::new();
+            let next = entry.next.take().expect("a connection's entries form a ring");
+            // What was complete but waited behind an older entry will not be counted again.
+            self.take(at);
+            if next == last {
+                return;
+            }
+            at = next;
+        }
+    }
+
+    fn entry_mut(&mut self, index: ReceiptIndex) -> &mut Entry<O> {
+        self.entries[index.index()].as_mut().expect("an entry is named only while it waits")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Delivery = Delivery { matched: 1, queued: 1, dropped: 0 };
+
+    #[test]
+    fn answers_leave_in_the_order_of_the_requests() {
+        let mut receipts = Receipts::new(8);
+        let mut newest = None;
+        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 1, Delivery::default(), Some(&mut newest)));
+        receipts.after(newest.unwrap()).extend_from_slice(b"pong");
+        receipts.count(indices[1], ONE);
+        assert!(receipts.take_oldest(&mut newest).is_none(), "b is in, but a is not");
+        receipts.count(indices[0], ONE);
+        let a = receipts.take_oldest(&mut newest).unwrap();
+        let b = receipts.take_oldest(&mut newest).unwrap();
+        assert_eq!((a.owed, b.owed, a.delivery), (Some("a"), Some("b"), ONE));
+        assert!(receipts.take_oldest(&mut newest).is_none());
+        receipts.count(indices[2], ONE);
+        assert_eq!(receipts.take_oldest(&mut newest).unwrap().after, b"pong");
+        assert_eq!((newest, receipts.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_connection_that_goes_leaves_nothing_behind() {
+        let mut receipts = Receipts::new(8);
+        let mut newest = None;
+        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 1, Delivery::default(), Some(&mut newest)));
+        receipts.count(indices[1], ONE);
+        receipts.detach(&mut newest);
+        assert_eq!((newest, receipts.len()), (None, 2));
+        for index in [indices[0], indices[2]] {
+            assert!(receipts.count(index, ONE).is_none());
+            assert!(receipts.take(index).is_some());
+        }
+        assert!(receipts.is_empty());
+    }
+}

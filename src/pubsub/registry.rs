@@ -1,0 +1,200 @@
+//! Which shards have subscribers of which topic, for all shards.
+//!
+//! Law: a topic in the map is alive and has interest; the last shard that leaves takes it out and marks it dead under
+//! the map's lock, so a publisher that still holds it looks it up again. The lock is touched when a shard gains its
+//! first or loses its last subscriber of a topic, and when a shard publishes to a topic it has not seen; never per
+//! message. Bound: at most one entry for each subscription that exists.
+
+use ahash::RandomState;
+use parking_lot::RwLock;
+
+use crate::id::ShardId;
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::SHARDS_MAX;
+
+/// A set of shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardSet([u64; SHARDS_MAX / 64]);
+
+impl ShardSet {
+    /// Whether no shard is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; SHARDS_MAX / 64]
+    }
+
+    /// How many shards are in it.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Adds a shard.
+    pub fn insert(&mut self, shard: ShardId) {
+        self.0[shard.index() / 64] |= 1 << (shard.index() % 64);
+    }
+
+    /// Takes a shard out.
+    pub fn remove(&mut self, shard: ShardId) {
+        self.0[shard.index() / 64] &= !(1 << (shard.index() % 64));
+    }
+
+    /// Whether the shard is in it.
+    pub fn contains(&self, shard: ShardId) -> bool {
+        self.0[shard.index() / 64] & (1 << (shard.index() % 64)) != 0
+    }
+
+    /// The shards, in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        self.0.into_iter().enumerate().flat_map(|(at, mut word)| {
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros();
+                word &= word.checked_sub(1)?;
+                Some(ShardId((at * 64) as u16 + bit as u16))
+            })
+        })
+    }
+}
+
+/// A topic with at least one subscriber somewhere.
+#[derive(Debug)]
+pub struct Topic {
+    name: Box<str>,
+    interest: [AtomicU64; SHARDS_MAX / 64],
+    dead: AtomicBool,
+    /// The topic's index in each shard's own table; written and read by that shard alone.
+    local: Box<[AtomicU32]>,
+}
+
+const NOT_LOCAL: u32 = u32::MAX;
+
+impl Topic {
+    fn new(name: &str, shards: usize) -> Self {
+        Self {
+            name: name.into(),
+            interest: std::array::from_fn(|_| AtomicU64::new(0)),
+            dead: AtomicBool::new(false),
+            local: (0..shards).map(|_| AtomicU32::new(NOT_LOCAL)).collect(),
+        }
+    }
+
+    /// The topic's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The shards with subscribers now; `None` if the topic has died and must be looked up again.
+    pub fn interest(&self) -> Option<ShardSet> {
+        if self.dead.load(Ordering::SeqCst) {
+            return None;
+        }
+        Some(ShardSet(std::array::from_fn(|word| self.interest[word].load(Ordering::SeqCst))))
+    }
+
+    /// The topic's index in the table of `shard`, which must be the calling shard.
+    pub fn local(&self, shard: ShardId) -> Option<u32> {
+        Some(self.local[shard.index()].load(Ordering::Relaxed)).filter(|&index| index != NOT_LOCAL)
+    }
+}
+
+/// All topics of an engine that have subscribers.
+#[derive(Debug)]
+pub struct Registry {
+    stripes: Box<[RwLock<Stripe>]>,
+    /// Keyed by random numbers of this process: topic names come from clients.
+    hasher: RandomState,
+    shards: usize,
+}
+
+type Stripe = std::collections::HashMap<Box<str>, Arc<Topic>, RandomState>;
+
+const STRIPES: usize = 64;
+
+impl Registry {
+    /// A registry for `shards` shards.
+    pub fn new(shards: usize) -> Self {
+        assert!((1..=SHARDS_MAX).contains(&shards));
+        let stripes = (0..STRIPES).map(|_| RwLock::new(Stripe::default())).collect();
+        Self { stripes, hasher: RandomState::new(), shards }
+    }
+
+    /// The topic, if any shard has a subscriber of it.
+    pub fn find(&self, name: &str) -> Option<Arc<Topic>> {
+        self.stripe(name).read().get(name).cloned()
+    }
+
+    /// `shard` has its first subscriber of the topic, which it keeps at `local` in its table.
+    pub fn join(&self, name: &str, shard: ShardId, local: u32) -> Arc<Topic> {
+        let mut stripe = self.stripe(name).write();
+        let topic = match stripe.get(name) {
+            Some(topic) => topic.clone(),
+            None => {
+                let topic = Arc::new(Topic::new(name, self.shards));
+                stripe.insert(name.into(), topic.clone());
+                topic
+            }
+        };
+        topic.local[shard.index()].store(local, Ordering::Relaxed);
+        topic.interest[shard.index() / 64].fetch_or(1 << (shard.index() % 64), Ordering::SeqCst);
+        topic
+    }
+
+    /// `shard` has lost its last subscriber of the topic.
+    pub fn leave(&self, topic: &Topic, shard: ShardId) {
+        let mut stripe = self.stripe(&topic.name).write();
+        topic.local[shard.index()].store(NOT_LOCAL, Ordering::Relaxed);
+        topic.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
+        if topic.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0) {
+            topic.dead.store(true, Ordering::SeqCst);
+            stripe.remove(&*topic.name);
+        }
+    }
+
+    /// Topics with a subscriber anywhere.
+    pub fn len(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.read().len()).sum()
+    }
+
+    /// Whether no topic has a subscriber.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn stripe(&self, name: &str) -> &RwLock<Stripe> {
+        &self.stripes[self.hasher.hash_one(name) as usize % STRIPES]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: ShardId = ShardId(0);
+    const B: ShardId = ShardId(70);
+
+    #[test]
+    fn a_topic_lives_while_a_shard_has_subscribers() {
+        let registry = Registry::new(71);
+        let topic = registry.join("t", A, 7);
+        assert_eq!(registry.join("t", B, 9).name(), "t");
+        let interest = topic.interest().unwrap();
+        assert_eq!(interest.iter().collect::<Vec<_>>(), [A, B]);
+        assert_eq!((topic.local(A), topic.local(B), topic.local(ShardId(1))), (Some(7), Some(9), None));
+        registry.leave(&topic, A);
+        assert!(registry.find("t").is_some());
+        registry.leave(&topic, B);
+        assert_eq!((registry.find("t").is_none(), topic.interest(), registry.len()), (true, None, 0));
+        assert!(registry.join("t", A, 1).interest().is_some(), "a name comes back as a new topic");
+    }
+
+    #[test]
+    fn a_set_of_shards() {
+        let mut set = ShardSet::default();
+        for shard in [0, 63, 64, 255] {
+            set.insert(ShardId(shard));
+        }
+        assert_eq!((set.len(), set.contains(ShardId(64)), set.contains(ShardId(65))), (4, true, false));
+        set.remove(ShardId(64));
+        assert_eq!(set.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 63, 255]);
+        assert!(!set.is_empty() && ShardSet::default().is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! The topics of one shard and their members.
+//!
+//! Law: `members[position]` of a topic is the slot of a connection whose subscriptions hold exactly that position; a
+//! topic without members has left the registry and its index is free. Bound: the subscriptions of the shard's
+//! connections, plus [`REMOTE_MAX`] remembered topics of other shards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ahash::RandomState;
+
+use crate::conn::{ConnPool, Subscription};
+use crate::id::{ConnKey, ShardId};
+
+use super::{Registry, Topic};
+
+/// Topics without local members that a publishing shard remembers, to publish again without the registry's lock. At
+/// the bound all of them are forgotten and looked up again.
+pub const REMOTE_MAX: usize = 4096;
+
+#[derive(Debug)]
+struct Local {
+    topic: Arc<Topic>,
+    /// Slots of the subscribed connections, dense, in no order.
+    members: Vec<u32>,
+}
+
+/// The topic table of one shard.
+#[derive(Debug)]
+pub struct Topics {
+    shard: ShardId,
+    registry: Arc<Registry>,
+    by_name: HashMap<Arc<str>, u32, RandomState>,
+    locals: Vec<Option<Local>>,
+    free: Vec<u32>,
+    remote: HashMap<Box<str>, Arc<Topic>, RandomState>,
+    subscriptions: usize,
+}
+
+impl Topics {
+    /// An empty table.
+    pub fn new(shard: ShardId, registry: Arc<Registry>) -> Self {
+        Self {
+            shard,
+            registry,
+            by_name: HashMap::default(),
+            locals: Vec::new(),
+            free: Vec::new(),
+            remote: HashMap::default(),
+            subscriptions: 0,
+        }
+    }
+
+    /// Index of a topic with local members.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The topic to publish to, wherever its subscribers are; `None` if there are none.
+    pub fn resolve(&mut self, name: &str) -> Option<Arc<Topic>> {
+        if let Some(index) = self.find(name) {
+            return Some(self.local(index).topic.clone());
+        }
+        if let Some(topic) = self.remote.get(name) {
+            if topic.interest().is_some() {
+                return Some(topic.clone());
+            }
+            self.remote.remove(name);
+        }
+        let topic = self.registry.find(name)?;
+        if self.remote.len() >= REMOTE_MAX {
+            self.remote.clear();
+        }
+        self.remote.insert(name.into(), topic.clone());
+        Some(topic)
+    }
+
+    /// Members of a local topic.
+    pub fn members(&self, index: u32) -> &[u32] {
+        &self.local(index).members
+    }
+
+    /// Name of a local topic.
+    pub fn name(&self, index: u32) -> &str {
+        self.local(index).topic.name()
+    }
+
+    /// Makes the connection a member. It must be live and not a member yet.
+    pub fn subscribe(&mut self, name: &str, conn: ConnKey, conns: &mut ConnPool) {
+        let index = self.find(name).unwrap_or_else(|| self.add(name));
+        let local = self.locals[index as usize].as_mut().expect("found or just added");
+        let position = local.members.len() as u32;
+        local.members.push(conn.slot);
+        self.subscriptions += 1;
+        let conn = conns.get_mut(conn).expect("only a live connection subscribes");
+        conn.subscriptions.add(Subscription { topic: index, position });
+    }
+
+    /// Ends the connection's membership of a local topic; `false` if it was none.
+    pub fn unsubscribe(&mut self, index: u32, conn: ConnKey, conns: &mut ConnPool) -> bool {
+        let Some(gone) = conns.get_mut(conn).and_then(|conn| conn.subscriptions.remove(index)) else { return false };
+        self.drop_member(gone, conns);
+        true
+    }
+
+    /// Ends all memberships of a connection.
+    pub fn unsubscribe_all(&mut self, conn: ConnKey, conns: &mut ConnPool) {
+        while let Some(gone) = conns.get_mut(conn).and_then(|conn| conn.subscriptions.pop()) {
+            self.drop_member(gone, conns);
+        }
+    }
+
+    /// Topics with local members.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is no local member at all.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Local memberships.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions
+    }
+
+    fn local(&self, index: u32) -> &Local {
+        self.locals[index as usize].as_ref().expect("an index is used only while its topic has members")
+    }
+
+    fn add(&mut self, name: &str) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.locals.push(None);
+            self.locals.len() as u32 - 1
+        });
+        self.remote.remove(name);
+        let topic = self.registry.join(name, self.shard, index);
+        self.locals[index as usize] = Some(Local { topic, members: Vec::new() });
+        self.by_name.insert(name.into(), index);
+        index
+    }
+
+    fn drop_member(&mut self, gone: Subscription, conns: &mut ConnPool) {
+        self.subscriptions -= 1;
+        let local = self.locals[gone.topic as usize].as_mut().expect("it has a member");
+        local.members.swap_remove(gone.position as usize);
+        if let Some(&moved) = local.members.get(gone.position as usize) {
+            conns.slot_mut(moved).expect("members are live").subscriptions.moved(gone.topic, gone.position);
+        }
+        if local.members.len() * 4 < local.members.capacity() {
+            local.members.shrink_to(local.members.len() * 2);
+        }
+        if local.members.is_empty() {
+            let local = self.locals[gone.topic as usize].take().expect("seen above");
+            self.registry.leave(&local.topic, self.shard);
+            self.by_name.remove(local.topic.name());
+            self.free.push(gone.topic);
+        }
+    }
+}

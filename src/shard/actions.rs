@@ -1,0 +1,126 @@
+//! The user's handlers: called, polled, answered, and what they asked for done.
+//! Law: a handler runs between two changes of the shard's data, never inside one; a panic in it ends with an error to
+//! its client, a count and a line in the log, and nothing else.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::app::Context;
+use crate::app::context::{Action, Refused};
+use crate::app::envelope::{IncomingMessage, MessageId};
+use crate::app::handler::HandlerError;
+use crate::id::ConnKey;
+use crate::io::Io;
+use crate::metrics::{CloseReason, ErrorCode};
+
+use super::Shard;
+use super::closing::Goodbye;
+use super::executor::{Done, Ended, describe};
+use super::orders::refused_for_room;
+
+impl<I: Io> Shard<I> {
+    pub(super) fn call_handler(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let id = message.id;
+        let Some(handler) = self.shared.router.find(message.kind) else {
+            let kind = message.kind.chars().take(64).collect::<String>();
+            return self.fault(key, ErrorCode::UnknownMessage, &format!("no handler for type `{kind}`"), id);
+        };
+        if !self.executor.has_room() {
+            return self.fault(key, ErrorCode::LimitExceeded, "too many requests are waiting; try again later", id);
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let session = crate::id::SessionId::new(self.id, key, conn.random);
+        let context = Context::new(session, key, conn.identity.clone(), self.desk.clone());
+        let owned_id = id.map(MessageId::from);
+        let future = match catch_unwind(AssertUnwindSafe(|| handler.call(context, message))) {
+            Ok(Ok(future)) => future,
+            Ok(Err(error)) => return self.fault(key, error.cause.code(), &error, owned_id.as_ref().map(MessageId::borrow)),
+            Err(panic) => {
+                let ended = Ended::Panicked(describe(&*panic));
+                return self.on_handler_done(Done { conn: key, id: owned_id, ended });
+            }
+        };
+        conn.parked += 1;
+        let done = self.executor.start(key, owned_id, future);
+        self.act();
+        if let Some(done) = done {
+            self.unpark(done);
+        }
+    }
+
+    /// Polls the futures that were woken.
+    pub(super) fn poll_handlers(&mut self) {
+        let mut left = self.executor.ready();
+        while let Some(index) = self.executor.next_ready(&mut left) {
+            let done = self.executor.poll(index);
+            self.act();
+            if let Some(done) = done {
+                self.unpark(done);
+            }
+        }
+    }
+
+    fn unpark(&mut self, done: Done) {
+        let key = done.conn;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.parked = conn.parked.saturating_sub(1);
+        self.on_handler_done(done);
+        self.settle(key);
+    }
+
+    fn on_handler_done(&mut self, done: Done) {
+        let Done { conn: key, id, ended } = done;
+        let id = id.as_ref().map(MessageId::borrow);
+        match ended {
+            Ended::Returned(Ok(message)) => {
+                self.reply(key, id, |envelope| envelope.raw(message.kind(), message.payload()));
+            }
+            Ended::Returned(Err(HandlerError { code, message, cause })) => {
+                if let Some(cause) = cause {
+                    let session = self.conns.get(key).map(|conn| self.session_id(key, conn));
+                    tracing::warn!(?session, %cause, "handler failed");
+                }
+                self.fault(key, code, &message, id);
+            }
+            Ended::Panicked(panic) => {
+                self.metrics.panics.add(1);
+                let session = self.conns.get(key).map(|conn| self.session_id(key, conn));
+                tracing::error!(?session, panic, "handler panicked");
+                self.fault(key, ErrorCode::InternalError, "the handler failed", id);
+            }
+        }
+        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
+            self.want_resume(key);
+        }
+    }
+
+    /// Does what handlers asked for, in the order in which they asked.
+    fn act(&mut self) {
+        for (key, action) in self.desk.take() {
+            match action {
+                Action::Send(message) => self.push(key, |envelope| envelope.raw(message.kind(), message.payload())),
+                Action::Publish { topic, data, answer } => match self.check_name(&topic) {
+                    Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
+                    Ok(()) if self.has_room_to_publish() => self.publish_for(&topic, &data, answer),
+                    Ok(()) => drop(answer.send(Err(refused_for_room()))),
+                },
+                Action::Subscribe { topic, answer } => {
+                    let joined = self.join(key, &topic);
+                    let _ = answer.send(joined.map_err(|(code, text)| Refused::new(code, text)));
+                }
+                Action::Unsubscribe { topic, answer } => {
+                    let left = self.leave(key, &topic);
+                    let _ = answer.send(left.map_err(|(code, text)| Refused::new(code, text)));
+                }
+                Action::Close { code, reason } => {
+                    let code = if matches!(code, 1000 | 3000..=4999) { code } else { 1000 };
+                    self.part(key, Goodbye::new(CloseReason::Application, code, reason));
+                }
+            }
+        }
+    }
+
+    /// Tries held messages again in the next turn: not from within the handling of another message.
+    fn want_resume(&mut self, key: ConnKey) {
+        self.held.push(key);
+    }
+}

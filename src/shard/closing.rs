@@ -1,0 +1,192 @@
+//! How a connection ends.
+//!
+//! Law: a connection leaves [`Phase::Open`] exactly once, with its reason; from then on it is a member of no topic.
+//! What is owed to it (receipts, handlers' replies) is settled first, what is queued leaves before the close frame, and
+//! every step has a deadline; `retire` is the only way out and the only place that counts.
+
+use crate::conn::{Farewell, Phase};
+use crate::id::ConnKey;
+use crate::io::Io;
+use crate::metrics::{CloseReason, Drop};
+use crate::ws::{self, ProtocolError};
+
+use super::Shard;
+
+/// A close that this server begins, as the client is told of it in `disconnect` and in the close frame.
+#[derive(Clone, Debug)]
+pub(super) struct Goodbye {
+    /// Why, for the metrics.
+    pub reason: CloseReason,
+    /// Close code.
+    pub code: u16,
+    /// Text for people.
+    pub text: String,
+    /// Whether the client should connect again, and after how long.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Goodbye {
+    pub(super) fn new(reason: CloseReason, code: u16, text: impl Into<String>) -> Self {
+        // 4000–4499 ask the client to come back, 4500–4999 to stay away.
+        let reconnect = matches!(code, 1001 | 1011..=1013 | 4000..=4499);
+        Self { reason, code, text: text.into(), retry_after_ms: reconnect.then_some(0) }
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// Begins to close an open connection: `disconnect` in words, then the close frame.
+    pub(super) fn part(&mut self, key: ConnKey, goodbye: Goodbye) {
+        if !self.conns.get(key).is_some_and(|conn| conn.is_open()) {
+            return;
+        }
+        let Goodbye { reason, code, text, retry_after_ms } = goodbye;
+        let (reconnect, delay_ms) = (retry_after_ms.is_some(), retry_after_ms.unwrap_or(0));
+        self.push(key, |envelope| envelope.disconnect(code, &text, reconnect, delay_ms));
+        // A client that does not read messages finds the delay in the close frame.
+        let text = match retry_after_ms {
+            Some(ms) if reason == CloseReason::Drain => format!("{{\"retry_after_ms\":{ms}}}"),
+            _ => text,
+        };
+        self.leave_open(key, reason, Farewell { code: Some(code), text, answer: false });
+    }
+
+    /// The peer's close frame arrived.
+    pub(super) fn on_peer_close(&mut self, key: ConnKey, code: Option<u16>) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match &mut conn.phase {
+            Phase::Open => {
+                let farewell = Farewell { code: Some(code.unwrap_or(1000)), text: String::new(), answer: true };
+                self.leave_open(key, CloseReason::Peer, farewell);
+            }
+            Phase::Settling(farewell) => farewell.answer = true,
+            Phase::Closing => self.finish(key),
+            _ => {}
+        }
+    }
+
+    /// The peer's stream ended without a close frame: no close frame goes back, but what is queued and owed does.
+    pub(super) fn finish_silently(&mut self, key: ConnKey, reason: CloseReason) {
+        self.leave_open(key, reason, Farewell { code: None, text: String::new(), answer: true });
+    }
+
+    /// The peer broke the protocol: it is told how, and nothing more is read.
+    pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ProtocolError) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.is_open() {
+            return self.finish(key);
+        }
+        let code = error.close_code();
+        tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
+        let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
+        let text = error.to_string();
+        self.abandon(key, reason, |out| ws::close(out, code, &text));
+    }
+
+    /// Answers a handshake that leads nowhere.
+    pub(super) fn refuse(&mut self, key: ConnKey, write: impl FnOnce(&mut Vec<u8>), reason: CloseReason) {
+        self.abandon(key, reason, write);
+    }
+
+    /// Sends a last word to a peer that may still be sending, and looks at nothing it sends any more.
+    fn abandon(&mut self, key: ConnKey, reason: CloseReason, write: impl FnOnce(&mut Vec<u8>)) {
+        let now = self.ms();
+        self.topics.unsubscribe_all(key, &mut self.conns);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.phase = Phase::Finishing { linger: true };
+        conn.reason = Some(reason);
+        conn.since = now;
+        conn.held = None;
+        conn.outbound.reply(self.io.palette(), now, write);
+        self.mark_dirty(key);
+        self.reschedule(key);
+    }
+
+    fn leave_open(&mut self, key: ConnKey, reason: CloseReason, farewell: Farewell) {
+        let now = self.ms();
+        self.topics.unsubscribe_all(key, &mut self.conns);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        debug_assert!(conn.is_open());
+        conn.phase = Phase::Settling(Box::new(farewell));
+        conn.reason = Some(reason);
+        conn.since = now;
+        self.reschedule(key);
+        self.settle(key);
+    }
+
+    /// Says the farewell if nothing is owed any more. Called whenever a debt is paid.
+    pub(super) fn settle(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Settling(farewell) = &conn.phase else { return };
+        if conn.owes() {
+            return;
+        }
+        let (code, answer) = (farewell.code, farewell.answer);
+        if let Some(code) = code {
+            let text = farewell.text.clone();
+            let now = self.now.monotonic_ms() as u32;
+            conn.outbound.reply(self.io.palette(), now, |out| ws::close(out, code, &text));
+        }
+        conn.phase = Phase::Closing;
+        self.mark_dirty(key);
+        if answer || conn_receive_ended(self.conns.get(key)) {
+            self.finish(key);
+        }
+    }
+
+    /// Both sides have said their last: close when the queue has left.
+    pub(super) fn finish(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if matches!(conn.phase, Phase::Closing) {
+            conn.phase = Phase::Finishing { linger: false };
+            conn.held = None;
+        }
+        self.mark_dirty(key);
+    }
+
+    /// The queue of a finishing connection has left.
+    pub(super) fn on_drained(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let reason = conn.reason.unwrap_or(CloseReason::Internal);
+        match conn.phase {
+            Phase::Finishing { linger: true } if !conn.receive_ended => {
+                conn.phase = Phase::Lingering;
+                conn.since = self.now.monotonic_ms() as u32;
+                self.io.shutdown(key);
+                self.reschedule(key);
+            }
+            Phase::Finishing { .. } => self.retire(key, reason),
+            _ => {}
+        }
+    }
+
+    /// The end: gives back everything but the slot, which the kernel's last completion frees.
+    pub(super) fn retire(&mut self, key: ConnKey, reason: CloseReason) {
+        self.topics.unsubscribe_all(key, &mut self.conns);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if matches!(conn.phase, Phase::Gone) {
+            return;
+        }
+        let reason = conn.reason.unwrap_or(reason);
+        conn.phase = Phase::Gone;
+        conn.held = None;
+        conn.decoder = ws::Decoder::default();
+        conn.dirty = false;
+        if conn.identity.take().is_some() {
+            self.metrics.authenticated.set(self.metrics.authenticated.get() - 1);
+        }
+        self.metrics.dropped[Drop::Closed as usize].add(conn.outbound.clear(self.io.palette()));
+        self.receipts.detach(&mut conn.receipts);
+        if conn.parked > 0 {
+            conn.parked = 0;
+            self.executor.cancel(key);
+        }
+        self.wheel.cancel(key.slot);
+        self.metrics.count_closed(reason);
+        tracing::trace!(shard = self.id.0, slot = key.slot, reason = reason.label(), "closed");
+        self.io.close(key);
+    }
+}
+
+fn conn_receive_ended(conn: Option<&crate::conn::Conn>) -> bool {
+    conn.is_some_and(|conn| conn.receive_ended)
+}

@@ -1,0 +1,263 @@
+//! The built-in commands, and what is answered to messages that are none.
+//! Law: every well-formed request gets exactly one reply; a refused one gets an error that names the culprit, and an
+//! error never closes the connection by itself, a budget of errors does.
+
+use std::fmt::Display;
+use std::rc::Rc;
+
+use crate::app::auth::{Authenticator, Claims};
+use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, MessageIdRef};
+use crate::conn::permissions::{TopicError, check_topic};
+use crate::conn::{Conn, Identity};
+use crate::id::ConnKey;
+use crate::io::Io;
+use crate::metrics::{CloseReason, ErrorCode};
+use crate::ws::{self, Opcode};
+
+use super::Shard;
+use super::closing::Goodbye;
+
+/// Why a command was not carried out.
+pub(super) type Fault = (ErrorCode, String);
+
+impl<I: Io> Shard<I> {
+    /// Handles one native message.
+    pub(super) fn on_message(&mut self, key: ConnKey, bytes: &mut [u8]) {
+        self.metrics.messages_in.add(1);
+        let message = match envelope::parse(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.fault(key, error.cause.code(), &error, error.id.as_ref().map(|id| id.borrow())),
+        };
+        let Some(conn) = self.conns.get(key) else { return };
+        let authorized = conn.identity.is_some() || !self.settings.auth_required;
+        match message.kind {
+            "ping" => self.reply(key, message.id, |envelope| envelope.pong()),
+            "authenticate" => self.authenticate(key, message),
+            "refresh" => self.refresh(key, message),
+            _ if !authorized => self.fault(key, ErrorCode::Unauthorized, "authenticate first", message.id),
+            "publish" => self.publish(key, message),
+            "subscribe" => self.subscribe(key, message),
+            "unsubscribe" => self.unsubscribe(key, message),
+            "list_subscriptions" => self.list_subscriptions(key, message.id),
+            _ => self.call_handler(key, message),
+        }
+    }
+
+    fn authenticate(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let (id, payload) = (message.id, message.payload);
+        let request = match payload.authenticate() {
+            Ok(request) => request,
+            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
+        };
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.identity.is_some() {
+            let why = "already authenticated; send `refresh` to renew the token";
+            return self.fault(key, ErrorCode::InvalidMessage, why, id);
+        }
+        match self.verify(request.token) {
+            Ok(claims) => {
+                self.metrics.authenticated.add(1);
+                self.adopt_identity(key, claims.identity, id);
+            }
+            Err(error) => {
+                self.count_error(ErrorCode::Unauthorized);
+                self.reply(key, id, |envelope| envelope.not_authenticated(&error));
+                let text = format!("authentication failed: {error}");
+                self.part(key, Goodbye::new(CloseReason::AuthFailed, 4501, text));
+            }
+        }
+    }
+
+    /// A new token for the same user. A bad one changes nothing: the old token goes on until it expires.
+    fn refresh(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let (id, payload) = (message.id, message.payload);
+        let request = match payload.authenticate() {
+            Ok(request) => request,
+            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
+        };
+        let Some(present) = self.conns.get(key).and_then(|conn| conn.identity.clone()) else {
+            return self.fault(key, ErrorCode::Unauthorized, "authenticate first", id);
+        };
+        match self.verify(request.token) {
+            Ok(Claims { identity, .. }) if identity.user_id == present.user_id => {
+                self.adopt_identity(key, identity, id);
+            }
+            Ok(_) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),
+            Err(error) => {
+                self.reply(key, id, |envelope| envelope.not_authenticated(&error));
+                self.spend_error(key, ErrorCode::Unauthorized);
+            }
+        }
+    }
+
+    fn verify(&self, token: &str) -> Result<Claims, String> {
+        match &self.shared.authenticator {
+            Some(authenticator) => {
+                Authenticator::verify(authenticator, token, self.now.unix_ms).map_err(|error| error.to_string())
+            }
+            None => Err("the server has no key to check tokens with".into()),
+        }
+    }
+
+    fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
+        let shard = self.id;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let identity = Rc::new(identity);
+        conn.identity = Some(identity.clone());
+        conn.expiry_announced = false;
+        let session = crate::id::SessionId::new(shard, key, conn.random);
+        tracing::debug!(%session, user = &*identity.user_id, "authenticated");
+        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, identity.expires_at));
+        self.reschedule(key);
+    }
+
+    fn subscribe(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let (id, payload) = (message.id, message.payload);
+        let request = match payload.subscribe() {
+            Ok(request) => request,
+            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
+        };
+        let allowed = self.permit(key, request.topic, "subscribe to", |identity, topic| identity.may_subscribe(topic));
+        match allowed.and_then(|()| self.join(key, request.topic)) {
+            Ok(()) => self.reply(key, id, |envelope| envelope.subscribed(request.topic)),
+            Err((code, text)) => self.fault(key, code, &text, id),
+        }
+    }
+
+    fn unsubscribe(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let (id, payload) = (message.id, message.payload);
+        let request = match payload.unsubscribe() {
+            Ok(request) => request,
+            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
+        };
+        match self.leave(key, request.topic) {
+            Ok(()) => self.reply(key, id, |envelope| envelope.unsubscribed(request.topic)),
+            Err((code, text)) => self.fault(key, code, &text, id),
+        }
+    }
+
+    fn list_subscriptions(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let topics: Vec<u32> = conn.subscriptions.as_slice().iter().map(|held| held.topic).collect();
+        let names: Vec<Box<str>> = topics.into_iter().map(|topic| self.topics.name(topic).into()).collect();
+        self.reply(key, id, |envelope| envelope.subscriptions(names.iter().map(|name| &**name)));
+    }
+
+    /// Makes the connection a member of a topic; it may be one already.
+    pub(super) fn join(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
+        self.check_name(topic)?;
+        let Some(conn) = self.conns.get(key).filter(|conn| conn.is_open()) else { return Err(gone()) };
+        if self.topics.find(topic).is_some_and(|index| conn.subscriptions.find(index).is_some()) {
+            return Ok(());
+        }
+        let most = self.settings.subscriptions_max;
+        if conn.subscriptions.len() >= most {
+            return Err((ErrorCode::LimitExceeded, format!("a connection may have {most} subscriptions")));
+        }
+        self.topics.subscribe(topic, key, &mut self.conns);
+        Ok(())
+    }
+
+    pub(super) fn leave(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
+        let left = match self.topics.find(topic) {
+            Some(index) => self.topics.unsubscribe(index, key, &mut self.conns),
+            None => false,
+        };
+        if left { Ok(()) } else { Err((ErrorCode::NotFound, "not subscribed to this topic".into())) }
+    }
+
+    /// Whether the connection's token allows it; without a token everything is allowed, where none is required.
+    pub(super) fn permit(
+        &self,
+        key: ConnKey,
+        topic: &str,
+        what: &str,
+        allows: impl Fn(&Identity, &str) -> bool,
+    ) -> Result<(), Fault> {
+        self.check_name(topic)?;
+        match self.conns.get(key).and_then(|conn| conn.identity.as_deref()) {
+            Some(identity) if !allows(identity, topic) => {
+                Err((ErrorCode::Forbidden, format!("the token does not allow to {what} this topic")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn check_name(&self, topic: &str) -> Result<(), Fault> {
+        check_topic(topic, self.settings.topic_length_max)
+            .map_err(|error| match error {
+                TopicError::TooLong { .. } => (ErrorCode::TooLarge, error.to_string()),
+                _ => (ErrorCode::InvalidMessage, error.to_string()),
+            })
+    }
+
+    /// Answers a request. Behind unanswered publishes of the connection the reply waits for its turn.
+    pub(super) fn reply(
+        &mut self,
+        key: ConnKey,
+        id: Option<MessageIdRef<'_>>,
+        write: impl FnOnce(EnvelopeWriter<'_>),
+    ) {
+        let unix_ms = self.now.unix_ms;
+        self.say(key, |out| write(EnvelopeWriter::reply(out, id, unix_ms)));
+    }
+
+    /// Sends something that nobody asked for.
+    pub(super) fn push(&mut self, key: ConnKey, write: impl FnOnce(EnvelopeWriter<'_>)) {
+        let unix_ms = self.now.unix_ms;
+        self.say(key, |out| write(EnvelopeWriter::push(out, unix_ms)));
+    }
+
+    fn say(&mut self, key: ConnKey, write: impl FnOnce(&mut Vec<u8>)) {
+        let now = self.ms();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !can_be_told(conn) {
+            return;
+        }
+        let frame = |out: &mut Vec<u8>| {
+            let mark = ws::begin(out);
+            write(out);
+            ws::finish(out, mark, Opcode::Text);
+        };
+        match conn.receipts {
+            Some(newest) => frame(self.receipts.after(newest)),
+            None => conn.outbound.reply(self.io.palette(), now, frame),
+        }
+        self.metrics.messages_out.add(1);
+        self.mark_dirty(key);
+    }
+
+    /// Answers with an error and spends one of the connection's error budget.
+    pub(super) fn fault<E: Display + ?Sized>(
+        &mut self,
+        key: ConnKey,
+        code: ErrorCode,
+        message: &E,
+        id: Option<MessageIdRef<'_>>,
+    ) {
+        self.reply(key, id, |envelope| envelope.error(code, &format_args!("{message}")));
+        self.spend_error(key, code);
+    }
+
+    fn spend_error(&mut self, key: ConnKey, code: ErrorCode) {
+        self.count_error(code);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.errors = conn.errors.saturating_add(1);
+        if conn.errors >= self.settings.errors_max {
+            self.part(key, Goodbye::new(CloseReason::Errors, 4506, "too many errors"));
+        }
+    }
+
+    pub(super) fn count_error(&self, code: ErrorCode) {
+        self.metrics.errors[code as usize].add(1);
+    }
+}
+
+/// Whether the connection is still to be told things: until its close frame is queued.
+fn can_be_told(conn: &Conn) -> bool {
+    matches!(conn.phase, crate::conn::Phase::Open | crate::conn::Phase::Settling(_))
+}
+
+pub(super) fn gone() -> Fault {
+    (ErrorCode::NotFound, "the connection has ended".into())
+}

@@ -1,0 +1,170 @@
+//! Handler futures that are waiting.
+//!
+//! Law: each parked future has a slot, and each slot has one waker for all futures it ever holds, which is in the ready
+//! queue at most once; so the queue has room for every slot and a wake is never lost. A wake that was meant for an
+//! earlier future of the slot is spurious and harmless.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::app::envelope::MessageId;
+use crate::app::handler::{HandlerFuture, Outcome};
+use crate::id::ConnKey;
+use crate::io::Doorbell;
+
+/// How a handler ended.
+pub enum Ended {
+    /// It returned.
+    Returned(Outcome),
+    /// It panicked; what with.
+    Panicked(String),
+}
+
+/// A handler that has ended, and whose request it was.
+pub struct Done {
+    /// The connection that asked.
+    pub conn: ConnKey,
+    /// The id of the request.
+    pub id: Option<MessageId>,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+struct Task {
+    future: HandlerFuture,
+    conn: ConnKey,
+    id: Option<MessageId>,
+}
+
+struct Slot {
+    task: Option<Task>,
+    waker: Waker,
+    state: Arc<SlotWaker>,
+}
+
+struct SlotWaker {
+    index: u32,
+    /// In the ready queue.
+    queued: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+struct Ready {
+    queue: ArrayQueue<u32>,
+    doorbell: Arc<dyn Doorbell>,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            let full = self.ready.queue.push(self.index).is_err();
+            debug_assert!(!full, "a slot is queued at most once");
+            self.ready.doorbell.ring();
+        }
+    }
+}
+
+/// The parked futures of one shard.
+pub struct Executor {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    ready: Arc<Ready>,
+    bound: usize,
+}
+
+impl Executor {
+    /// Room for `bound` futures (≥ 1).
+    pub fn new(bound: usize, doorbell: Arc<dyn Doorbell>) -> Self {
+        let ready = Arc::new(Ready { queue: ArrayQueue::new(bound.max(1)), doorbell });
+        Self { slots: Vec::new(), free: Vec::new(), ready, bound: bound.max(1) }
+    }
+
+    /// Futures parked.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether another future has room.
+    pub fn has_room(&self) -> bool {
+        self.len() < self.bound
+    }
+
+    /// Whether a parked future was woken.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.queue.is_empty()
+    }
+
+    /// Polls a new future once; if it is pending, it parks. The caller has asked [`Executor::has_room`].
+    pub fn start(&mut self, conn: ConnKey, id: Option<MessageId>, future: HandlerFuture) -> Option<Done> {
+        debug_assert!(self.has_room());
+        let index = self.free.pop().unwrap_or_else(|| self.add_slot());
+        self.slots[index as usize].task = Some(Task { future, conn, id });
+        self.poll(index)
+    }
+
+    /// The next slot whose future was woken, out of those that were when `left` was counted.
+    pub fn next_ready(&self, left: &mut usize) -> Option<u32> {
+        *left = left.checked_sub(1)?;
+        self.ready.queue.pop()
+    }
+
+    /// How many slots are woken now; futures that wake themselves at once wait for the next turn.
+    pub fn ready(&self) -> usize {
+        self.ready.queue.len()
+    }
+
+    /// Polls the future of a slot, if it still has one.
+    pub fn poll(&mut self, index: u32) -> Option<Done> {
+        let slot = &mut self.slots[index as usize];
+        slot.state.queued.store(false, Ordering::Release);
+        let task = slot.task.as_mut()?;
+        let mut context = Context::from_waker(&slot.waker);
+        let polled = catch_unwind(AssertUnwindSafe(|| task.future.as_mut().poll(&mut context)));
+        let ended = match polled {
+            Ok(Poll::Pending) => return None,
+            Ok(Poll::Ready(outcome)) => Ended::Returned(outcome),
+            Err(panic) => Ended::Panicked(describe(&*panic)),
+        };
+        let Task { conn, id, future } = slot.task.take().expect("polled just now");
+        self.free.push(index);
+        drop_quietly(future);
+        Some(Done { conn, id, ended })
+    }
+
+    /// Drops the futures of a connection that has gone.
+    pub fn cancel(&mut self, conn: ConnKey) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.task.as_ref().is_some_and(|task| task.conn == conn) {
+                let task = slot.task.take().expect("seen just now");
+                self.free.push(index as u32);
+                drop_quietly(task.future);
+            }
+        }
+    }
+
+    fn add_slot(&mut self) -> u32 {
+        let index = self.slots.len() as u32;
+        let state = Arc::new(SlotWaker { index, queued: AtomicBool::new(false), ready: self.ready.clone() });
+        self.slots.push(Slot { task: None, waker: state.clone().into(), state });
+        index
+    }
+}
+
+/// Drops a user's value whose destructor might panic too.
+fn drop_quietly<T>(value: T) {
+    let _ = catch_unwind(AssertUnwindSafe(move || drop(value)));
+}
+
+/// What a panic said.
+pub fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").into()
+}

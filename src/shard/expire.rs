@@ -1,0 +1,149 @@
+//! Deadlines: when a connection must be looked at again, and what is done then.
+//!
+//! Law: a connection has one timer. A message only writes a timestamp; when the timer fires, everything is judged from
+//! the connection's own fields and the timer is set to the next thing that could fall due. So a message costs no timer
+//! work, and a timer is never late: whatever brings a deadline nearer sets it.
+//!
+//! Activity, for the idle timeout, is a message in either direction or a ping from the client. The server's own ping
+//! and its pong prove that the peer is there, not that it is in use.
+
+use crate::conn::{Ms, Phase};
+use crate::id::ConnKey;
+use crate::io::Io;
+use crate::metrics::CloseReason;
+use crate::ws::{self, Opcode};
+
+use super::Shard;
+use super::closing::Goodbye;
+use super::settings::LINGER_MS;
+
+/// What a connection's timer stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Handshake,
+    Auth,
+    Idle,
+    Ping,
+    Pong,
+    Expiry,
+    Grace,
+    Age,
+    Close,
+    Linger,
+}
+
+impl<I: Io> Shard<I> {
+    /// Sets the connection's timer to the earliest thing that can fall due.
+    pub(super) fn reschedule(&mut self, key: ConnKey) {
+        match self.next_due(key) {
+            Some((at_ms, _)) => self.wheel.schedule(key.slot, at_ms),
+            None => self.wheel.cancel(key.slot),
+        }
+    }
+
+    pub(super) fn expire(&mut self) {
+        self.resume_accepting();
+        self.enforce_drain();
+        let now_ms = self.now.monotonic_ms();
+        while let Some(slot) = self.wheel.pop_expired(now_ms) {
+            let Some(key) = self.conns.key_of(slot) else { continue };
+            while let Some((at_ms, due)) = self.next_due(key) {
+                if at_ms > now_ms {
+                    self.wheel.schedule(slot, at_ms);
+                    break;
+                }
+                self.on_due(key, due);
+            }
+        }
+    }
+
+    /// The earliest thing that can fall due, and when; past times are due now.
+    fn next_due(&mut self, key: ConnKey) -> Option<(u64, Due)> {
+        let conn = self.conns.get_mut(key)?;
+        let settings = &self.settings;
+        let now_ms = self.now.monotonic_ms();
+        let at = |since: Ms, after_ms: u64| now_ms - u64::from((now_ms as Ms).wrapping_sub(since)) + after_ms;
+        match conn.phase {
+            Phase::Handshake(_) => return Some((at(conn.since, settings.handshake_timeout_ms), Due::Handshake)),
+            Phase::Settling(_) | Phase::Closing | Phase::Finishing { .. } => {
+                return Some((at(conn.since, settings.close_timeout_ms), Due::Close));
+            }
+            Phase::Lingering => return Some((at(conn.since, LINGER_MS), Due::Linger)),
+            Phase::Gone => return None,
+            Phase::Open => {}
+        }
+        let mut earliest = None;
+        let mut consider = |at_ms: u64, due| {
+            if earliest.is_none_or(|(best, _)| at_ms < best) {
+                earliest = Some((at_ms, due));
+            }
+        };
+        let native = conn.endpoint == crate::conn::Endpoint::Native;
+        if native && settings.auth_required && conn.identity.is_none() {
+            consider(at(conn.since, settings.auth_timeout_ms), Due::Auth);
+        }
+        // After a freeze what peers sent is read before they are judged.
+        let lenient_ms = self.lenient_until_ms;
+        if settings.idle_timeout_ms > 0 {
+            consider(at(conn.active, settings.idle_timeout_ms).max(lenient_ms), Due::Idle);
+        }
+        if settings.ping_interval_ms > 0 && conn.held.is_none() {
+            if conn.awaiting_pong {
+                consider(at(conn.pinged, settings.pong_timeout_ms).max(lenient_ms), Due::Pong);
+            } else {
+                consider(at(conn.heard, settings.ping_interval_ms), Due::Ping);
+            }
+        }
+        if let Some(expires_at) = conn.identity.as_ref().and_then(|identity| identity.expires_at) {
+            let in_ms = (expires_at.saturating_mul(1000)).saturating_sub(self.now.unix_ms);
+            if conn.expiry_announced {
+                let over_ms = self.now.unix_ms.saturating_sub(expires_at.saturating_mul(1000));
+                let left_ms = (in_ms + settings.expiry_grace_ms).saturating_sub(over_ms);
+                consider(now_ms.saturating_add(left_ms), Due::Grace);
+            } else {
+                consider(now_ms.saturating_add(in_ms), Due::Expiry);
+            }
+        }
+        match conn.outbound.over_age(&settings.outbound, now_ms as Ms) {
+            Ok(None) => {}
+            Ok(Some(look)) => consider(now_ms + u64::from(look.wrapping_sub(now_ms as Ms)), Due::Age),
+            Err(crate::conn::Aged) => consider(now_ms, Due::Age),
+        }
+        earliest
+    }
+
+    fn on_due(&mut self, key: ConnKey, due: Due) {
+        match due {
+            Due::Handshake => {
+                let write = |out: &mut Vec<u8>| {
+                    ws::refuse(out, 408, "the upgrade request was not finished in time", &[]);
+                };
+                self.refuse(key, write, CloseReason::HandshakeTimeout);
+            }
+            Due::Auth => self.part(key, Goodbye::new(CloseReason::AuthTimeout, 4502, "not authenticated in time")),
+            Due::Idle => self.part(key, Goodbye::new(CloseReason::Idle, 4001, "idle timeout")),
+            Due::Pong => self.part(key, Goodbye::new(CloseReason::NoPong, 4002, "no pong")),
+            Due::Grace => self.part(key, Goodbye::new(CloseReason::Expired, 4003, "the token has expired")),
+            Due::Age => self.part_slow(key, "a message has waited too long"),
+            Due::Ping => self.ping(key),
+            Due::Expiry => self.announce_expiry(key),
+            Due::Close | Due::Linger => self.retire(key, CloseReason::Internal),
+        }
+    }
+
+    fn ping(&mut self, key: ConnKey) {
+        let now = self.ms();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.pinged = now;
+        conn.awaiting_pong = true;
+        conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Ping, b""));
+        self.mark_dirty(key);
+    }
+
+    fn announce_expiry(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.expiry_announced = true;
+        let Some(expires_at) = conn.identity.as_ref().and_then(|identity| identity.expires_at) else { return };
+        self.push(key, |envelope| envelope.token_expiring(expires_at));
+    }
+}

@@ -1,0 +1,107 @@
+//! From a TCP connection to a WebSocket, or to an HTTP error that says why not.
+//! Law: the head's memory follows its bytes up to `max_header_bytes`; bytes after the head are frames.
+
+use crate::conn::{Endpoint, Phase};
+use crate::id::ConnKey;
+use crate::io::Io;
+use crate::metrics::{CloseReason, Refusal};
+use crate::ws::{self, Progress, Upgrade};
+
+use super::Shard;
+use super::accept::Accepting;
+use super::settings::SUBPROTOCOL;
+
+/// What a finished request leads to.
+enum Verdict {
+    Open(Endpoint),
+    Refuse { status: u16, why: &'static str, cause: Refusal },
+}
+
+impl<I: Io> Shard<I> {
+    /// Takes bytes of the request; frames that follow it go on to the decoder.
+    pub(super) fn shake_hands(&mut self, key: ConnKey, bytes: &mut [u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Handshake(head) = &mut conn.phase else { return };
+        let Some(mut head) = head.take() else {
+            return match self.try_upgrade(key, bytes, 0) {
+                Some(head_bytes) => self.on_frames(key, &mut bytes[head_bytes..]),
+                None => self.keep_head(key, Box::new(bytes.to_vec())),
+            };
+        };
+        let seen = head.len();
+        head.extend_from_slice(bytes);
+        match self.try_upgrade(key, &head, seen) {
+            Some(head_bytes) => self.on_frames(key, &mut head[head_bytes..]),
+            None => self.keep_head(key, head),
+        }
+    }
+
+    #[expect(clippy::box_collection, reason = "8 bytes in every connection instead of 24 for the few that need it")]
+    fn keep_head(&mut self, key: ConnKey, unfinished: Box<Vec<u8>>) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && let Phase::Handshake(head) = &mut conn.phase
+        {
+            *head = Some(unfinished);
+        }
+    }
+
+    /// Answers the request if it is complete or wrong. Returns where frames begin, if it was upgraded.
+    fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Option<usize> {
+        match ws::parse_request(bytes, seen, &self.settings.handshake) {
+            Ok(Progress::NeedMore) => None,
+            Ok(Progress::Complete { request, head_bytes }) => match self.judge(key, &request) {
+                Verdict::Open(endpoint) => {
+                    self.upgrade(key, &request, endpoint);
+                    Some(head_bytes)
+                }
+                Verdict::Refuse { status, why, cause } => {
+                    self.metrics.refused[cause as usize].add(1);
+                    let after = (self.io.random() % 4 + 1).to_string();
+                    let retry = [("Retry-After", after.as_str())];
+                    let headers = if status == 503 { &retry[..] } else { &[] };
+                    self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
+                    None
+                }
+            },
+            Err(error) => {
+                self.metrics.refused[Refusal::BadRequest as usize].add(1);
+                tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");
+                self.refuse(key, |out| error.refuse(out), CloseReason::BadHandshake);
+                None
+            }
+        }
+    }
+
+    fn judge(&self, key: ConnKey, request: &Upgrade<'_>) -> Verdict {
+        if self.accepting == Accepting::Stopped {
+            let why = "the server is draining; connect again later";
+            return Verdict::Refuse { status: 503, why, cause: Refusal::Draining };
+        }
+        if self.conns.get(key).is_some_and(|conn| conn.surplus) {
+            let why = "the server holds as many connections as it may; connect again later";
+            return Verdict::Refuse { status: 503, why, cause: Refusal::Full };
+        }
+        if request.path == self.settings.path {
+            Verdict::Open(Endpoint::Native)
+        } else if Some(request.path) == self.settings.echo_path.as_deref() {
+            Verdict::Open(Endpoint::Echo)
+        } else {
+            let why = "no WebSocket endpoint at this path";
+            Verdict::Refuse { status: 404, why, cause: Refusal::BadRequest }
+        }
+    }
+
+    fn upgrade(&mut self, key: ConnKey, request: &Upgrade<'_>, endpoint: Endpoint) {
+        let subprotocol = request.protocols().any(|offered| offered == SUBPROTOCOL).then_some(SUBPROTOCOL);
+        let now = self.ms();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.phase = Phase::Open;
+        conn.endpoint = endpoint;
+        conn.since = now;
+        conn.active = now;
+        conn.outbound.reply(self.io.palette(), now, |out| ws::accept(out, request, subprotocol));
+        self.metrics.upgraded.add(1);
+        self.mark_dirty(key);
+        self.reschedule(key);
+    }
+}

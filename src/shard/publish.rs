@@ -1,0 +1,189 @@
+//! Publishing: encode once, fan out here, hand to the interested shards, answer with exact counts.
+
+use std::sync::Arc;
+
+use crate::app::context::Answer;
+use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, PublishReceipt};
+use crate::id::{ConnKey, ReceiptIndex};
+use crate::io::{Io, SharedFrame};
+use crate::pubsub::{Delivery, ShardSet, Topic, fan_out};
+use crate::ws::{self, Opcode};
+
+use super::Shard;
+
+/// What is owed for a publish that other shards still count.
+pub(super) enum Owed {
+    /// An ack to a client. The slot is its connection's for as long as the entry is not detached.
+    Client { slot: u32, id: Option<MessageId>, topic: Box<str> },
+    /// The answer to a handler or to the embedding program.
+    Caller(Answer<Delivery>),
+}
+
+/// Where a message went, and who else has to count.
+pub(super) struct Spread {
+    delivery: Delivery,
+    others: ShardSet,
+    topic: Option<Arc<Topic>>,
+    frame: Arc<SharedFrame>,
+}
+
+impl<I: Io> Shard<I> {
+    pub(super) fn publish(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
+        let (id, payload) = (message.id, message.payload);
+        let request = match payload.publish() {
+            Ok(request) => request,
+            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
+        };
+        let allowed = self.permit(key, request.topic, "publish to", |identity, topic| identity.may_publish(topic));
+        if let Err((code, text)) = allowed {
+            return self.fault(key, code, &text, id);
+        }
+        let publisher = self.conns.get(key).and_then(|conn| conn.identity.clone());
+        let publisher = publisher.as_deref().map(|identity| &*identity.user_id);
+        let frame = self.encode(|envelope| envelope.message(request.topic, request.data, publisher));
+        let spread = self.spread(request.topic, frame, request.exclude_self.then_some(key.slot));
+        if spread.others.is_empty() {
+            return self.acknowledge(key, id, request.topic, spread.delivery);
+        }
+        let owed = Owed::Client { slot: key.slot, id: id.map(MessageId::from), topic: request.topic.into() };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let (awaited, counted) = (spread.others.len(), spread.delivery);
+        let receipt = self.receipts.open(owed, awaited, counted, Some(&mut conn.receipts));
+        self.bus.publish(spread.others, spread.topic.as_ref(), &spread.frame, receipt);
+    }
+
+    /// Publishes for a handler or the embedding program. The caller has looked for room on the bus.
+    pub(super) fn publish_for(&mut self, topic: &str, data: &[u8], answer: Answer<Delivery>) {
+        let frame = self.encode(|envelope| envelope.message(topic, data, None));
+        let spread = self.spread(topic, frame, None);
+        self.answer_when_counted(spread, answer);
+    }
+
+    /// Sends to every connection of every shard, subscribed or not. The caller has looked for room on the bus.
+    pub(super) fn broadcast_for(&mut self, data: &[u8], answer: Answer<Delivery>) {
+        let frame = self.encode(|envelope| envelope.broadcast(data));
+        let delivery = self.deliver_to_all(frame.clone());
+        self.answer_when_counted(Spread { delivery, others: self.bus.others(), topic: None, frame }, answer);
+    }
+
+    fn answer_when_counted(&mut self, spread: Spread, answer: Answer<Delivery>) {
+        if spread.others.is_empty() {
+            let _ = answer.send(Ok(spread.delivery)); // nobody waits for it
+            return;
+        }
+        let receipt = self.receipts.open(Owed::Caller(answer), spread.others.len(), spread.delivery, None);
+        self.bus.publish(spread.others, spread.topic.as_ref(), &spread.frame, receipt);
+    }
+
+    /// Whether a publish has room on its way.
+    pub(super) fn has_room_to_publish(&mut self) -> bool {
+        self.bus.has_room() && self.receipts.has_room()
+    }
+
+    /// The wire frame of a message, encoded once for all its receivers.
+    fn encode(&self, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
+        let mut out = Vec::with_capacity(256);
+        let mark = ws::begin(&mut out);
+        write(EnvelopeWriter::push(&mut out, self.now.unix_ms));
+        ws::finish(&mut out, mark, Opcode::Text);
+        SharedFrame::new(out)
+    }
+
+    /// Puts the frame on the queues of this shard's members and finds out which other shards have some.
+    fn spread(&mut self, topic: &str, frame: Arc<SharedFrame>, except: Option<u32>) -> Spread {
+        self.metrics.published.add(1);
+        let topic = self.topics.resolve(topic);
+        let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();
+        others.remove(self.id);
+        let local = topic.as_deref().and_then(|topic| topic.local(self.id));
+        let delivery = match local {
+            Some(index) => self.deliver(index, frame.clone(), except),
+            None => Delivery::default(),
+        };
+        Spread { delivery, others, topic, frame }
+    }
+
+    /// Puts the frame on the queues of a local topic's members.
+    pub(super) fn deliver(&mut self, topic: u32, frame: Arc<SharedFrame>, except: Option<u32>) -> Delivery {
+        let now = self.ms();
+        let members = self.topics.members(topic);
+        let limits = &self.settings.outbound;
+        let palette = self.io.palette();
+        let delivery =
+            fan_out(frame, members, except, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
+        self.metrics.messages_out.add(delivery.queued);
+        delivery
+    }
+
+    /// Puts the frame on the queue of every open connection that need not authenticate first.
+    pub(super) fn deliver_to_all(&mut self, frame: Arc<SharedFrame>) -> Delivery {
+        let now = self.ms();
+        let required = self.settings.auth_required;
+        let everyone: Vec<u32> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.is_open() && conn.endpoint == crate::conn::Endpoint::Native)
+            .filter(|(_, conn)| conn.identity.is_some() || !required)
+            .map(|(key, _)| key.slot)
+            .collect();
+        let limits = &self.settings.outbound;
+        let palette = self.io.palette();
+        let delivery =
+            fan_out(frame, &everyone, None, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
+        self.metrics.messages_out.add(delivery.queued);
+        delivery
+    }
+
+    fn acknowledge(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str, delivery: Delivery) {
+        let Delivery { matched, queued, dropped } = delivery;
+        self.reply(key, id, |envelope| envelope.published(topic, PublishReceipt { matched, queued, dropped }));
+    }
+
+    /// Another shard has counted.
+    pub(super) fn on_counted(&mut self, receipt: ReceiptIndex, delivery: Delivery) {
+        let slot = match self.receipts.count(receipt, delivery) {
+            Some(&Owed::Client { slot, .. }) => slot,
+            Some(Owed::Caller(_)) | None => {
+                if let Some(answered) = self.receipts.take(receipt)
+                    && let Some(Owed::Caller(answer)) = answered.owed
+                {
+                    let _ = answer.send(Ok(answered.delivery)); // nobody waits for it
+                }
+                return;
+            }
+        };
+        let Some(key) = self.conns.key_of(slot) else { return };
+        while let Some(conn) = self.conns.get_mut(key)
+            && let Some(answered) = self.receipts.take_oldest(&mut conn.receipts)
+        {
+            let Some(Owed::Client { id, topic, .. }) = answered.owed else { continue };
+            self.acknowledge_in_turn(key, id.as_ref().map(MessageId::borrow), &topic, answered.delivery, &answered.after);
+        }
+        self.settle(key);
+        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
+            self.resume(key);
+        }
+    }
+
+    /// Writes an ack and the replies that waited behind it to the connection's queue, before younger publishes' acks.
+    fn acknowledge_in_turn(
+        &mut self,
+        key: ConnKey,
+        id: Option<MessageIdRef<'_>>,
+        topic: &str,
+        delivery: Delivery,
+        after: &[u8],
+    ) {
+        let (now, unix_ms) = (self.ms(), self.now.unix_ms);
+        let Delivery { matched, queued, dropped } = delivery;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.outbound.reply(self.io.palette(), now, |out| {
+            let mark = ws::begin(out);
+            EnvelopeWriter::reply(out, id, unix_ms).published(topic, PublishReceipt { matched, queued, dropped });
+            ws::finish(out, mark, Opcode::Text);
+            out.extend_from_slice(after);
+        });
+        self.metrics.messages_out.add(1);
+        self.mark_dirty(key);
+    }
+}

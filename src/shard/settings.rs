@@ -1,0 +1,77 @@
+//! The numbers a shard works with, out of the configuration and in the units of the loop.
+
+use crate::app::envelope;
+use crate::config::Config;
+use crate::conn::OutboundLimits;
+use crate::ws::{HandshakeLimits, Limits};
+
+/// What a shard needs to know of the configuration. Times in milliseconds; 0 means never where the key says so.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the configuration key of the same name, in milliseconds or bytes")]
+pub struct Settings {
+    pub path: String,
+    pub echo_path: Option<String>,
+    pub connections_max: u32,
+    pub slots: u32,
+    pub handshake: HandshakeLimits,
+    pub messages: Limits,
+    pub outbound: OutboundLimits,
+    pub handshake_timeout_ms: u64,
+    pub auth_required: bool,
+    pub auth_timeout_ms: u64,
+    pub expiry_grace_ms: u64,
+    pub idle_timeout_ms: u64,
+    pub ping_interval_ms: u64,
+    pub pong_timeout_ms: u64,
+    pub close_timeout_ms: u64,
+    pub errors_max: u16,
+    pub subscriptions_max: usize,
+    pub topic_length_max: usize,
+    pub parked_max: usize,
+}
+
+impl Settings {
+    /// The settings of a shard with `slots` places, in an engine that may hold `connections_max` connections.
+    pub fn new(config: &Config, connections_max: u32, slots: u32) -> Self {
+        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let outbound = &config.outbound;
+        Self {
+            path: config.path.clone(),
+            echo_path: config.echo_path.clone(),
+            connections_max,
+            slots,
+            handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
+            messages: Limits { message_bytes_max: config.websocket.max_message_size },
+            outbound: OutboundLimits {
+                bytes_max: outbound.max_bytes.try_into().unwrap_or(u32::MAX),
+                frames_max: outbound.max_frames.try_into().unwrap_or(u32::MAX),
+                age_max_ms: ms(outbound.max_age).try_into().unwrap_or(u32::MAX / 2),
+            },
+            handshake_timeout_ms: ms(config.websocket.handshake_timeout),
+            auth_required: config.auth.required,
+            auth_timeout_ms: ms(config.auth.timeout),
+            expiry_grace_ms: ms(config.auth.expiry_grace),
+            idle_timeout_ms: config.websocket.idle_timeout_seconds * 1000,
+            ping_interval_ms: config.websocket.ping_interval_seconds * 1000,
+            pong_timeout_ms: ms(config.websocket.pong_timeout),
+            close_timeout_ms: ms(config.websocket.close_timeout),
+            errors_max: config.limits.errors.try_into().unwrap_or(u16::MAX),
+            subscriptions_max: config.limits.subscriptions_per_connection,
+            topic_length_max: config.limits.topic_length,
+            parked_max: config.limits.parked_handlers,
+        }
+    }
+}
+
+/// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
+pub const PARKED_PER_CONN_MAX: u16 = 32;
+/// How long a connection lingers so that what it was sent last is not destroyed by a reset.
+pub const LINGER_MS: u64 = 1_000;
+/// Subprotocol of the native JSON.
+pub const SUBPROTOCOL: &str = "tidewheel.v1";
+/// How long accepting pauses when a table is full and no connection ends meanwhile.
+pub const ACCEPT_RETRY_MS: u64 = 100;
+/// Later than asked by this much, a shard has been frozen (SIGSTOP, a suspended machine) and reads before it judges.
+pub const FREEZE_MS: u64 = 1_000;
+
+const _: () = assert!(envelope::ID_LENGTH_MAX <= 64, "a request id is kept while its reply waits");
