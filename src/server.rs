@@ -143,13 +143,7 @@ impl EngineBuilder {
         };
         let capacity = Capacity::of_machine(&self.config, shards)?;
 
-        let mut listeners: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
-        let mut addresses = Vec::new();
-        for &address in &self.config.listen {
-            let each = listener::listen(address, shards)?;
-            addresses.push(each[0].local_addr()?);
-            listeners.iter_mut().zip(each).for_each(|(own, listener)| own.push(listener));
-        }
+        let (listeners, addresses) = listen(&self.config.listen, shards)?;
         let admin = match self.admin {
             true => Some(bind_admin(self.config.admin.listen)?),
             false => None,
@@ -186,43 +180,33 @@ impl EngineBuilder {
         });
         let bells: Arc<[Arc<Bell>]> =
             (0..shards).map(|_| Bell::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?.into();
-        let mut threads = Vec::new();
-        let (started, wait_started) = mpsc::channel();
-        for (index, listeners) in listeners.into_iter().enumerate() {
-            let plan = Plan {
-                shard: ShardId(index as u16),
-                core: cores[index % cores.len()],
-                ring: UringConfig {
-                    table: capacity.table,
-                    buffers: self.config.io.receive_buffers as u16,
-                    buffer_size: self.config.io.receive_buffer_size as u32,
-                    mode: match self.config.io.wait {
-                        ReceiveWait::Recv => ReceiveMode::Recv,
-                        ReceiveWait::Poll => ReceiveMode::Poll,
-                    },
-                    listeners,
-                    bells: bells.clone(),
-                    shard: ShardId(index as u16),
+        let plans = listeners.into_iter().enumerate().map(|(index, listeners)| Plan {
+            shard: ShardId(index as u16),
+            core: cores[index % cores.len()],
+            ring: UringConfig {
+                table: capacity.table,
+                buffers: self.config.io.receive_buffers as u16,
+                buffer_size: self.config.io.receive_buffer_size as u32,
+                mode: match self.config.io.wait {
+                    ReceiveWait::Recv => ReceiveMode::Recv,
+                    ReceiveWait::Poll => ReceiveMode::Poll,
                 },
-                settings: Settings::new(&self.config, capacity.connections, capacity.table),
-                shared: shared.clone(),
-                metrics: inner.metrics[index].clone(),
-                inbox: inner.inboxes[index].clone(),
-                runtime: control.tokio_handle().clone(),
-            };
-            let started = started.clone();
-            let body = move || plan.run(&started);
-            threads.push(thread::Builder::new().name(format!("shard-{index}")).spawn(body)?);
-        }
-        drop(started);
+                listeners,
+                bells: bells.clone(),
+                shard: ShardId(index as u16),
+            },
+            settings: Settings::new(&self.config, capacity.connections, capacity.table),
+            shared: shared.clone(),
+            metrics: inner.metrics[index].clone(),
+            inbox: inner.inboxes[index].clone(),
+            runtime: control.tokio_handle().clone(),
+        });
+        let (threads, started) = launch(plans)?;
         let engine = Engine { inner, threads, control: Some(control), addresses, capacity, features };
-        for _ in 0..shards {
-            let outcome = wait_started.recv().unwrap_or_else(|_| Err(io::Error::other("a shard ended while starting")));
-            if let Err(error) = outcome {
-                engine.inner.drain();
-                engine.wait();
-                return Err(error.into());
-            }
+        if let Err(error) = started {
+            engine.inner.drain();
+            engine.wait();
+            return Err(error.into());
         }
         engine.inner.phase.advance(Stage::Ready);
         Ok(engine)
@@ -233,7 +217,7 @@ impl EngineBuilder {
 #[derive(Debug)]
 pub struct Engine {
     inner: Arc<Inner>,
-    threads: Vec<JoinHandle<io::Result<()>>>,
+    threads: Vec<ShardThread>,
     control: Option<ControlPlane>,
     addresses: Vec<SocketAddr>,
     capacity: Capacity,
@@ -355,6 +339,9 @@ impl EngineHandle {
     }
 }
 
+/// Ends when its shard has drained, or with the error that broke its ring.
+type ShardThread = JoinHandle<io::Result<()>>;
+
 #[derive(Debug)]
 struct Inner {
     inboxes: Box<[Arc<Inbox>]>,
@@ -471,13 +458,41 @@ impl Plan {
                 return Ok(());
             }
         };
-        let mut shard =
-            Shard::new(self.shard, io, self.settings, self.shared, self.metrics, self.inbox, clock::now());
+        let mut shard = Shard::new(self.shard, io, self.settings, self.shared, self.metrics, self.inbox, clock::now());
         shard.open();
         let _ = started.send(Ok(())); // the engine has given up already
         while shard.turn()? == Turn::Again {}
         Ok(())
     }
+}
+
+/// Starts the shards' threads and waits until each accepts, or the first that could not start.
+fn launch(plans: impl Iterator<Item = Plan>) -> io::Result<(Vec<ShardThread>, io::Result<()>)> {
+    let (started, wait_started) = mpsc::channel();
+    let mut threads = Vec::new();
+    for plan in plans {
+        let started = started.clone();
+        let name = format!("shard-{}", plan.shard.0);
+        threads.push(thread::Builder::new().name(name).spawn(move || plan.run(&started))?);
+    }
+    drop(started);
+    let mut outcomes = threads
+        .iter()
+        .map(|_| wait_started.recv().unwrap_or_else(|_| Err(io::Error::other("a shard ended while starting"))));
+    let outcome = outcomes.find(Result::is_err).unwrap_or(Ok(()));
+    Ok((threads, outcome))
+}
+
+/// One listening socket for each shard on each address: `[shard][address]`, and what the addresses are.
+fn listen(addresses: &[SocketAddr], shards: usize) -> io::Result<(Vec<Vec<TcpListener>>, Vec<SocketAddr>)> {
+    let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut bound = Vec::new();
+    for &address in addresses {
+        let each = listener::listen(address, shards)?;
+        bound.push(each[0].local_addr()?);
+        by_shard.iter_mut().zip(each).for_each(|(own, listener)| own.push(listener));
+    }
+    Ok((by_shard, bound))
 }
 
 fn authenticator(config: &Config) -> Result<Option<Authenticator>, StartError> {

@@ -118,11 +118,7 @@ impl HandlerError {
 /// Any other error is `internal_error` to the client; its text goes to the log only.
 impl<E: std::error::Error + 'static> From<E> for HandlerError {
     fn from(cause: E) -> Self {
-        Self {
-            code: ErrorCode::InternalError,
-            message: "the handler failed".into(),
-            cause: Some(Box::new(cause)),
-        }
+        Self { code: ErrorCode::InternalError, message: "the handler failed".into(), cause: Some(Box::new(cause)) }
     }
 }
 
@@ -138,11 +134,7 @@ pub(crate) trait AnyHandler: Send + Sync {
 }
 
 impl<H: MessageHandler> AnyHandler for H {
-    fn call(
-        self: Arc<Self>,
-        context: Context,
-        message: IncomingMessage<'_>,
-    ) -> Result<HandlerFuture, EnvelopeError> {
+    fn call(self: Arc<Self>, context: Context, message: IncomingMessage<'_>) -> Result<HandlerFuture, EnvelopeError> {
         let message = message.parse_payload::<H::Message>()?;
         Ok(Box::pin(async move { self.handle(context, message).await?.into_reply() }))
     }

@@ -11,7 +11,7 @@ mod subscriptions;
 use std::rc::Rc;
 
 pub use identity::Identity;
-pub use outbound::{Aged, Enqueued, Gather, OutboundLimits, Outbound, SendPart};
+pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;

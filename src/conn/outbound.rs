@@ -437,7 +437,8 @@ mod tests {
     fn the_same_run_is_copied_once_for_all() {
         let mut palette = Palette::default();
         let mut gather = Gather::default();
-        let keys: Vec<_> = ["a", "b", "c"].iter().map(|t| palette.share(SharedFrame::new(t.as_bytes().to_vec()), 2)).collect();
+        let keys: Vec<_> =
+            ["a", "b", "c"].iter().map(|t| palette.share(SharedFrame::new(t.as_bytes().to_vec()), 2)).collect();
         let mut queues = [Outbound::default(), Outbound::default()];
         let frames = queues.each_mut().map(|queue| {
             for &key in &keys {

@@ -112,7 +112,13 @@ impl BusPort {
     }
 
     /// Sends a publish to each shard of `to`. The caller has asked [`BusPort::has_room`] since its last publish.
-    pub fn publish(&mut self, to: ShardSet, topic: Option<&Arc<Topic>>, frame: &Arc<SharedFrame>, receipt: ReceiptIndex) {
+    pub fn publish(
+        &mut self,
+        to: ShardSet,
+        topic: Option<&Arc<Topic>>,
+        frame: &Arc<SharedFrame>,
+        receipt: ReceiptIndex,
+    ) {
         debug_assert!(self.room > 0);
         self.room = self.room.saturating_sub(1);
         for shard in to.iter() {

@@ -33,7 +33,9 @@ impl<I: Io> Shard<I> {
         let owned_id = id.map(MessageId::from);
         let future = match catch_unwind(AssertUnwindSafe(|| handler.call(context, message))) {
             Ok(Ok(future)) => future,
-            Ok(Err(error)) => return self.fault(key, error.cause.code(), &error, owned_id.as_ref().map(MessageId::borrow)),
+            Ok(Err(error)) => {
+                return self.fault(key, error.cause.code(), &error, owned_id.as_ref().map(MessageId::borrow));
+            }
             Err(panic) => {
                 let ended = Ended::Panicked(describe(&*panic));
                 return self.on_handler_done(Done { conn: key, id: owned_id, ended });

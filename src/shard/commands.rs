@@ -184,20 +184,14 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn check_name(&self, topic: &str) -> Result<(), Fault> {
-        check_topic(topic, self.settings.topic_length_max)
-            .map_err(|error| match error {
-                TopicError::TooLong { .. } => (ErrorCode::TooLarge, error.to_string()),
-                _ => (ErrorCode::InvalidMessage, error.to_string()),
-            })
+        check_topic(topic, self.settings.topic_length_max).map_err(|error| match error {
+            TopicError::TooLong { .. } => (ErrorCode::TooLarge, error.to_string()),
+            _ => (ErrorCode::InvalidMessage, error.to_string()),
+        })
     }
 
     /// Answers a request. Behind unanswered publishes of the connection the reply waits for its turn.
-    pub(super) fn reply(
-        &mut self,
-        key: ConnKey,
-        id: Option<MessageIdRef<'_>>,
-        write: impl FnOnce(EnvelopeWriter<'_>),
-    ) {
+    pub(super) fn reply(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, write: impl FnOnce(EnvelopeWriter<'_>)) {
         let unix_ms = self.now.unix_ms;
         self.say(key, |out| write(EnvelopeWriter::reply(out, id, unix_ms)));
     }

@@ -14,9 +14,9 @@ use crate::metrics::{CloseReason, ErrorCode, Refusal};
 use crate::pubsub::Delivery;
 use crate::ws;
 
+use super::Shard;
 use super::accept::Accepting;
 use super::closing::Goodbye;
-use super::Shard;
 
 /// An order to a shard.
 #[derive(Debug)]

@@ -157,7 +157,13 @@ impl<I: Io> Shard<I> {
             && let Some(answered) = self.receipts.take_oldest(&mut conn.receipts)
         {
             let Some(Owed::Client { id, topic, .. }) = answered.owed else { continue };
-            self.acknowledge_in_turn(key, id.as_ref().map(MessageId::borrow), &topic, answered.delivery, &answered.after);
+            self.acknowledge_in_turn(
+                key,
+                id.as_ref().map(MessageId::borrow),
+                &topic,
+                answered.delivery,
+                &answered.after,
+            );
         }
         self.settle(key);
         if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {

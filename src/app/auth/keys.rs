@@ -1,0 +1,216 @@
+//! Keys as they are configured, and what can be told of them before the first token comes.
+//! Law: a key is checked against its one algorithm when the server starts; the text of a public key is never a secret.
+
+use std::fmt;
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header, Validation};
+use serde::Serialize;
+use thiserror::Error;
+
+/// Most keys, since a token without a key id may have to be tried on all of them.
+pub const KEYS_MAX: usize = 16;
+
+/// One key: for verifying the secret or the public key, for making tokens the secret or the private key.
+#[derive(Clone, Debug)]
+pub struct KeySettings {
+    /// The one algorithm of this key.
+    pub algorithm: Algorithm,
+    /// The key itself.
+    pub key: KeyMaterial,
+    /// The `kid` that picks this key.
+    pub id: Option<String>,
+}
+
+/// A key as it is configured.
+#[derive(Clone)]
+pub enum KeyMaterial {
+    /// Shared secret of HS256, HS384 and HS512. RFC 7518 §3.2 wants at least 32, 48 or 64 bytes.
+    Secret(Vec<u8>),
+    /// PEM text of an RSA (PKCS#1 or PKCS#8, at least 2048 bits), EC or Ed25519 key (PKCS#8).
+    Pem(Vec<u8>),
+}
+
+/// Why a configured key or set of keys cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the text says it")]
+pub enum AuthSetupError {
+    #[error("no key to verify tokens with")]
+    NoKeys,
+    #[error("more than {KEYS_MAX} keys")]
+    TooManyKeys,
+    #[error("two keys have the same id and algorithm")]
+    SameId,
+    #[error("the secret is empty")]
+    EmptySecret,
+    #[error("the secret is the text of a PEM key; a public key as a secret would let everyone sign")]
+    SecretIsPem,
+    #[error("{0:?} needs a PEM key, not a secret")]
+    NeedsPem(Algorithm),
+    #[error("{0:?} needs a secret, not a PEM key")]
+    NeedsSecret(Algorithm),
+    #[error("the PEM text holds no public key that {0:?} can use")]
+    WrongKey(Algorithm),
+    #[error("the PEM text holds a private key; verifying needs the public one")]
+    PrivateKey,
+    #[error("the RSA key is shorter than 2048 bits")]
+    ShortKey,
+}
+
+/// Why a token could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("cannot sign with this key: {0}")]
+pub struct MakeTokenError(jsonwebtoken::errors::Error);
+
+/// Signs `claims` with `key`, whose material is the secret or the PEM text of the private key.
+///
+/// # Errors
+/// The key does not fit its algorithm, or `claims` cannot be JSON.
+pub fn make_token<C: Serialize>(claims: &C, key: &KeySettings) -> Result<String, MakeTokenError> {
+    let signing_key = match (&key.key, key.algorithm.family()) {
+        (KeyMaterial::Secret(secret), AlgorithmFamily::Hmac) => Ok(EncodingKey::from_secret(secret)),
+        (KeyMaterial::Pem(pem), AlgorithmFamily::Rsa) => EncodingKey::from_rsa_pem(pem),
+        (KeyMaterial::Pem(pem), AlgorithmFamily::Ec) => EncodingKey::from_ec_pem(pem),
+        (KeyMaterial::Pem(pem), AlgorithmFamily::Ed) => EncodingKey::from_ed_pem(pem),
+        _ => Err(ErrorKind::InvalidKeyFormat.into()),
+    };
+    let header = Header { kid: key.id.clone(), ..Header::new(key.algorithm) };
+    signing_key.and_then(|signing_key| jsonwebtoken::encode(&header, claims, &signing_key)).map_err(MakeTokenError)
+}
+
+/// A key, ready to verify with.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub id: Option<String>,
+    pub key: DecodingKey,
+    /// Names the key's algorithm alone, and leaves the claims to us: the library would ask the system for the time.
+    pub validation: Validation,
+}
+
+impl Key {
+    pub(super) fn new(settings: &KeySettings) -> Result<Self, AuthSetupError> {
+        let algorithm = settings.algorithm;
+        let key = match (&settings.key, algorithm.family()) {
+            (KeyMaterial::Secret(secret), AlgorithmFamily::Hmac) => from_secret(secret)?,
+            (KeyMaterial::Secret(_), _) => return Err(AuthSetupError::NeedsPem(algorithm)),
+            (KeyMaterial::Pem(_), AlgorithmFamily::Hmac) => return Err(AuthSetupError::NeedsSecret(algorithm)),
+            (KeyMaterial::Pem(pem), _) => from_pem(pem, algorithm)?,
+        };
+        let mut validation = Validation::new(algorithm);
+        validation.required_spec_claims.clear();
+        (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
+        Ok(Self { id: settings.id.clone(), key, validation })
+    }
+}
+
+impl fmt::Debug for KeyMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Secret(_) => "Secret(..)",
+            Self::Pem(_) => "Pem(..)",
+        })
+    }
+}
+
+fn from_secret(secret: &[u8]) -> Result<DecodingKey, AuthSetupError> {
+    if secret.is_empty() {
+        return Err(AuthSetupError::EmptySecret);
+    }
+    if secret.trim_ascii_start().starts_with(b"-----BEGIN") {
+        return Err(AuthSetupError::SecretIsPem);
+    }
+    Ok(DecodingKey::from_secret(secret))
+}
+
+/// A public key. The library takes the first key-like part of whatever it is given and leaves size and curve to the first
+/// token, so both are checked here.
+fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupError> {
+    let label = std::str::from_utf8(pem).ok().and_then(|pem| pem.split_once("-----BEGIN ")?.1.split_once("-----"));
+    match label {
+        Some(("PUBLIC KEY" | "RSA PUBLIC KEY", _)) => {}
+        Some((label, _)) if label.ends_with("PRIVATE KEY") => return Err(AuthSetupError::PrivateKey),
+        _ => return Err(AuthSetupError::WrongKey(algorithm)),
+    }
+    let key = match algorithm.family() {
+        AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(pem),
+        AlgorithmFamily::Ec => DecodingKey::from_ec_pem(pem),
+        _ => DecodingKey::from_ed_pem(pem),
+    };
+    let key = key.map_err(|_| AuthSetupError::WrongKey(algorithm))?;
+    let length = key.try_get_as_bytes().map_or(0, <[u8]>::len);
+    match algorithm {
+        Algorithm::ES256 if length != 1 + 2 * 32 => Err(AuthSetupError::WrongKey(algorithm)), // a point, uncompressed
+        Algorithm::ES384 if length != 1 + 2 * 48 => Err(AuthSetupError::WrongKey(algorithm)),
+        _ if algorithm.family() == AlgorithmFamily::Rsa && length < 2048 / 8 => Err(AuthSetupError::ShortKey),
+        _ => Ok(key),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::{AuthSettings, Authenticator};
+    use super::*;
+    use serde_json::json;
+
+    pub(in super::super) const SECRET: &[u8] = b"a secret of at least sixty-four bytes, as RFC 7518 wants for HS512";
+
+    /// A key of `tests/keys`.
+    pub(in super::super) fn pem(name: &str) -> KeyMaterial {
+        let path = format!("{}/tests/keys/{name}.pem", env!("CARGO_MANIFEST_DIR"));
+        KeyMaterial::Pem(std::fs::read(path).unwrap())
+    }
+
+    pub(in super::super) fn secret() -> KeyMaterial {
+        KeyMaterial::Secret(SECRET.to_vec())
+    }
+
+    pub(in super::super) fn key(algorithm: Algorithm, key: KeyMaterial) -> KeySettings {
+        KeySettings { algorithm, key, id: None }
+    }
+
+    pub(in super::super) fn named(id: &str, key: KeySettings) -> KeySettings {
+        KeySettings { id: Some(id.into()), ..key }
+    }
+
+    pub(in super::super) fn hs256() -> KeySettings {
+        key(Algorithm::HS256, secret())
+    }
+
+    #[track_caller]
+    fn check(keys: &[KeySettings], expected: AuthSetupError) {
+        let settings = AuthSettings { keys: keys.to_vec(), ..AuthSettings::default() };
+        assert_eq!(Authenticator::new(&settings).map(drop), Err(expected), "{keys:?}");
+    }
+
+    #[test]
+    fn unfit_keys() {
+        use Algorithm::*;
+        check(&[], AuthSetupError::NoKeys);
+        check(&vec![hs256(); KEYS_MAX + 1], AuthSetupError::TooManyKeys);
+        check(&[named("a", hs256()), named("a", hs256())], AuthSetupError::SameId);
+        check(&[key(HS256, KeyMaterial::Secret(vec![]))], AuthSetupError::EmptySecret);
+        check(&[key(HS256, KeyMaterial::Secret(b"\n-----BEGIN PUBLIC KEY".to_vec()))], AuthSetupError::SecretIsPem);
+        check(&[key(HS256, pem("rsa_public"))], AuthSetupError::NeedsSecret(HS256));
+        check(&[key(RS256, secret())], AuthSetupError::NeedsPem(RS256));
+        check(&[key(RS256, pem("rsa_private"))], AuthSetupError::PrivateKey);
+        check(&[key(RS256, pem("rsa_short_public"))], AuthSetupError::ShortKey);
+        check(&[key(RS256, pem("es256_public"))], AuthSetupError::WrongKey(RS256));
+        check(&[key(ES256, pem("es384_public"))], AuthSetupError::WrongKey(ES256));
+        check(&[key(ES384, pem("es256_public"))], AuthSetupError::WrongKey(ES384));
+        check(&[key(EdDSA, pem("es256_public"))], AuthSetupError::WrongKey(EdDSA));
+        check(&[key(RS256, KeyMaterial::Pem(b"no PEM".to_vec()))], AuthSetupError::WrongKey(RS256));
+    }
+
+    #[test]
+    fn signing_needs_the_private_key() {
+        assert!(make_token(&json!({}), &key(Algorithm::RS256, pem("rsa_public"))).is_err());
+        assert!(make_token(&json!({}), &key(Algorithm::RS256, secret())).is_err());
+        assert!(make_token(&json!({}), &key(Algorithm::HS256, pem("rsa_private"))).is_err());
+    }
+
+    #[test]
+    fn keys_are_not_printed() {
+        assert_eq!(format!("{:?}", hs256().key), "Secret(..)");
+        assert_eq!(format!("{:?}", pem("rsa_private")), "Pem(..)");
+    }
+}

@@ -1,0 +1,422 @@
+//! Who a client is: JSON Web Tokens (RFC 7519), verified against the configured keys and an argument for the time.
+//! Law: a key verifies tokens of its one algorithm and no other; no error text holds any part of a token or a key.
+
+mod keys;
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use jsonwebtoken::errors::ErrorKind;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use thiserror::Error;
+
+use self::keys::Key;
+use super::permissions::{Permissions, PermissionsError};
+
+pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySettings, MakeTokenError, make_token};
+pub use jsonwebtoken::Algorithm;
+
+/// Longest token that is looked at, in bytes.
+pub const TOKEN_LENGTH_MAX: usize = 16 << 10;
+/// Longest user id (the claim `sub`), in bytes.
+pub const USER_ID_LENGTH_MAX: usize = 255;
+
+/// What tokens are measured against.
+#[derive(Clone, Debug, Default)]
+pub struct AuthSettings {
+    /// Keys that tokens may be signed with; at least one, at most [`KEYS_MAX`].
+    pub keys: Vec<KeySettings>,
+    /// What the claim `iss` must be, if anything.
+    pub issuer: Option<String>,
+    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made for
+    /// someone else (RFC 7519 §4.1.3).
+    pub audience: Option<String>,
+    /// How far the clocks of server and issuer may be apart, to the millisecond.
+    pub leeway: Duration,
+}
+
+/// What a token said, all of it verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Who, until when, and what is allowed; the part a connection keeps.
+    pub identity: Identity,
+    /// The claim `max_connections`: at most so many connections of this user at a time.
+    pub max_connections: Option<u32>,
+}
+
+/// Who a connection belongs to: 32 bytes, and on the heap the user id's and the permissions'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The claim `sub`: 1 to [`USER_ID_LENGTH_MAX`] bytes.
+    pub user_id: Box<str>,
+    /// The claim `exp` in Unix seconds; `None` is a token without end.
+    pub expires_at: Option<NonZeroU64>,
+    /// The claim `topics`; `None` allows every topic.
+    pub permissions: Option<Box<Permissions>>,
+}
+
+/// Why a token is refused. The text is fit for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the text says it")]
+pub enum AuthError {
+    #[error("token longer than {TOKEN_LENGTH_MAX} bytes")]
+    TooLong,
+    #[error("not a JSON Web Token, or its algorithm is not supported")]
+    Malformed,
+    #[error("token requires an extension that is not supported")]
+    Critical,
+    #[error("token signed with an unknown key")]
+    UnknownKey,
+    #[error("algorithm {0:?} is not allowed for this key")]
+    Algorithm(Algorithm),
+    #[error("bad signature")]
+    Signature,
+    #[error("token expired")]
+    Expired,
+    #[error("token not valid yet")]
+    NotYetValid,
+    #[error("token from another issuer")]
+    Issuer,
+    #[error("token for another audience")]
+    Audience,
+    #[error("claim `{claim}` must be {expected}")]
+    Claim { claim: &'static str, expected: &'static str },
+    #[error("claim {0}")]
+    Permissions(PermissionsError),
+}
+
+/// Verifies tokens.
+#[derive(Debug)]
+pub struct Authenticator {
+    keys: Vec<Key>,
+    issuer: Option<String>,
+    audience: Option<String>,
+    leeway_ms: u64,
+}
+
+impl Authenticator {
+    /// Prepares the keys.
+    ///
+    /// # Errors
+    /// A key does not fit its algorithm, or there are none, too many or two with the same name.
+    pub fn new(settings: &AuthSettings) -> Result<Self, AuthSetupError> {
+        match settings.keys.len() {
+            0 => return Err(AuthSetupError::NoKeys),
+            1..=KEYS_MAX => {}
+            _ => return Err(AuthSetupError::TooManyKeys),
+        }
+        let is_repeated = |(index, key): (usize, &KeySettings)| {
+            let same = |other: &KeySettings| other.id == key.id && other.algorithm == key.algorithm;
+            key.id.is_some() && settings.keys[..index].iter().any(same)
+        };
+        if settings.keys.iter().enumerate().any(is_repeated) {
+            return Err(AuthSetupError::SameId);
+        }
+        Ok(Self {
+            keys: settings.keys.iter().map(Key::new).collect::<Result<_, _>>()?,
+            issuer: settings.issuer.clone(),
+            audience: settings.audience.clone(),
+            leeway_ms: settings.leeway.as_millis().try_into().unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Verifies `token` at the time `unix_ms` (Unix milliseconds).
+    ///
+    /// The token's `kid` picks the key of that id; keys without an id stand in for ids that no key has. Without a `kid`
+    /// any key of the token's algorithm will do. `sub` is required; `exp` is not, but holds when it is there, as `nbf`
+    /// does. `iss` and `aud` are required when configured.
+    ///
+    /// # Errors
+    /// The first thing wrong with the token; the signature is checked before any claim is.
+    pub fn verify(&self, token: &str, unix_ms: u64) -> Result<Claims, AuthError> {
+        if token.len() > TOKEN_LENGTH_MAX {
+            return Err(AuthError::TooLong);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::Malformed)?;
+        if header.crit.is_some() {
+            return Err(AuthError::Critical); // RFC 7515 §4.1.11: not understood, so not accepted
+        }
+        let mut refusal = AuthError::UnknownKey;
+        for key in self.candidates(header.kid.as_deref()) {
+            if !key.validation.algorithms.contains(&header.alg) {
+                if refusal == AuthError::UnknownKey {
+                    refusal = AuthError::Algorithm(header.alg);
+                }
+                continue;
+            }
+            match jsonwebtoken::decode(token, &key.key, &key.validation) {
+                Ok(verified) => return self.check(verified.claims, unix_ms),
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => refusal = AuthError::Signature,
+                Err(_) => return Err(AuthError::Malformed),
+            }
+        }
+        Err(refusal)
+    }
+
+    fn candidates(&self, kid: Option<&str>) -> impl Iterator<Item = &Key> {
+        let is_known = kid.is_some() && self.keys.iter().any(|key| key.id.as_deref() == kid);
+        self.keys.iter().filter(move |key| match kid {
+            None => true,
+            Some(_) if is_known => key.id.as_deref() == kid,
+            Some(_) => key.id.is_none(),
+        })
+    }
+
+    fn check(&self, claims: RawClaims, unix_ms: u64) -> Result<Claims, AuthError> {
+        let mut expires_at = None;
+        if let Some(exp) = &claims.exp {
+            let exp_s = as_seconds(exp).ok_or(AuthError::Claim { claim: "exp", expected: "a number of seconds" })?;
+            if unix_ms >= exp_s.saturating_mul(1000).saturating_add(self.leeway_ms) {
+                return Err(AuthError::Expired);
+            }
+            expires_at = Some(NonZeroU64::new(exp_s).ok_or(AuthError::Expired)?);
+        }
+        if let Some(nbf) = &claims.nbf {
+            let nbf_s = as_seconds(nbf).ok_or(AuthError::Claim { claim: "nbf", expected: "a number of seconds" })?;
+            if unix_ms.saturating_add(self.leeway_ms) < nbf_s.saturating_mul(1000) {
+                return Err(AuthError::NotYetValid);
+            }
+        }
+        if let Some(issuer) = &self.issuer
+            && claims.iss.as_ref().and_then(Value::as_str) != Some(issuer)
+        {
+            return Err(AuthError::Issuer);
+        }
+        let is_for_us = match (&claims.aud, &self.audience) {
+            (None, None) => true,
+            (Some(Value::String(aud)), Some(audience)) => aud == audience,
+            (Some(Value::Array(all)), Some(audience)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
+            _ => false,
+        };
+        if !is_for_us {
+            return Err(AuthError::Audience);
+        }
+        let user_id = match claims.sub {
+            Some(Value::String(sub)) if (1..=USER_ID_LENGTH_MAX).contains(&sub.len()) => sub.into(),
+            _ => return Err(AuthError::Claim { claim: "sub", expected: "a string of 1 to 255 bytes" }),
+        };
+        let max_connections = match claims.max_connections {
+            None => None,
+            Some(most) => match most.as_u64() {
+                Some(most @ 1..) => Some(u32::try_from(most).unwrap_or(u32::MAX)),
+                _ => return Err(AuthError::Claim { claim: "max_connections", expected: "a positive integer" }),
+            },
+        };
+        let permissions = match claims.topics {
+            None => None,
+            Some(topics) => Some(Box::new(Permissions::from_claim(&topics).map_err(AuthError::Permissions)?)),
+        };
+        Ok(Claims { identity: Identity { user_id, expires_at, permissions }, max_connections })
+    }
+}
+
+impl Identity {
+    /// Whether `topic` may be subscribed to.
+    pub fn may_subscribe(&self, topic: &str) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(topic))
+    }
+
+    /// Whether `topic` may be published to.
+    pub fn may_publish(&self, topic: &str) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(topic))
+    }
+}
+
+/// The claims as they came; each is judged by itself, so that an error can name it. A claim that is `null` is there, and
+/// wrong: to take it for absent would turn it into "no end" or "every topic".
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawClaims {
+    #[serde(deserialize_with = "present")]
+    sub: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    exp: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    nbf: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    iss: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    aud: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    topics: Option<Value>,
+    #[serde(deserialize_with = "present")]
+    max_connections: Option<Value>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// A NumericDate (RFC 7519 §2) in whole seconds; what lies before 1970 is 1970, and fractions are dropped.
+fn as_seconds(date: &Value) -> Option<u64> {
+    date.as_u64().or_else(|| date.as_f64().map(|seconds| seconds as u64))
+}
+
+const _: () = assert!(size_of::<Identity>() == 32); // an idle connection carries one
+
+#[cfg(test)]
+mod tests {
+    use super::keys::tests::{SECRET, hs256, key, named, pem, secret};
+    use super::*;
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::json;
+
+    const NOW_S: u64 = 1_700_000_000;
+
+    fn settings(keys: &[KeySettings]) -> AuthSettings {
+        AuthSettings { keys: keys.to_vec(), ..AuthSettings::default() }
+    }
+
+    fn verify(settings: &AuthSettings, token: &str) -> Result<Claims, AuthError> {
+        Authenticator::new(settings).unwrap().verify(token, NOW_S * 1000)
+    }
+
+    /// Signs for an identity with `signer` and verifies with `keys`.
+    #[track_caller]
+    fn check_key(signer: KeySettings, keys: &[KeySettings], expected: Result<(), AuthError>) {
+        let token = make_token(&json!({"sub": "ann"}), &signer).unwrap();
+        assert_eq!(verify(&settings(keys), &token).map(drop), expected, "{signer:?} {keys:?}");
+    }
+
+    #[test]
+    fn every_algorithm() {
+        use Algorithm::*;
+        let another = KeyMaterial::Secret(b"another".to_vec());
+        let families: [(&[Algorithm], _, _, _); 5] = [
+            (&[HS256, HS384, HS512], secret(), secret(), another),
+            (
+                &[RS256, RS384, RS512, PS256, PS384, PS512],
+                pem("rsa_private"),
+                pem("rsa_public"),
+                pem("rsa_other_public"),
+            ),
+            (&[ES256], pem("es256_private"), pem("es256_public"), pem("es256_other_public")),
+            (&[ES384], pem("es384_private"), pem("es384_public"), pem("es384_other_public")),
+            (&[EdDSA], pem("ed25519_private"), pem("ed25519_public"), pem("ed25519_other_public")),
+        ];
+        for (algorithms, private, public, other) in families {
+            for algorithm in algorithms {
+                let signer = key(*algorithm, private.clone());
+                check_key(signer.clone(), &[key(*algorithm, public.clone())], Ok(()));
+                check_key(signer.clone(), &[key(*algorithm, other.clone())], Err(AuthError::Signature));
+                for pinned in algorithms.iter().filter(|pinned| *pinned != algorithm) {
+                    let error = AuthError::Algorithm(*algorithm);
+                    check_key(signer.clone(), &[key(*pinned, public.clone())], Err(error));
+                }
+            }
+        }
+        check_key(key(RS256, pem("rsa_private")), &[key(RS256, pem("rsa_public_pkcs1"))], Ok(()));
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret() {
+        let KeyMaterial::Pem(public) = pem("rsa_public") else { unreachable!() };
+        let forger = key(Algorithm::HS256, KeyMaterial::Secret(public));
+        check_key(forger, &[key(Algorithm::RS256, pem("rsa_public"))], Err(AuthError::Algorithm(Algorithm::HS256)));
+    }
+
+    #[test]
+    fn key_ids() {
+        let [old, new] =
+            [named("old", key(Algorithm::HS256, KeyMaterial::Secret(b"another".to_vec()))), named("new", hs256())];
+        let both = [old.clone(), new.clone()];
+        check_key(new.clone(), &both, Ok(()));
+        check_key(hs256(), &both, Ok(())); // no kid: all are tried
+        check_key(named("old", hs256()), &both, Err(AuthError::Signature));
+        check_key(named("gone", hs256()), &both, Err(AuthError::UnknownKey));
+        check_key(named("gone", hs256()), &[old, hs256()], Ok(())); // the key without an id stands in
+        check_key(new, &[hs256()], Ok(()));
+    }
+
+    #[test]
+    fn claims() {
+        let of_ours = AuthSettings {
+            issuer: Some("us".into()),
+            audience: Some("tides".into()),
+            leeway: Duration::from_millis(2500),
+            ..settings(&[hs256()])
+        };
+        let check = |claims: Value, expected: Result<(), &str>| {
+            let mut all = json!({"sub": "ann", "iss": "us", "aud": "tides"});
+            all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+            let verdict = verify(&of_ours, &make_token(&all, &hs256()).unwrap());
+            assert_eq!(verdict.map(drop).map_err(|error| error.to_string()), expected.map_err(String::from), "{all}");
+        };
+        check(json!({}), Ok(()));
+        check(json!({"exp": NOW_S + 1, "nbf": NOW_S, "iat": NOW_S, "jti": "x"}), Ok(()));
+        check(json!({"exp": NOW_S - 2}), Ok(())); // the leeway
+        check(json!({"exp": NOW_S - 3}), Err("token expired"));
+        check(json!({"exp": NOW_S as f64 + 0.5}), Ok(()));
+        check(json!({"exp": 1e30}), Ok(()));
+        check(json!({"exp": u64::MAX}), Ok(()));
+        check(json!({"exp": 0}), Err("token expired"));
+        check(json!({"exp": -5}), Err("token expired"));
+        check(json!({"exp": null}), Err("claim `exp` must be a number of seconds"));
+        check(json!({"exp": "never"}), Err("claim `exp` must be a number of seconds"));
+        check(json!({"nbf": NOW_S + 2}), Ok(()));
+        check(json!({"nbf": NOW_S + 3}), Err("token not valid yet"));
+        check(json!({"nbf": []}), Err("claim `nbf` must be a number of seconds"));
+        check(json!({"iss": "them"}), Err("token from another issuer"));
+        check(json!({"iss": null}), Err("token from another issuer"));
+        check(json!({"aud": ["moons", "tides"]}), Ok(()));
+        check(json!({"aud": "moons"}), Err("token for another audience"));
+        check(json!({"aud": ["moons"]}), Err("token for another audience"));
+        check(json!({"aud": null}), Err("token for another audience"));
+        check(json!({"sub": ""}), Err("claim `sub` must be a string of 1 to 255 bytes"));
+        check(json!({"sub": "x".repeat(255)}), Ok(()));
+        check(json!({"sub": "x".repeat(256)}), Err("claim `sub` must be a string of 1 to 255 bytes"));
+        check(json!({"sub": 7}), Err("claim `sub` must be a string of 1 to 255 bytes"));
+        check(json!({"max_connections": 3}), Ok(()));
+        check(json!({"max_connections": 0}), Err("claim `max_connections` must be a positive integer"));
+        check(json!({"topics": {"publish": ["a.>"]}}), Ok(()));
+        let shape = "claim `topics` must be an object with lists of strings `subscribe` and `publish`";
+        check(json!({"topics": null}), Err(shape));
+        let part = "claim `topics.publish`: `*` and `>` must be whole segments of a pattern";
+        check(json!({"topics": {"publish": ["a.b*"]}}), Err(part));
+    }
+
+    #[test]
+    fn an_audience_is_for_someone() {
+        let token = make_token(&json!({"sub": "ann", "aud": "tides"}), &hs256()).unwrap();
+        assert_eq!(verify(&settings(&[hs256()]), &token), Err(AuthError::Audience));
+    }
+
+    #[test]
+    fn what_is_said_is_kept() {
+        let claims = json!({"sub": "ann", "exp": NOW_S + 9, "max_connections": 2, "topics": {"subscribe": ["a.*"]}});
+        let Claims { identity, max_connections } =
+            verify(&settings(&[hs256()]), &make_token(&claims, &hs256()).unwrap()).unwrap();
+        assert_eq!((&*identity.user_id, max_connections), ("ann", Some(2)));
+        assert_eq!(identity.expires_at.map(NonZeroU64::get), Some(NOW_S + 9));
+        assert!(identity.may_subscribe("a.b") && !identity.may_publish("a.b"));
+        let free = verify(&settings(&[hs256()]), &make_token(&json!({"sub": "bob"}), &hs256()).unwrap()).unwrap();
+        assert_eq!((free.identity.expires_at, free.max_connections), (None, None));
+        assert!(free.identity.may_subscribe("a.b") && free.identity.may_publish("a.b"));
+    }
+
+    #[test]
+    fn tokens_that_are_none() {
+        let check = |token: &str, expected| {
+            assert_eq!(verify(&settings(&[hs256()]), token).map(drop), Err(expected), "{token}");
+        };
+        let good = make_token(&json!({"sub": "ann"}), &hs256()).unwrap();
+        let parts: Vec<_> = good.split('.').collect();
+        check("", AuthError::Malformed);
+        check("a.b", AuthError::Malformed);
+        check("a.b.c", AuthError::Malformed);
+        check(&format!("{good}."), AuthError::Malformed);
+        check(&format!("{good}="), AuthError::Malformed);
+        check(&format!("{}.{}.", parts[0], parts[1]), AuthError::Signature);
+        check(&format!("{}.{}A.{}", parts[0], parts[1], parts[2]), AuthError::Signature);
+        check(&"x".repeat(TOKEN_LENGTH_MAX + 1), AuthError::TooLong);
+        // {"alg":"none"} and {"alg":"NONE"}, unsigned, as RFC 8725 §2.1 tells of.
+        check(&format!("eyJhbGciOiJub25lIn0.{}.", parts[1]), AuthError::Malformed);
+        check(&format!("eyJhbGciOiJOT05FIn0.{}.", parts[1]), AuthError::Malformed);
+        // Signed well, but the claims are no object.
+        check(&make_token(&json!("ann"), &hs256()).unwrap(), AuthError::Malformed);
+        let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
+        let critical = jsonwebtoken::encode(&header, &json!({"sub": "ann"}), &EncodingKey::from_secret(SECRET));
+        check(&critical.unwrap(), AuthError::Critical);
+    }
+}
