@@ -1,0 +1,7 @@
+//! The maintainer's and the client author's handbook.
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
+
+#[doc = include_str!("design.md")]
+pub mod design {}
