@@ -1,1 +1,4 @@
 //! (being built)
+pub mod auth;
+pub mod envelope;
+pub mod permissions;
