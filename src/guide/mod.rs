@@ -5,3 +5,7 @@ pub mod protocol {}
 
 #[doc = include_str!("design.md")]
 pub mod design {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub mod readme {}

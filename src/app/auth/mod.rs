@@ -30,8 +30,8 @@ pub struct AuthSettings {
     pub keys: Vec<KeySettings>,
     /// What the claim `iss` must be, if anything.
     pub issuer: Option<String>,
-    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made for
-    /// someone else (RFC 7519 §4.1.3).
+    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made
+    /// for someone else (RFC 7519 §4.1.3).
     pub audience: Option<String>,
     /// How far the clocks of server and issuer may be apart, to the millisecond.
     pub leeway: Duration,

@@ -1,6 +1,6 @@
 //! What a client sent: one pass over the message validates it and notes where everything is, then it is cut out.
-//! Law: spans are taken on the bytes as they came; a string is unescaped in place when it is cut out, which moves nothing
-//! else.
+//! Law: spans are taken on the bytes as they came; a string is unescaped in place when it is cut out, which moves
+//! nothing else.
 
 use serde::de::DeserializeOwned;
 
@@ -26,8 +26,8 @@ pub struct IncomingMessage<'a> {
 /// have read the other one. Unknown members are validated and ignored.
 ///
 /// # Errors
-/// The message is not one JSON object, or `id`, `type` or `payload` is missing or not what it must be. The error carries
-/// the id if one was read before the fault.
+/// The message is not one JSON object, or `id`, `type` or `payload` is missing or not what it must be. The error
+/// carries the id if one was read before the fault.
 pub fn parse(bytes: &mut [u8]) -> Result<IncomingMessage<'_>, EnvelopeError> {
     let mut outline = Outline::default();
     let read = outline.read(bytes);

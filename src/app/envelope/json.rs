@@ -311,8 +311,8 @@ impl<'b> Scanner<'b> {
     }
 }
 
-/// Replaces the escapes of a string's inside that a [`Scanner`] accepted, in place, and returns its new length, which is
-/// never larger. The bytes after it are left over.
+/// Replaces the escapes of a string's inside that a [`Scanner`] accepted, in place, and returns its new length, which
+/// is never larger. The bytes after it are left over.
 pub(super) fn unescape(text: &mut [u8]) -> usize {
     let (mut read, mut written) = (0, 0);
     while let Some(plain) = memchr::memchr(b'\\', &text[read..]) {

@@ -2,7 +2,28 @@
 //! Law: a message is validated whole before any part of it is believed; `data` is a slice of the very bytes the client
 //! sent, and what is written is always JSON.
 //!
-//! TABLE
+//! How to read was decided by `benches/envelope.rs` (AMD EPYC, two shared cores, so good to some 20 %; each figure the
+//! lower of the medians of two runs). To cut a message into its parts, with `data` as it was sent:
+//!
+//! | message | bytes | own scanner | `serde_json`, borrowed `RawValue` | `simd-json` tape |
+//! |---|---|---|---|---|
+//! | ping | 29 | 63 ns | 67 ns | 207 ns |
+//! | publish, one object | 171 | 232 ns | 442 ns | 756 ns |
+//! | publish, 36 objects in a list | 3776 | 3.3 µs | 7.2 µs | 14.2 µs |
+//! | publish, one long text | 4158 | 0.63 µs | 1.27 µs | 1.08 µs |
+//!
+//! The scanner is twice as fast because it passes over a payload once, where `serde_json` finds the payload first and
+//! reads it then. `simd-json` unescapes in place, so `data` has to be written anew, and not byte for byte. To fill a
+//! handler's own type from a payload:
+//!
+//! | payload bytes | `serde_json` | `simd-json` | `simd-json`, kept buffers |
+//! |---|---|---|---|
+//! | 135 | 438 ns | 589 ns | 345 ns |
+//! | 444 | 1.33 µs | 1.26 µs | 1.06 µs |
+//! | 3740 | 11.0 µs | 8.2 µs | 7.7 µs |
+//! | 59360 | 174 µs | 132 µs | 121 µs |
+//!
+//! Hence the scanner for every message, and `simd-json` with a thread's buffers for [`IncomingMessage::parse_payload`].
 
 mod incoming;
 mod json;

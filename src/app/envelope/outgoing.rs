@@ -165,7 +165,8 @@ impl<'o> EnvelopeWriter<'o> {
         self.close()
     }
 
-    /// The server closes the connection next, with the close code `code`; whether the client should come back, and when.
+    /// The server closes the connection next, with the close code `code`; whether the client should come back, and
+    /// when.
     pub fn disconnect(self, code: u16, reason: &str, reconnect: bool, retry_after_ms: u64) {
         self.out.extend_from_slice(br#"{"type":"disconnect","payload":{"code":"#);
         number(self.out, code.into());

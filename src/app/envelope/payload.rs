@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 
 use serde::de::DeserializeOwned;
+use simd_json::ErrorType;
 
 use super::json::{Fault, Scanner, Span, Value, unescape};
 use super::{Invalid, KEY_LENGTH_MAX};
@@ -69,9 +70,12 @@ impl<'a> Payload<'a> {
             BUFFERS.with_borrow_mut(|buffers| simd_json::Deserializer::from_slice_with_buffers(self.text, buffers))
         };
         // The buffers are free again: what `T` does while it is filled may come back here.
-        deserializer
-            .and_then(|mut deserializer| T::deserialize(&mut deserializer))
-            .map_err(|error| Invalid::Payload(error.to_string().into()))
+        deserializer.and_then(|mut deserializer| T::deserialize(&mut deserializer)).map_err(|error| {
+            match error.error() {
+                ErrorType::Serde(text) => Invalid::Payload(text.as_str().into()),
+                kind => Invalid::Payload(format!("{kind:?}").into()), // `ExpectedString`; where, it does not say
+            }
+        })
     }
 
     /// The payload of `authenticate` and `refresh`.
@@ -219,8 +223,8 @@ pub(super) fn as_text<'a>(bytes: &'a [u8], member: &'static str) -> Result<&'a s
     std::str::from_utf8(bytes).map_err(|_| Invalid::Type { member, expected: "valid UTF-8" })
 }
 
-/// Longest payload that is parsed with the thread's buffers, in bytes. They keep the size of the largest one, up to some
-/// six times this, so larger payloads get their own.
+/// Longest payload that is parsed with the thread's buffers, in bytes. They keep the size of the largest one, up to
+/// some six times this, so larger payloads get their own.
 const BUFFERED_LENGTH_MAX: usize = 16 << 10;
 
 thread_local! {
@@ -234,18 +238,17 @@ pub(super) const NAME_SPACE: usize = 12 * 6;
 mod tests {
     use super::super::{MessageId, parse};
     use super::*;
+    use crate::metrics::ErrorCode;
     use proptest::prelude::*;
     use serde_json::{Value as Json, json};
 
     /// What a built-in command makes of `payload`.
     #[track_caller]
-    fn check_payload<T: std::fmt::Debug>(
+    fn check_payload<T: std::fmt::Debug + PartialEq>(
         read: impl for<'a> Fn(Payload<'a>) -> Result<T, Invalid>,
         payload: &str,
         expected: Result<T, &str>,
-    ) where
-        T: PartialEq,
-    {
+    ) {
         let mut bytes = format!(r#" {{"type":"x","payload": {payload}}}"#).into_bytes();
         let outcome = read(parse(&mut bytes).unwrap().payload).map_err(|invalid| invalid.to_string());
         assert_eq!(outcome, expected.map_err(String::from), "{payload}");
@@ -296,6 +299,7 @@ mod tests {
         check(r#"{"topic":"a","data":1,"data":2}"#, Err("`data` is there twice"));
         check(r#"{"topic":"a","data":1,"key":7}"#, Err("`key` must be a string"));
         check(r#"{"topic":"a","data":1,"exclude_self":"true"}"#, Err("`exclude_self` must be true or false"));
+        assert_eq!(Invalid::TooLong { member: "key", length_max: 1 }.code(), ErrorCode::TooLarge);
         let long = format!(r#"{{"topic":"a","data":1,"key":"{}"}}"#, "k".repeat(KEY_LENGTH_MAX + 1));
         check(&long, Err("`key` is longer than 255 bytes"));
     }
@@ -317,15 +321,16 @@ mod tests {
         let tags = [("a".to_owned(), json!([1, {"b": null}]))].into();
         let typed = Typed { name: "n".into(), price: -1.5e3, count: Some(-7), tags };
         check_payload(read, r#"{"tags":{"a":[1,{"b":null}]},"count":-7,"price":-1.5e3,"name":"n"}"#, Ok(typed));
-        for payload in ["{}", r#"{"name":1,"price":1}"#, r#"{"name":"","price":1,"count":99999999999}"#] {
+        let misfit = |payload: &str, expected: &str| {
             let mut bytes = format!(r#"{{"id":9,"type":"x","payload":{payload}}}"#).into_bytes();
             let error = parse(&mut bytes).unwrap().parse_payload::<Typed>().unwrap_err();
-            assert_eq!(error.id, Some(MessageId::Number(9)));
-            assert_eq!(
-                (error.to_string().as_str(), error.cause.code()),
-                ("", crate::metrics::ErrorCode::InvalidMessage)
-            );
-        }
+            assert_eq!((error.id, error.cause.code()), (Some(MessageId::Number(9)), ErrorCode::InvalidMessage));
+            assert_eq!(error.cause.to_string(), expected);
+        };
+        misfit("{}", "`payload`: missing field `name`");
+        misfit(r#"{"name":1,"price":1}"#, "`payload`: ExpectedString");
+        misfit(r#"{"name":"","price":1,"count":99999999999}"#, "`payload`: ExpectedSigned");
+        misfit(r#"{"name":"","price":123456789012345678901234567890}"#, "`payload`: InvalidNumber");
         let large = format!(r#"{{"name":"{}","price":0}}"#, "n".repeat(BUFFERED_LENGTH_MAX));
         check_payload(|payload| Ok(payload.parse::<Typed>()?.name.len()), &large, Ok(BUFFERED_LENGTH_MAX));
     }
