@@ -47,15 +47,37 @@ pub enum Phase {
     Gone,
 }
 
-/// The close frame that a connection will be sent, once nothing is owed any more.
+/// The last words to a connection, once nothing is owed to it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Farewell {
+    /// The message `disconnect`, where the server begins.
+    pub notice: Option<Notice>,
     /// Close code on the wire; `None` sends no close frame (the peer's stream has ended, or it never was a WebSocket).
     pub code: Option<u16>,
     /// Reason text on the wire, at most 123 bytes.
     pub text: String,
-    /// Whether the peer began: then nothing more is awaited from it.
-    pub answer: bool,
+    /// What is awaited after it.
+    pub then: Then,
+}
+
+/// What a client is told in words before it is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Text for people.
+    pub reason: String,
+    /// After how many milliseconds the client should connect again; `None`: it should not.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// What follows the last words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The peer's close frame is awaited.
+    Await,
+    /// The peer has said its last: the socket closes.
+    Close,
+    /// The peer may go on sending what nobody looks at: the socket closes after it has had time to read.
+    Linger,
 }
 
 /// What the connection's messages mean.
