@@ -136,6 +136,8 @@ pub struct Conn {
     pub receive_ended: bool,
     /// On the shard's list of connections to start reading from again.
     pub rearming: bool,
+    /// A published frame was refused by its queue: it gets no other, and is parted from at the end of the turn.
+    pub slow: bool,
 }
 
 /// What a connection costs in the pool; printed with the memory budget.
@@ -168,6 +170,7 @@ impl Conn {
             expiry_announced: false,
             receive_ended: false,
             rearming: false,
+            slow: false,
         }
     }
 

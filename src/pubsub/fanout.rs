@@ -1,6 +1,7 @@
 //! The hot loop: one frame onto the queues of a topic's members.
 //! Law: the frame is referenced by a 4-byte key and counted once for all members; a member over its bound is named to
-//! the caller and costs its neighbours nothing.
+//! the caller and costs its neighbours nothing. One that was refused a frame is refused all that follow: what it has
+//! seen is a prefix, though a later frame might be small enough or come after a send has made room.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ impl std::ops::AddAssign for Delivery {
 }
 
 /// Puts `frame` on the queue of every member but `except`. Slots whose queue has now something to flush go onto
-/// `dirty` (once a flush), those over a bound onto `over`.
+/// `dirty` (once a flush), those over a bound onto `over` (once).
 #[expect(clippy::too_many_arguments, reason = "the hot loop names everything it touches")]
 pub fn fan_out(
     frame: Arc<SharedFrame>,
@@ -53,7 +54,8 @@ pub fn fan_out(
         }
         delivery.matched += 1;
         let conn = conns.slot_mut(slot).expect("members are live");
-        match conn.outbound.enqueue(key, len, limits, now) {
+        let enqueued = if conn.slow { Enqueued::Over } else { conn.outbound.enqueue(key, len, limits, now) };
+        match enqueued {
             Enqueued::Queued => {
                 delivery.queued += 1;
                 if !conn.dirty {
@@ -63,10 +65,40 @@ pub fn fan_out(
             }
             Enqueued::Over => {
                 delivery.dropped += 1;
-                over.push(slot);
+                if !conn.slow {
+                    conn.slow = true;
+                    over.push(slot);
+                }
             }
         }
     }
     palette.release_many(key, owners - delivery.queued as u32);
     delivery
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::{Conn, Gather};
+
+    #[test]
+    fn a_refused_frame_is_the_last_that_is_tried() {
+        let (mut conns, mut palette) = (ConnPool::new(1), Palette::default());
+        let key = conns.insert_with(|_| Conn::new(0, 0)).unwrap();
+        let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
+        let (mut dirty, mut over) = (Vec::new(), Vec::new());
+        let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
+            let frame = SharedFrame::new(vec![0; bytes]);
+            fan_out(frame, &[key.slot], None, conns, palette, &limits, 0, &mut dirty, &mut over).queued
+        };
+        assert_eq!(publish(6, &mut conns, &mut palette), 1);
+        assert_eq!(publish(6, &mut conns, &mut palette), 0, "over the bound");
+        assert_eq!(publish(1, &mut conns, &mut palette), 0, "small enough, but behind a gap");
+        let outbound = &mut conns.get_mut(key).unwrap().outbound;
+        let mut gather = Gather::default();
+        assert!(outbound.next_send(&mut palette, &mut gather).is_some());
+        assert!(outbound.on_sent(&mut palette, 6).is_none());
+        assert_eq!(publish(6, &mut conns, &mut palette), 0, "there is room again, but behind a gap");
+        assert_eq!((over, palette.live()), (vec![key.slot], 0));
+    }
 }
