@@ -142,7 +142,9 @@ impl<I: Io> Shard<I> {
     /// # Errors
     /// Only when the ring itself is broken; the shard cannot go on.
     pub fn turn(&mut self) -> io::Result<Turn> {
-        let wait = self.nap();
+        // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
+        let done = self.is_done();
+        let wait = if done { Wait::No } else { self.nap() };
         let due_ms = self.due_ms(wait);
         self.now = self.io.wait(wait)?;
         self.notice_freeze(due_ms);
@@ -159,7 +161,7 @@ impl<I: Io> Shard<I> {
         self.rearm();
         self.ring();
         self.publish_gauges();
-        Ok(if self.is_done() { Turn::Done } else { Turn::Again })
+        Ok(if done { Turn::Done } else { Turn::Again })
     }
 
     /// Takes what the kernel has completed; one batch, since completions are only made while waiting.
