@@ -155,7 +155,6 @@ pub enum End {
     Refused,
 }
 
-#[derive(Debug)]
 pub struct Client {
     pub id: ClientId,
     pub number: usize,
@@ -278,12 +277,7 @@ impl Client {
 
     /// Whether something is still to come that takes no time.
     pub fn is_owed(&self) -> bool {
-        let owed = !self.ordered.is_empty()
-            || !self.parked.is_empty()
-            || !self.pongs.is_empty()
-            || !self.echoes.is_empty()
-            || !self.to_send.is_empty();
-        self.end.is_none() && self.is_open && self.parted.is_none() && owed
+        self.end.is_none() && self.is_open && self.parted.is_none() && self.is_owed_replies()
     }
 
     /// Whether it can still ask for things.
@@ -564,7 +558,7 @@ impl Client {
                 let known = match code {
                     1012 => drains,
                     4001 | 4002 => rules.timers,
-                    4008 => !rules.roomy,
+                    4008 => !rules.roomy || self.was_stalled,
                     4506 => self.errors >= rules.errors_max,
                     _ => false,
                 };
@@ -621,6 +615,18 @@ impl Client {
             }
         };
         self.end = Some((end, scene.step));
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { plan, is_open, leaving, end, mute, was_stalled, parted, closed, errors, topics, .. } = self;
+        write!(f, "client {} ({plan:?}, open {is_open}, leaving {leaving:?}, end {end:?}, ", self.number)?;
+        write!(f, "mute {mute}, stalled {was_stalled}, parted {parted:?}, closed {closed:?}, errors {errors}, ")?;
+        write!(f, "topics {topics:?}, owed {:?} {:?} ", self.ordered, self.parked)?;
+        let unread = String::from_utf8_lossy(&self.reader.rest()[..self.reader.rest().len().min(80)]).into_owned();
+        write!(f, "pongs {} echoes {} unsent {} ", self.pongs.len(), self.echoes.len(), self.to_send.len())?;
+        write!(f, "unread {unread:?})")
     }
 }
 
