@@ -86,8 +86,7 @@ mod tests {
     #[test]
     fn a_queue_that_refused_one_frame_takes_no_later_one() {
         let mut conns = ConnPool::new(2);
-        let keys = [0, 1].map(|_| conns.insert_with(|_| Conn::new(0, 0)).unwrap());
-        keys.map(|key| conns.get_mut(key).unwrap().phase = Phase::Open);
+        let keys = [0, 1].map(|_| conns.insert_with(|_| Conn { phase: Phase::Open, ..Conn::new(0, 0) }).unwrap());
         let members = keys.map(|key| key.slot);
         let (mut palette, mut dirty, mut over) = (Palette::default(), Vec::new(), Vec::new());
         let mut publish = |text: &str, members: &[u32], except| {
