@@ -26,7 +26,7 @@ impl Uring {
                 let bytes = cqueue::buffer_select(completion.flags()).map(|buffer| self.buffers.lend(buffer, len));
                 match self.mode {
                     ReceiveMode::Recv => self.received_of_many(conn, completion, bytes),
-                    ReceiveMode::Poll => self.received_once(conn, completion, bytes),
+                    ReceiveMode::Poll => self.received_of_few(conn, completion, bytes),
                 }
             }
             Some(Op::Poll) => self.polled(conn, completion),
@@ -73,22 +73,23 @@ impl Uring {
         })
     }
 
-    /// Poll mode: the receive that followed a poll.
-    fn received_once(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+    /// Poll mode: a receive that followed a poll, or one of the completions of a drain that followed that.
+    fn received_of_few(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let buffer_size = self.buffers.buffer_size();
         let Some(record) = self.records.get(conn) else { return self.stale() };
-        record.clear(flag::RECEIVE);
-        self.holding -= 1;
         let result = completion.result();
         let full = u32::try_from(result).is_ok_and(|len| len == buffer_size);
-        if full
-            || cqueue::sock_nonempty(completion.flags())
-            || record.is(flag::HANGUP)
-            || matches!(-result, libc::ENOBUFS | libc::EINTR)
-        {
-            // The poll reports arrivals, not what is left: unless asked for, it would stay in the socket.
+        let left = full || cqueue::sock_nonempty(completion.flags()) || record.is(flag::HANGUP);
+        if (left && result > 0) || matches!(-result, libc::ENOBUFS | libc::EINTR) {
+            // The poll reports arrivals, not what is left: unless asked for, that would stay in the socket.
             record.set(flag::READABLE);
         }
+        if has_more(completion) {
+            let armed = record.is(flag::ARMED);
+            return bytes.map(|bytes| Completion::Received { conn, bytes, armed });
+        }
+        record.clear(flag::RECEIVE);
+        self.holding -= 1;
         let blocked = result == -libc::EAGAIN;
         let armed = record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING) && (result > 0 || blocked);
         if !armed {
@@ -97,7 +98,9 @@ impl Uring {
             record.set(flag::RECEIVE);
             record.clear(flag::READABLE);
             let descriptor = record.descriptor();
-            self.receive_once(conn, descriptor);
+            // Much is left: drain it at once. The end of a drain does not prove that the socket is empty (the kernel
+            // bounds the rounds), the end of a single receive does.
+            if result > 0 { self.drain(conn, descriptor) } else { self.receive_once(conn, descriptor) }
         }
         self.close_if_over(conn);
         match (result, bytes) {

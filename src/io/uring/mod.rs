@@ -40,7 +40,7 @@ use crate::id::{ConnKey, ShardId};
 pub enum ReceiveMode {
     /// One multishot receive: fewest requests, 864 bytes of kernel memory for each idle connection.
     Recv,
-    /// A multishot poll, and one receive each time it reports input: 256 bytes of kernel memory for each idle
+    /// A multishot poll, and a receive each time it reports input: 256 bytes of kernel memory for each idle
     /// connection, and input that nobody asked for stays in the socket.
     Poll,
 }
@@ -197,6 +197,14 @@ impl Uring {
             .buf_group(GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
+        // SAFETY: as for `receive_all`.
+        unsafe { self.ring.push(&receive.user_data(Token::of_conn(Op::Receive, conn).0)) };
+    }
+
+    /// Poll mode: asks for all that is there, up to the kernel's own bound of a round (32 buffers).
+    fn drain(&mut self, conn: ConnKey, descriptor: u32) {
+        self.holding += 1;
+        let receive = opcode::RecvMulti::new(Fixed(descriptor), GROUP).flags(libc::MSG_DONTWAIT).build();
         // SAFETY: as for `receive_all`.
         unsafe { self.ring.push(&receive.user_data(Token::of_conn(Op::Receive, conn).0)) };
     }
