@@ -25,8 +25,8 @@ impl Uring {
                 let len = u32::try_from(completion.result()).unwrap_or(0);
                 let bytes = cqueue::buffer_select(completion.flags()).map(|buffer| self.buffers.lend(buffer, len));
                 match self.mode {
-                    ReceiveMode::Recv => self.received_of_many(conn, completion, bytes),
-                    ReceiveMode::Poll => self.received_of_few(conn, completion, bytes),
+                    ReceiveMode::Recv => self.received(conn, completion, bytes),
+                    ReceiveMode::Poll => self.drained(conn, completion, bytes),
                 }
             }
             Some(Op::Poll) => self.polled(conn, completion),
@@ -59,7 +59,7 @@ impl Uring {
     }
 
     /// Recv mode: one of the completions of a multishot receive.
-    fn received_of_many(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+    fn received(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let Some(record) = self.records.get(conn) else { return self.stale() };
         let armed = has_more(completion);
         if !armed {
@@ -73,16 +73,18 @@ impl Uring {
         })
     }
 
-    /// Poll mode: a receive that followed a poll, or one of the completions of a drain that followed that.
-    fn received_of_few(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+    /// Poll mode: one of the completions of a drain; the last of them is an error, mostly EAGAIN.
+    fn drained(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let buffer_size = self.buffers.buffer_size();
         let Some(record) = self.records.get(conn) else { return self.stale() };
         let result = completion.result();
-        let full = u32::try_from(result).is_ok_and(|len| len == buffer_size);
-        let left = full || cqueue::sock_nonempty(completion.flags()) || record.is(flag::HANGUP);
-        if (left && result > 0) || matches!(-result, libc::ENOBUFS | libc::EINTR) {
-            // The poll reports arrivals, not what is left: unless asked for, that would stay in the socket.
-            record.set(flag::READABLE);
+        if let Ok(len @ 1..) = u32::try_from(result) {
+            // The poll reports arrivals, not what is left, and the kernel bounds the rounds of a drain. A drain runs in
+            // one go, so what earlier polls said is answered by now.
+            record.clear(flag::READABLE);
+            if cqueue::sock_nonempty(completion.flags()) || len == buffer_size || record.is(flag::HANGUP) {
+                record.set(flag::READABLE);
+            }
         }
         if has_more(completion) {
             let armed = record.is(flag::ARMED);
@@ -90,22 +92,23 @@ impl Uring {
         }
         record.clear(flag::RECEIVE);
         self.holding -= 1;
-        let blocked = result == -libc::EAGAIN;
-        let armed = record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING) && (result > 0 || blocked);
+        if matches!(-result, libc::ENOBUFS | libc::EINTR) {
+            record.set(flag::READABLE);
+        }
+        let more = result > 0 || result == -libc::EAGAIN;
+        let armed = more && record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING);
         if !armed {
             record.clear(flag::ARMED | flag::PAUSING);
         } else if record.is(flag::READABLE) {
             record.set(flag::RECEIVE);
             record.clear(flag::READABLE);
             let descriptor = record.descriptor();
-            // Much is left: drain it at once. The end of a drain does not prove that the socket is empty (the kernel
-            // bounds the rounds), the end of a single receive does.
-            if result > 0 { self.drain(conn, descriptor) } else { self.receive_once(conn, descriptor) }
+            self.drain(conn, descriptor);
         }
         self.close_if_over(conn);
-        match (result, bytes) {
-            (1.., Some(bytes)) => Some(Completion::Received { conn, bytes, armed }),
-            _ if blocked && armed => None,
+        match bytes {
+            Some(bytes) if result > 0 => Some(Completion::Received { conn, bytes, armed }),
+            _ if armed => None,
             _ => Some(self.receive_ended(conn, result)),
         }
     }
@@ -145,7 +148,7 @@ impl Uring {
                 record.set(flag::POLL);
             }
             if receive {
-                self.receive_once(conn, descriptor);
+                self.drain(conn, descriptor);
             }
             if ended {
                 self.poll_input(conn, descriptor);
