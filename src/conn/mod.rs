@@ -15,7 +15,7 @@ pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
-use crate::id::ReceiptIndex;
+use crate::id::{MessageId, ReceiptIndex};
 use crate::metrics::CloseReason;
 use crate::ws::Decoder;
 
@@ -80,6 +80,16 @@ pub enum Then {
     Linger,
 }
 
+/// What was received and has to wait.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// A subscribe request that came behind unanswered publishes: its ack waits behind theirs, and messages of the topic
+    /// must not overtake the ack.
+    pub subscribe: Option<(Option<MessageId>, Box<str>)>,
+    /// Bytes that are not decoded yet, because what they might need has no room.
+    pub bytes: Vec<u8>,
+}
+
 /// What the connection's messages mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -96,8 +106,8 @@ pub struct Conn {
     pub phase: Phase,
     /// The WebSocket decoder: nothing between messages, else the message so far.
     pub decoder: Decoder,
-    /// Bytes received that may not be looked at yet, because what they might need has no room; reading is paused.
-    pub held: Option<Box<Vec<u8>>>,
+    /// What was received and may not be acted on yet; reading is paused meanwhile.
+    pub held: Option<Box<Held>>,
     /// What waits to be sent and what is being sent.
     pub outbound: Outbound,
     /// Who it is, once authenticated.

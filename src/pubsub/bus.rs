@@ -5,12 +5,14 @@
 //! connection is not read from until there is room. Counts travel back in a queue of their own that has room for every
 //! publish that may be waiting, so a receipt never waits for a publish.
 
+use std::sync::Arc;
+
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::id::{ReceiptIndex, ShardId};
 use crate::io::SharedFrame;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
 

@@ -119,9 +119,16 @@ impl<I: Io> Shard<I> {
             Ok(request) => request,
             Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
         };
-        let allowed = self.permit(key, request.topic, "subscribe to", |identity, topic| identity.may_subscribe(topic));
-        match allowed.and_then(|()| self.join(key, request.topic)) {
-            Ok(()) => self.reply(key, id, |envelope| envelope.subscribed(request.topic)),
+        match self.conns.get(key) {
+            Some(conn) if conn.receipts.is_some() => self.hold_subscribe(key, id, request.topic),
+            _ => self.subscribe_to(key, id, request.topic),
+        }
+    }
+
+    pub(super) fn subscribe_to(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str) {
+        let allowed = self.permit(key, topic, "subscribe to", |identity, topic| identity.may_subscribe(topic));
+        match allowed.and_then(|()| self.join(key, topic)) {
+            Ok(()) => self.reply(key, id, |envelope| envelope.subscribed(topic)),
             Err((code, text)) => self.fault(key, code, &text, id),
         }
     }

@@ -34,6 +34,7 @@ use std::fmt;
 
 use crate::metrics::ErrorCode;
 
+pub use crate::id::{MessageId, MessageIdRef};
 pub use incoming::{IncomingMessage, parse};
 pub use json::{DEPTH_MAX, Expected, Fault};
 pub use outgoing::{AckResponse, EnvelopeWriter, ErrorResponse, PublishReceipt};
@@ -43,43 +44,6 @@ pub use payload::{Authenticate, Payload, Publish, Subscribe, Unsubscribe};
 pub const ID_LENGTH_MAX: usize = 64;
 /// Longest `key` of a publish, in bytes after unescaping.
 pub const KEY_LENGTH_MAX: usize = 255;
-
-/// A client's name for a request, kept for a reply that is written after the request's bytes are gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MessageId {
-    /// A string of at most [`ID_LENGTH_MAX`] bytes.
-    Text(Box<str>),
-    /// An unsigned integer.
-    Number(u64),
-}
-
-/// A client's name for a request, still in the request's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MessageIdRef<'a> {
-    /// A string of at most [`ID_LENGTH_MAX`] bytes.
-    Text(&'a str),
-    /// An unsigned integer.
-    Number(u64),
-}
-
-impl MessageId {
-    /// The id as the encoders take it.
-    pub fn borrow(&self) -> MessageIdRef<'_> {
-        match self {
-            Self::Text(text) => MessageIdRef::Text(text),
-            Self::Number(number) => MessageIdRef::Number(*number),
-        }
-    }
-}
-
-impl From<MessageIdRef<'_>> for MessageId {
-    fn from(id: MessageIdRef<'_>) -> Self {
-        match id {
-            MessageIdRef::Text(text) => Self::Text(text.into()),
-            MessageIdRef::Number(number) => Self::Number(number),
-        }
-    }
-}
 
 /// A message that is none, with the id to answer to when there was one.
 #[derive(Clone, Debug, PartialEq, Eq)]
