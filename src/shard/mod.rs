@@ -262,6 +262,16 @@ impl<I: Io> Shard<I> {
         &mut self.io
     }
 
+    /// The most bytes of any one connection that may not be looked at yet, the most that wait for one, and how many
+    /// connections are listed to be tried again: for tests of the bounds.
+    pub fn heaviest(&self) -> [usize; 3] {
+        let held = |conn: &Conn| conn.held.as_ref().map_or(0, |held| held.bytes.len());
+        let outbound =
+            |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
+        let most = |of: &dyn Fn(&Conn) -> usize| self.conns.iter().map(|(_, conn)| of(conn)).max().unwrap_or(0);
+        [most(&held), most(&outbound), self.held.len()]
+    }
+
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
     /// handlers, frames.
     pub fn leftovers(&mut self) -> [(&'static str, usize); 6] {
