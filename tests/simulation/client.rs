@@ -11,7 +11,7 @@ use tidewheel::Delivery;
 use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 
 use crate::compose::data_text;
-use crate::ledger::{Ledger, NEVER, Step, Tail};
+use crate::ledger::{Ledger, NEVER, Period, Step, Tail};
 use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
 
 /// Topics there are; one more stands for broadcasts.
@@ -466,6 +466,9 @@ impl Client {
                 }
             }
         };
+        let Period { acked, asked, .. } = scene.ledger.periods[period];
+        let by_handler = matches!(self.parked.values().find(|want| matches!(want, Want::Joined { .. })), Some(_));
+        assert!(acked != NEVER || by_handler, "a message before the ack of the subscription of {asked}: {self:?}");
         scene.ledger.got(period, n);
     }
 

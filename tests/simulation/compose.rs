@@ -79,7 +79,8 @@ impl Client {
 
     /// Some requests, in one piece.
     fn compose(&mut self, scene: &mut Scene, dice: &mut Dice) {
-        for _ in 0..1 + dice.below(4) {
+        let many = if dice.chance(0.05) { 20 } else { 4 };
+        for _ in 0..1 + dice.below(many) {
             match self.plan {
                 Plan::Native => self.compose_request(scene, dice),
                 Plan::Echo => self.compose_echo(scene, dice),
