@@ -43,6 +43,43 @@ impl ReceiptIndex {
     }
 }
 
+/// A client's name for a request, kept for a reply that is written after the request's bytes are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MessageId {
+    /// A string of at most 64 bytes.
+    Text(Box<str>),
+    /// An unsigned integer.
+    Number(u64),
+}
+
+/// A client's name for a request, still in the request's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageIdRef<'a> {
+    /// A string of at most 64 bytes.
+    Text(&'a str),
+    /// An unsigned integer.
+    Number(u64),
+}
+
+impl MessageId {
+    /// The id as the encoders take it.
+    pub fn borrow(&self) -> MessageIdRef<'_> {
+        match self {
+            Self::Text(text) => MessageIdRef::Text(text),
+            Self::Number(number) => MessageIdRef::Number(*number),
+        }
+    }
+}
+
+impl From<MessageIdRef<'_>> for MessageId {
+    fn from(id: MessageIdRef<'_>) -> Self {
+        match id {
+            MessageIdRef::Text(text) => Self::Text(text.into()),
+            MessageIdRef::Number(number) => Self::Number(number),
+        }
+    }
+}
+
 /// Largest generation: it must fit the 24 bits that a completion token and a session id have for it.
 pub const GENERATION_MAX: u32 = (1 << 24) - 1;
 /// Largest slot a session id can carry (26 bits).

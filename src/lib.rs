@@ -36,11 +36,13 @@ pub mod config;
 pub mod conn;
 pub mod control;
 pub mod fixed;
+pub mod guide;
 pub mod id;
 pub mod io;
 pub mod metrics;
 pub mod pubsub;
 pub mod server;
+
 pub mod shard;
 pub mod sync;
 pub mod ws;

@@ -1,2 +1,10 @@
 //! The `tidewheel` command.
-fn main() {}
+//! Law: 0 is success, 1 a failure at run time, 2 wrong usage or configuration; nothing here panics on a closed stdout.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

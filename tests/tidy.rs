@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["control"],
     &["server"],
     &["cli"],
-    &["main"],
+    &["main", "guide"],
 ];
 
 /// Words that only some modules, or single files of others, may use.

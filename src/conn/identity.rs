@@ -1,26 +1,34 @@
 //! Who a connection is and what it may do.
+//! Law: an identity comes from a verified token and does not change; a refreshed token brings a new one.
+
+use std::num::NonZeroU64;
 
 use super::permissions::Permissions;
 
-/// An authenticated user. An idle connection carries one of these on the heap.
-#[derive(Clone, Debug)]
+/// Who a connection belongs to: 32 bytes, and on the heap the user id's and the permissions'.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The token's `sub`.
+    /// The claim `sub`: 1 to 255 bytes.
     pub user_id: Box<str>,
-    /// The token's `exp` in Unix seconds.
-    pub expires_at: Option<u64>,
-    /// The token's `topics`; everything is allowed without.
+    /// The claim `exp` in Unix seconds; `None` is a token without end.
+    pub expires_at: Option<NonZeroU64>,
+    /// The claim `topics`; `None` allows every topic.
     pub permissions: Option<Box<Permissions>>,
 }
 
 impl Identity {
-    /// Whether the token lets its bearer subscribe to `topic`.
+    /// Whether `topic` may be subscribed to.
     pub fn may_subscribe(&self, topic: &str) -> bool {
-        self.permissions.as_deref().is_none_or(|permissions| permissions.may_subscribe(topic))
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(topic))
     }
 
-    /// Whether the token lets its bearer publish to `topic`.
+    /// Whether `topic` may be published to.
     pub fn may_publish(&self, topic: &str) -> bool {
-        self.permissions.as_deref().is_none_or(|permissions| permissions.may_publish(topic))
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(topic))
+    }
+
+    /// When the token expires, in Unix milliseconds.
+    pub fn expires_ms(&self) -> Option<u64> {
+        self.expires_at.map(|seconds| seconds.get().saturating_mul(1000))
     }
 }

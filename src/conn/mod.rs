@@ -15,7 +15,7 @@ pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
-use crate::id::ReceiptIndex;
+use crate::id::{MessageId, ReceiptIndex};
 use crate::metrics::CloseReason;
 use crate::ws::Decoder;
 
@@ -58,6 +58,16 @@ pub struct Farewell {
     pub answer: bool,
 }
 
+/// What was received and has to wait.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// A subscribe request that came behind unanswered publishes: its ack waits behind theirs, and messages of the topic
+    /// must not overtake the ack.
+    pub subscribe: Option<(Option<MessageId>, Box<str>)>,
+    /// Bytes that are not decoded yet, because what they might need has no room.
+    pub bytes: Vec<u8>,
+}
+
 /// What the connection's messages mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -74,8 +84,8 @@ pub struct Conn {
     pub phase: Phase,
     /// The WebSocket decoder: nothing between messages, else the message so far.
     pub decoder: Decoder,
-    /// Bytes received that may not be looked at yet, because what they might need has no room; reading is paused.
-    pub held: Option<Box<Vec<u8>>>,
+    /// What was received and may not be acted on yet; reading is paused meanwhile.
+    pub held: Option<Box<Held>>,
     /// What waits to be sent and what is being sent.
     pub outbound: Outbound,
     /// Who it is, once authenticated.
@@ -104,6 +114,8 @@ pub struct Conn {
     pub endpoint: Endpoint,
     /// Came when the server was full; its request will be answered 503.
     pub surplus: bool,
+    /// Its queue has refused a published frame: it takes no more of them, so that the client sees a prefix, never a gap.
+    pub over: bool,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// A ping is out and nothing has arrived since.
@@ -141,6 +153,7 @@ impl Conn {
             reason: None,
             endpoint: Endpoint::Native,
             surplus: false,
+            over: false,
             dirty: false,
             awaiting_pong: false,
             expiry_announced: false,

@@ -206,6 +206,11 @@ const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.upgraded),
     },
     Family {
+        name: "websocket_connections_cut",
+        help: "Connections cut at the drain's deadline, part of those closed.",
+        values: Values::Counter(|shard| &shard.cut),
+    },
+    Family {
         name: "websocket_refused",
         help: "Newcomers turned away before the upgrade, by cause.",
         values: Values::Counters("cause", |shard| labelled(Refusal::ALL, Refusal::label, &shard.refused)),

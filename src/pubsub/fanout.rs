@@ -53,6 +53,10 @@ pub fn fan_out(
         }
         delivery.matched += 1;
         let conn = conns.slot_mut(slot).expect("members are live");
+        if conn.over {
+            delivery.dropped += 1;
+            continue;
+        }
         match conn.outbound.enqueue(key, len, limits, now) {
             Enqueued::Queued => {
                 delivery.queued += 1;
@@ -63,10 +67,41 @@ pub fn fan_out(
             }
             Enqueued::Over => {
                 delivery.dropped += 1;
+                conn.over = true;
                 over.push(slot);
             }
         }
     }
     palette.release_many(key, owners - delivery.queued as u32);
     delivery
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::{Conn, Phase};
+
+    const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
+
+    #[test]
+    fn a_queue_that_refused_one_frame_takes_no_later_one() {
+        let mut conns = ConnPool::new(2);
+        let keys = [0, 1].map(|_| conns.insert_with(|_| Conn { phase: Phase::Open, ..Conn::new(0, 0) }).unwrap());
+        let members = keys.map(|key| key.slot);
+        let (mut palette, mut dirty, mut over) = (Palette::default(), Vec::new(), Vec::new());
+        let mut publish = |text: &str, members: &[u32], except| {
+            let frame = SharedFrame::new(text.as_bytes().to_vec());
+            fan_out(frame, members, except, &mut conns, &mut palette, &LIMITS, 0, &mut dirty, &mut over)
+        };
+        let delivery = |matched, queued, dropped| Delivery { matched, queued, dropped };
+        assert_eq!(publish("12345678", &members[..1], None), delivery(1, 1, 0));
+        assert_eq!(publish("too long", &members, None), delivery(2, 1, 1), "the first has no room, the second has");
+        assert_eq!(publish("x", &members, None), delivery(2, 1, 1), "it would fit, but there would be a gap");
+        assert_eq!(publish("x", &members, Some(members[1])), delivery(1, 0, 1));
+        assert_eq!((over, dirty), (vec![members[0]], members.to_vec()), "each named once");
+        for key in keys {
+            conns.get_mut(key).unwrap().outbound.clear(&mut palette);
+        }
+        assert_eq!(palette.live(), 0);
+    }
 }

@@ -3,6 +3,7 @@
 //! error never closes the connection by itself, a budget of errors does.
 
 use std::fmt::Display;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use crate::app::auth::{Authenticator, Claims};
@@ -107,7 +108,8 @@ impl<I: Io> Shard<I> {
         conn.expiry_announced = false;
         let session = crate::id::SessionId::new(shard, key, conn.random);
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");
-        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, identity.expires_at));
+        let expires_at = identity.expires_at.map(NonZeroU64::get);
+        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, expires_at));
         self.reschedule(key);
     }
 
@@ -117,9 +119,16 @@ impl<I: Io> Shard<I> {
             Ok(request) => request,
             Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
         };
-        let allowed = self.permit(key, request.topic, "subscribe to", |identity, topic| identity.may_subscribe(topic));
-        match allowed.and_then(|()| self.join(key, request.topic)) {
-            Ok(()) => self.reply(key, id, |envelope| envelope.subscribed(request.topic)),
+        match self.conns.get(key) {
+            Some(conn) if conn.receipts.is_some() => self.hold_subscribe(key, id, request.topic),
+            _ => self.subscribe_to(key, id, request.topic),
+        }
+    }
+
+    pub(super) fn subscribe_to(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str) {
+        let allowed = self.permit(key, topic, "subscribe to", |identity, topic| identity.may_subscribe(topic));
+        match allowed.and_then(|()| self.join(key, topic)) {
+            Ok(()) => self.reply(key, id, |envelope| envelope.subscribed(topic)),
             Err((code, text)) => self.fault(key, code, &text, id),
         }
     }

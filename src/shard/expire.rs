@@ -94,15 +94,13 @@ impl<I: Io> Shard<I> {
                 consider(at(conn.heard, settings.ping_interval_ms), Due::Ping);
             }
         }
-        if let Some(expires_at) = conn.identity.as_ref().and_then(|identity| identity.expires_at) {
-            let in_ms = (expires_at.saturating_mul(1000)).saturating_sub(self.now.unix_ms);
-            if conn.expiry_announced {
-                let over_ms = self.now.unix_ms.saturating_sub(expires_at.saturating_mul(1000));
-                let left_ms = (in_ms + settings.expiry_grace_ms).saturating_sub(over_ms);
-                consider(now_ms.saturating_add(left_ms), Due::Grace);
-            } else {
-                consider(now_ms.saturating_add(in_ms), Due::Expiry);
-            }
+        if let Some(expires_ms) = conn.identity.as_ref().and_then(|identity| identity.expires_ms()) {
+            // In terms of the wall clock, which may jump; looked at again with every ping at the latest.
+            let (due_ms, due) = match conn.expiry_announced {
+                false => (expires_ms, Due::Expiry),
+                true => (expires_ms.saturating_add(settings.expiry_grace_ms), Due::Grace),
+            };
+            consider(now_ms.saturating_add(due_ms.saturating_sub(self.now.unix_ms)), due);
         }
         match conn.outbound.over_age(&settings.outbound, now_ms as Ms) {
             Ok(None) => {}
@@ -144,6 +142,6 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.expiry_announced = true;
         let Some(expires_at) = conn.identity.as_ref().and_then(|identity| identity.expires_at) else { return };
-        self.push(key, |envelope| envelope.token_expiring(expires_at));
+        self.push(key, |envelope| envelope.token_expiring(expires_at.get()));
     }
 }

@@ -3,8 +3,8 @@
 //! Law: a message is decoded only when everything it may need has room: on the bus, among the receipts, in the
 //! connection's own queue. If not, its bytes are held, the connection is not read from, and the message is tried again.
 
-use crate::conn::{Endpoint, Phase};
-use crate::id::ConnKey;
+use crate::conn::{Endpoint, Held, Phase};
+use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
 use crate::ws::{self, Event, Input, Opcode};
@@ -42,7 +42,7 @@ impl<I: Io> Shard<I> {
         match &mut conn.phase {
             Phase::Open | Phase::Settling(_) | Phase::Closing => match &mut conn.held {
                 // Reading was paused, but these were on their way: at most what the receive buffers hold.
-                Some(held) => held.extend_from_slice(bytes),
+                Some(held) => held.bytes.extend_from_slice(bytes),
                 None => self.on_frames(key, bytes),
             },
             Phase::Handshake(_) => self.shake_hands(key, bytes),
@@ -138,6 +138,9 @@ impl<I: Io> Shard<I> {
             Phase::Settling(_) | Phase::Closing => return Gate::Open,
             _ => return Gate::Shut,
         }
+        if conn.held.is_some() {
+            return Gate::FullOwn;
+        }
         let behind_receipts = conn.receipts.map_or(0, |newest| self.receipts.after(newest).len());
         let waiting = conn.outbound.bytes() + behind_receipts;
         if waiting >= self.settings.outbound.bytes_max as usize || conn.parked >= PARKED_PER_CONN_MAX {
@@ -151,12 +154,21 @@ impl<I: Io> Shard<I> {
 
     fn hold(&mut self, key: ConnKey, rest: &[u8], full: Gate) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.held = Some(Box::new(rest.to_vec()));
+        conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
         self.io.pause(key);
         if full == Gate::FullBus {
             self.metrics.bus_full.add(1);
             self.held.push(key);
         }
+    }
+
+    /// Puts a subscribe request off until the publishes before it are answered: its ack must come after theirs, and no
+    /// message of the topic before its ack. What follows it is put off too.
+    pub(super) fn hold_subscribe(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let subscribe = Some((id.map(MessageId::from), topic.into()));
+        conn.held = Some(Box::new(Held { subscribe, bytes: Vec::new() }));
+        self.io.pause(key);
     }
 
     /// Tries held messages again whose room is shared with others.
@@ -169,8 +181,17 @@ impl<I: Io> Shard<I> {
     /// Tries a connection's held messages again, if it has any.
     pub(super) fn resume(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Some(mut held) = conn.held.take() else { return };
-        self.on_frames(key, &mut held);
+        if conn.held.as_ref().is_some_and(|held| held.subscribe.is_some()) && conn.receipts.is_some() {
+            return;
+        }
+        let Some(held) = conn.held.take() else { return };
+        let Held { subscribe, mut bytes } = *held;
+        if let Some((id, topic)) = subscribe
+            && conn.is_open()
+        {
+            self.subscribe_to(key, id.as_ref().map(MessageId::borrow), &topic);
+        }
+        self.on_frames(key, &mut bytes);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.held.is_some() {
             return;

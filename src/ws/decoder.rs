@@ -67,21 +67,19 @@ impl Decoder {
         limits: &Limits,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
         self.settle();
-        let step = loop {
+        loop {
             match self.step(input, limits) {
+                Ok(Step::Lent(event)) => return Ok(Some(event)),
+                Ok(Step::Gathered) => break,
                 Ok(Step::Again) => {}
-                Ok(step) => break step,
+                Ok(Step::Starved) => return Ok(None),
                 Err(error) => {
                     self.end();
                     return Err(error);
                 }
             }
-        };
-        match (step, self.partial.as_deref_mut()) {
-            (Step::Lent(event), _) => Ok(Some(event)),
-            (Step::Gathered, Some(partial)) => partial.event(),
-            (Step::Starved | Step::Again, _) | (Step::Gathered, None) => Ok(None),
         }
+        self.partial.as_deref_mut().map_or(Ok(None), Partial::event)
     }
 
     /// Gives back what the last event was gathered in. The following [`next`](Self::next) does this by itself, so only
@@ -324,6 +322,8 @@ impl Message {
                 Err(cut) if cut.error_len().is_none() => self.checked += cut.valid_up_to(),
                 Err(_) => return Err(ProtocolError::TextNotUtf8),
             }
+            // No byte is looked at again but those of a cut character, so the cost stays linear in the bytes.
+            debug_assert!(self.bytes.len() - self.checked <= 3);
         }
         Ok(())
     }

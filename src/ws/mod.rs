@@ -19,7 +19,7 @@
 //!
 //! **permessage-deflate** (RFC 7692) is a stage between a message's last payload byte and its event.
 //! [`Upgrade::extensions`] yields the client's offers; what was agreed becomes an [`Extensions`] value, which decides
-//! the reserved bits that [`frame::parse`](self::frame::parse) lets pass; they travel to the decoder in
+//! the reserved bits that [`frame::parse`] lets pass; they travel to the decoder in
 //! [`Header::reserved`](self::frame::Header::reserved). There a payload becomes an event in two places, one for a message
 //! that lies in the input and one for a gathered message: a compressed one is inflated there, and its text is then
 //! validated after inflating instead of as it arrives.

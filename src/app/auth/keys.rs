@@ -122,8 +122,8 @@ fn from_secret(secret: &[u8]) -> Result<DecodingKey, AuthSetupError> {
     Ok(DecodingKey::from_secret(secret))
 }
 
-/// A public key. The library takes the first key-like part of whatever it is given and leaves size and curve to the first
-/// token, so both are checked here.
+/// A public key. The library takes the first key-like part of whatever it is given and leaves size and curve to the
+/// first token, so both are checked here.
 fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupError> {
     let label = std::str::from_utf8(pem).ok().and_then(|pem| pem.split_once("-----BEGIN ")?.1.split_once("-----"));
     match label {

@@ -12,7 +12,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use self::keys::Key;
-use super::permissions::{Permissions, PermissionsError};
+use crate::conn::Identity;
+use crate::conn::permissions::{Permissions, PermissionsError};
 
 pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySettings, MakeTokenError, make_token};
 pub use jsonwebtoken::Algorithm;
@@ -29,8 +30,8 @@ pub struct AuthSettings {
     pub keys: Vec<KeySettings>,
     /// What the claim `iss` must be, if anything.
     pub issuer: Option<String>,
-    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made for
-    /// someone else (RFC 7519 §4.1.3).
+    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made
+    /// for someone else (RFC 7519 §4.1.3).
     pub audience: Option<String>,
     /// How far the clocks of server and issuer may be apart, to the millisecond.
     pub leeway: Duration,
@@ -43,17 +44,6 @@ pub struct Claims {
     pub identity: Identity,
     /// The claim `max_connections`: at most so many connections of this user at a time.
     pub max_connections: Option<u32>,
-}
-
-/// Who a connection belongs to: 32 bytes, and on the heap the user id's and the permissions'.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The claim `sub`: 1 to [`USER_ID_LENGTH_MAX`] bytes.
-    pub user_id: Box<str>,
-    /// The claim `exp` in Unix seconds; `None` is a token without end.
-    pub expires_at: Option<NonZeroU64>,
-    /// The claim `topics`; `None` allows every topic.
-    pub permissions: Option<Box<Permissions>>,
 }
 
 /// Why a token is refused. The text is fit for the client.
@@ -208,18 +198,6 @@ impl Authenticator {
             Some(topics) => Some(Box::new(Permissions::from_claim(&topics).map_err(AuthError::Permissions)?)),
         };
         Ok(Claims { identity: Identity { user_id, expires_at, permissions }, max_connections })
-    }
-}
-
-impl Identity {
-    /// Whether `topic` may be subscribed to.
-    pub fn may_subscribe(&self, topic: &str) -> bool {
-        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(topic))
-    }
-
-    /// Whether `topic` may be published to.
-    pub fn may_publish(&self, topic: &str) -> bool {
-        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(topic))
     }
 }
 

@@ -224,3 +224,123 @@ fn kind(errno: i32) -> io::ErrorKind {
         errno => io::Error::from_raw_os_error(errno).kind(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use io_uring::types::{CancelBuilder, Fixed};
+    use io_uring::{opcode, squeue};
+
+    use super::*;
+    use crate::id::ShardId;
+    use crate::io::bell::Bell;
+    use crate::io::uring::UringConfig;
+    use crate::io::{Io, Wait, recv_ring};
+
+    const CONN: ConnKey = ConnKey { slot: 3, generation: 2 };
+    const STALE: ConnKey = ConnKey { slot: 3, generation: 1 };
+
+    /// A driver with one connection under [`CONN`], and its peer.
+    fn connected(mode: ReceiveMode) -> (Uring, TcpStream) {
+        let bells = Arc::from([Arc::new(Bell::new().unwrap())]);
+        let (listeners, shard) = (Vec::new(), ShardId(0));
+        let config = UringConfig { table: 4, buffers: 2, buffer_size: 64, mode, listeners, bells, shard };
+        let mut io = Uring::new(config).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        io.take(TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
+        let Some(Completion::Accepted(socket)) = next(&mut io) else { panic!("not taken") };
+        io.adopt(socket, CONN);
+        (io, listener.accept().unwrap().0)
+    }
+
+    /// The next completion, or nothing within a while.
+    fn next(io: &mut Uring) -> Option<Completion<RecvBuffer>> {
+        for _ in 0..5 {
+            if let Some(completion) = io.poll() {
+                return Some(completion);
+            }
+            io.wait(Wait::AtMost(Duration::from_millis(20))).unwrap();
+        }
+        io.poll()
+    }
+
+    fn push(io: &mut Uring, entry: squeue::Entry) {
+        // SAFETY: the tests push requests that name no memory but the driver's own receive buffers.
+        unsafe { io.ring.push(&entry) };
+    }
+
+    #[test]
+    fn a_completion_of_a_former_connection_finds_nothing() {
+        for op in [Op::Receive, Op::Poll, Op::Send, Op::Shutdown, Op::Close, Op::Pause] {
+            let (mut io, _peer) = connected(ReceiveMode::Recv);
+            push(&mut io, opcode::Nop::new().build().user_data(Token::of_conn(op, STALE).0));
+            assert!(next(&mut io).is_none(), "{op:?}");
+            assert_eq!(io.counters().stale, u64::from(op != Op::Pause), "{op:?}: a late pause is no surprise");
+            io.send_hello();
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_former_connection_reach_nobody_and_their_buffer_comes_back() {
+        let (mut io, mut peer) = connected(ReceiveMode::Recv);
+        let descriptor = io.records.get(CONN).unwrap().descriptor();
+        for round in 1..=5 {
+            peer.write_all(b"secret").unwrap();
+            let receive = opcode::Recv::new(Fixed(descriptor), std::ptr::null_mut(), 0);
+            let receive = receive.buf_group(recv_ring::GROUP).build().flags(squeue::Flags::BUFFER_SELECT);
+            push(&mut io, receive.user_data(Token::of_conn(Op::Receive, STALE).0));
+            assert!(next(&mut io).is_none());
+            assert_eq!(io.counters().stale, round);
+        }
+        assert_eq!(io.counters().republished, 5, "more than the two there are: each came back");
+    }
+
+    #[test]
+    fn a_request_that_the_cancel_of_a_close_did_not_find_is_cancelled_again() {
+        for mode in [ReceiveMode::Recv, ReceiveMode::Poll] {
+            let (mut io, mut peer) = connected(mode);
+            io.receive(CONN);
+            io.wait(Wait::No).unwrap();
+            // A close whose cancel came at the wrong moment.
+            let record = io.records.get(CONN).unwrap();
+            record.set(flag::CLOSING | flag::CLOSE);
+            let descriptor = record.descriptor();
+            let close = opcode::Close::new(Fixed(descriptor)).build();
+            push(&mut io, close.user_data(Token::of_conn(Op::Close, CONN).0));
+            let mut closed = 0;
+            while let Some(completion) = next(&mut io) {
+                closed += u32::from(matches!(completion, Completion::Closed { conn: CONN }));
+            }
+            assert_eq!((closed, io.counters().recancelled), (1, 1), "{mode:?}");
+            io.wait(Wait::No).unwrap();
+            assert!(io.lingering.is_empty());
+            assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_pause_that_did_not_find_its_receive_tries_again() {
+        let (mut io, mut peer) = connected(ReceiveMode::Recv);
+        io.receive(CONN);
+        io.wait(Wait::No).unwrap();
+        io.records.get(CONN).unwrap().set(flag::PAUSING);
+        let miss = opcode::AsyncCancel2::new(CancelBuilder::user_data(u64::MAX)).build();
+        push(&mut io, miss.user_data(Token::of_conn(Op::Pause, CONN).0));
+        assert!(matches!(next(&mut io), Some(Completion::ReceiveStopped { conn: CONN, starved: false })));
+        peer.write_all(b"held back").unwrap();
+        assert!(next(&mut io).is_none());
+    }
+
+    impl Uring {
+        /// Shows that the connection still works.
+        fn send_hello(&mut self) {
+            let frame = self.palette.share(crate::io::SharedFrame::new(b"hello".to_vec()), 1);
+            self.send(CONN, frame, 0);
+            assert!(matches!(next(self), Some(Completion::Sent { conn: CONN, sent: Ok(5) })));
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Serving without a key: only on loopback, with a key that is made for one process and never stored.
+//! Law: whoever can reach the port from outside needs a token signed with a key that somebody chose.
+
+use std::fmt;
+
+use tidewheel::Config;
+use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings};
+use tidewheel::config::Secret;
+
+use super::Failure;
+use super::token::Claims;
+
+/// Who may connect.
+pub(super) enum Access {
+    /// Everyone; tokens are not asked for.
+    Open,
+    /// Holders of a token that the configured key accepts.
+    Configured,
+    /// Holders of this token, signed with a key of this process alone.
+    Development { token: String },
+}
+
+impl Access {
+    /// Decides from the configuration, and completes it with a key where one is made.
+    ///
+    /// # Errors
+    /// A key is needed and there is none.
+    pub(super) fn decide(config: &mut Config) -> Result<Self, Failure> {
+        if !config.auth.required {
+            return Ok(Self::Open);
+        }
+        if config.auth.secret.is_some() || config.auth.public_key_file.is_some() {
+            return Ok(Self::Configured);
+        }
+        let algorithm = config.auth.algorithm.unwrap_or(Algorithm::HS256);
+        if !matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512) {
+            return Ok(Self::Configured); // of a public key, which validation will find missing
+        }
+        if let Some(public) = config.listen.iter().find(|address| !address.ip().is_loopback()) {
+            return Err(Failure::Usage(format!(
+                "{public} can be reached from outside, and there is no key to check tokens with.\n\
+                 Set one:   auth.secret in the file, or the variable TIDEWHEEL_AUTH_SECRET, 32 random bytes or more\n\
+                 or         auth.public_key_file, the PEM file of whoever issues your tokens\n\
+                 To try it: listen on 127.0.0.1 only, and a key for development is made"
+            )));
+        }
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|error| Failure::Run(format!("no random bytes for a key: {error}")))?;
+        let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = KeySettings { id: None, algorithm, key: KeyMaterial::Secret(secret.as_bytes().to_vec()) };
+        let claims = Claims {
+            iss: config.auth.issuer.clone(),
+            aud: config.auth.audience.clone(),
+            ..Claims::new("developer", TOKEN_TTL_S)
+        };
+        config.auth.secret = Some(Secret::new(secret));
+        Ok(Self::Development { token: claims.sign(&key)? })
+    }
+
+    /// The end of the page's address that hands the token over. Browsers keep it to themselves.
+    pub(super) fn fragment(&self) -> String {
+        match self {
+            Self::Development { token } => format!("#token={token}"),
+            Self::Open | Self::Configured => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open to everyone: auth.required is false",
+            Self::Configured => "for holders of a token that the configured key accepts",
+            Self::Development { .. } => "no key is configured: one is made for this process alone, for development",
+        })
+    }
+}
+
+/// Longer than a day of work, shorter than a forgotten process.
+const TOKEN_TTL_S: u64 = 24 * 60 * 60;

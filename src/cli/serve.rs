@@ -1,0 +1,112 @@
+//! `tidewheel serve`: from flags and file to a running engine, and what a person needs to know about it.
+//! Law: it ends with 0 after a drain, whatever clients, stdout and stderr do meanwhile.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::thread;
+
+use clap::Args;
+use tidewheel::config::{Auto, LogFormat};
+use tidewheel::control::logging::{self, Format};
+use tidewheel::{Config, Engine};
+
+use super::development::Access;
+use super::{Failure, output};
+
+#[derive(Args)]
+pub(super) struct Serve {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where WebSocket connections are accepted; may be given more than once.
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+    /// Where health, metrics and the page are served.
+    #[arg(long, value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+    /// Threads that serve connections, 1 to 255. One a core unless given.
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Serve a raw endpoint that returns every message, for conformance suites and benchmarks. At /echo unless a path
+    /// is given.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = "/echo")]
+    echo: Option<String>,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut config = super::load(self.config.as_deref())?;
+        self.apply(&mut config);
+        let access = Access::decide(&mut config)?;
+        config.validate()?;
+        let format = match config.log.format {
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+        };
+        // Ends last, so that the last lines of everything else are written.
+        let _log =
+            logging::start(config.log.level.as_str(), format).map_err(|error| Failure::Usage(error.to_string()))?;
+
+        let engine = Engine::builder(config.clone()).signals(true).start()?;
+        // From a thread of its own, because a server whose banner nobody reads is still a server, and has to end.
+        let banner = banner(&config, &engine, &access);
+        let _ = thread::Builder::new().name("banner".into()).spawn(move || output::print(&banner).is_ok());
+        let summary = engine.wait();
+        tracing::info!("{summary}");
+        match summary.broken_shards {
+            0 => Ok(()),
+            broken => Err(Failure::Run(format!("{broken} shards broke; the log says why"))),
+        }
+    }
+
+    fn apply(self, config: &mut Config) {
+        if !self.listen.is_empty() {
+            config.listen = self.listen;
+        }
+        if let Some(address) = self.admin_listen {
+            config.admin.listen = address;
+        }
+        if let Some(shards) = self.shards {
+            config.shards = Auto::Value(shards);
+        }
+        if self.echo.is_some() {
+            config.echo_path = self.echo;
+        }
+    }
+}
+
+/// Where to find what, and how much there is of it.
+fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
+    let shards = engine.shards();
+    let plural = if shards == 1 { "" } else { "s" };
+    let mut lines = vec![("tidewheel", format!("{}, {shards} shard{plural}", env!("CARGO_PKG_VERSION")))];
+    lines.push(("kernel", engine.features().to_string().trim_start_matches("kernel ").to_owned()));
+    for address in engine.addresses() {
+        lines.push(("websocket", format!("ws://{address}{}", config.path)));
+        if let Some(path) = &config.echo_path {
+            lines.push(("echo", format!("ws://{address}{path}")));
+        }
+    }
+    if let Some(address) = engine.admin_address() {
+        lines.push(("page", format!("http://{address}/{}", access.fragment())));
+        lines.push(("health", format!("http://{address}/readyz, metrics at /metrics")));
+    }
+    lines.push(("access", access.to_string()));
+    let capacity = engine.capacity();
+    let origin = match capacity.computed {
+        true => "as many as this machine's descriptors and memory allow",
+        false => "as configured",
+    };
+    lines.push(("capacity", format!("{} connections, {origin}", capacity.connections)));
+    let buffers_bytes = shards * config.io.receive_buffers * config.io.receive_buffer_size;
+    lines.push(("memory", format!("{:.1} MiB of receive buffers", buffers_bytes as f64 / MIB)));
+
+    let mut banner = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(banner, "{name:<10} {value}"); // a String takes everything
+    }
+    banner
+}
+
+const MIB: f64 = 1024.0 * 1024.0;

@@ -1,0 +1,11 @@
+//! The maintainer's and the client author's handbook.
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
+
+#[doc = include_str!("design.md")]
+pub mod design {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub mod readme {}

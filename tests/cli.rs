@@ -1,0 +1,200 @@
+//! The command line as a person and a service manager meet it: texts, exit codes, and an end that always comes.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
+    let check = |arguments: &str, said: &str| {
+        let output = tidewheel(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {stderr}");
+        assert!(stderr.contains(said), "{arguments}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments}");
+    };
+    check("", "Usage: tidewheel <COMMAND>");
+    check("sing", "unrecognized subcommand 'sing'");
+    check("serve --listen nowhere", "invalid socket address");
+    check("serve --shards 0", "shards: 0 is out of range; write 1 to 255");
+    check("serve --echo=echo", "echo_path");
+    check("serve --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
+    check("serve --listen 0.0.0.0:0", "TIDEWHEEL_AUTH_SECRET");
+    check("serve --listen 127.0.0.1:0 --listen [::]:0", "[::]:0 can be reached from outside");
+    check("check", "--config <FILE>");
+    check("token make", "--sub <ID>");
+    check("token make --sub ada", "give --key, --key-file or the variable TIDEWHEEL_AUTH_SECRET");
+    check("token make --sub ada --key k --key-file f", "cannot be used with");
+    check("token make --sub ada --key k --ttl 5", "a number with a unit is needed");
+    check("token make --sub ada --key k --ttl 0s", "at least a second");
+    check("token make --sub ada --key k --ttl 99999999999999999d", "at most a hundred years");
+    check("token make --sub ada --key k --algorithm none", "invalid value 'none'");
+    check("token make --sub ada --key k --algorithm RS256", "cannot sign with this key");
+}
+
+#[test]
+fn results_go_to_stdout_and_end_with_0() {
+    let check = |arguments: &str, said: &str| {
+        let output = tidewheel(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments}");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(stdout.contains(said), "{arguments}: {stdout}");
+        assert!(output.stderr.is_empty(), "{arguments}");
+    };
+    check("--help", "Usage: tidewheel <COMMAND>");
+    check("--version", concat!("tidewheel ", env!("CARGO_PKG_VERSION")));
+    check("version", "\nkernel ");
+    check("help serve", "--admin-listen <ADDR>");
+}
+
+#[test]
+fn a_missing_key_file_is_a_failure_at_run_time() {
+    let output = tidewheel("token make --sub ada --key-file /nonexistent.pem").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("tidewheel: /nonexistent.pem: No such file"));
+}
+
+#[test]
+fn a_closed_stdout_is_no_failure() {
+    for arguments in ["version", "--help", "token make --sub ada --key 0123456789abcdef0123456789abcdef"] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let output = tidewheel(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]), "{arguments}");
+    }
+}
+
+#[test]
+fn check_reads_a_file_as_serve_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let check = |yaml: &str, code: i32, said: &str| {
+        let file: PathBuf = directory.path().join("tidewheel.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        let Output { status, stdout, stderr } = tidewheel("check --config").arg(&file).output().unwrap();
+        let text = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert_eq!(status.code(), Some(code), "{yaml}: {text}");
+        assert!(text.contains(said), "{yaml}: {text}");
+    };
+    check("shards: 2", 0, "valid\nno key is configured: one is made");
+    check("auth: {secret: 0123456789abcdef0123456789abcdef}", 0, "valid\nfor holders of a token");
+    check("auth: {required: false}", 0, "valid\nopen to everyone");
+    check("shards: 2\nshard: 3", 2, "did you mean `shards`?");
+    check("shards: 999\noutbound: {max_frames: 0}", 2, "outbound.max_frames");
+    check("listen: 0.0.0.0:8080", 2, "can be reached from outside");
+    check("auth: {algorithm: RS256}", 2, "there is no key to check a token with");
+}
+
+#[test]
+fn serve_says_where_it_is_and_keeps_tokens_out_of_its_log() {
+    let mut server = tidewheel("serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --shards 1 --echo")
+        .env("TIDEWHEEL_LOG_FORMAT", "json")
+        .env("TIDEWHEEL_LOG_LEVEL", "trace")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut banner = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut line = |name: &str| {
+        let line = banner.find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].trim().to_owned()
+    };
+    assert_eq!(line("tidewheel"), concat!(env!("CARGO_PKG_VERSION"), ", 1 shard"));
+    assert!(line("websocket").starts_with("ws://127.0.0.1:"));
+    assert!(line("echo").ends_with("/echo"));
+    let page = line("page");
+    let (address, token) = page.strip_prefix("http://").unwrap().split_once("/#token=").unwrap();
+    assert_eq!(token.split('.').count(), 3, "{token}");
+    let address: SocketAddr = address.parse().unwrap();
+    assert!(get(address, &format!("/readyz?token={token}")).unwrap().starts_with("HTTP/1.1 200 "));
+
+    signal(&server, "-TERM");
+    assert_eq!(wait(&mut server), Some(0));
+    let mut log = String::new();
+    server.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(!log.contains(token), "the token is in the log");
+    for line in log.lines() {
+        serde_json::from_str::<serde_json::Value>(line).expect(line);
+    }
+    assert!(log.lines().last().unwrap().contains("served 0 connections"), "{log}");
+}
+
+#[test]
+fn serve_ends_although_nobody_reads_its_output() {
+    let check = |prepare: fn() -> (io::PipeReader, io::PipeWriter), keep_reader: bool| {
+        let (websocket, admin) = (free_address(), free_address());
+        let (reader, writer) = prepare();
+        let mut server = tidewheel(&format!("serve --listen {websocket} --admin-listen {admin} --shards 1"))
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer)
+            .spawn()
+            .unwrap();
+        let reader = keep_reader.then_some(reader);
+        let begun = Instant::now();
+        while !get(admin, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "never ready");
+            thread::sleep(Duration::from_millis(50));
+        }
+        signal(&server, "-HUP");
+        signal(&server, "-TERM");
+        assert_eq!(wait(&mut server), Some(0));
+        drop(reader);
+    };
+    check(|| io::pipe().unwrap(), false);
+    check(full_pipe, true);
+}
+
+/// A pipe that takes no more byte.
+fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(&vec![b'\n'; PIPE_BYTES]).unwrap();
+    (reader, writer)
+}
+
+/// What a pipe holds unless told otherwise (pipe(7)).
+const PIPE_BYTES: usize = 64 * 1024;
+
+/// A command with arguments separated by spaces, in an environment without settings.
+fn tidewheel(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidewheel"));
+    command.args(arguments.split_whitespace());
+    for (name, _) in std::env::vars_os() {
+        if name == "RUST_LOG" || name.to_string_lossy().starts_with("TIDEWHEEL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A port of loopback that nobody had a moment ago.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn get(address: SocketAddr, target: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn signal(server: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &server.id().to_string()]).status().unwrap().success());
+}
+
+/// The exit code, or `None` for a signal; a server that does not end is killed and fails the test.
+fn wait(server: &mut Child) -> Option<i32> {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) {
+        if let Some(status) = server.try_wait().unwrap() {
+            return status.code();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    server.kill().unwrap();
+    panic!("the server did not end");
+}
