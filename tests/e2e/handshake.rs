@@ -77,7 +77,7 @@ fn refusals() {
     };
     check("hello\r\n\r\n", 405, "GET");
     check("\r\n\r\n", 400, "HTTP");
-    check("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 and so on", 400, "HTTP");
+    check("\x16\x03\x01\x02\x00\x01\x00\x01\x7c\x03\x03 and so on", 400, "HTTP");
     check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 405, "GET");
     check(&good.replace("GET", "POST"), 405, "GET");
     check(&good.replace("GET", "get"), 405, "GET");
