@@ -146,7 +146,9 @@ impl Echo {
         loop {
             self.io.wait(Wait::Forever)?;
             while let Some(completion) = self.io.poll() {
-                if matches!(completion, Completion::ReceiveEnded { .. }) && end.is_none() {
+                let left =
+                    matches!(completion, Completion::ReceiveEnded { .. } | Completion::Sent { sent: Err(_), .. });
+                if left && end.is_none() {
                     end = Some(Spent::now(&self.io)?);
                 }
                 self.react(completion)?;

@@ -44,7 +44,7 @@ const RESERVED: &[(&str, &[&str], &[&str])] = &[
         "a lock or an await",
         &["Mutex", "RwLock", "Condvar", "parking_lot", ".await"],
         // The registry is touched when a shard gains or loses its interest in a topic, never by a message.
-        &["pubsub/registry", "app", "control", "server", "cli", "main"],
+        &["sync", "pubsub/registry", "app", "control", "server", "cli", "main"],
     ),
     ("a sleep", &["thread::sleep"], &["control", "server", "cli", "main"]),
 ];

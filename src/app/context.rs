@@ -9,7 +9,7 @@ use std::rc::Rc;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::handler::OutgoingMessage;
+use super::message::OutgoingMessage;
 use crate::conn::Identity;
 use crate::id::{ConnKey, SessionId};
 use crate::metrics::ErrorCode;

@@ -4,7 +4,6 @@
 //! pending it parks, and the connection's next message is read meanwhile, so a later message may be answered first.
 //! A panic is caught at the message: the client gets `internal_error`, and the connection lives on.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::context::Context;
 use super::envelope::{AckResponse, EnvelopeError, IncomingMessage};
+use super::message::OutgoingMessage;
 use crate::metrics::ErrorCode;
 
 /// Handles the messages of one `type`.
@@ -30,36 +30,6 @@ pub trait MessageHandler: Send + Sync + 'static {
         context: Context,
         message: Self::Message,
     ) -> impl Future<Output = Result<Self::Reply, HandlerError>>;
-}
-
-/// A message to a client: its `type` and its payload, written as JSON already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutgoingMessage {
-    kind: Cow<'static, str>,
-    payload: Vec<u8>,
-}
-
-impl OutgoingMessage {
-    /// A message of type `kind`.
-    ///
-    /// # Errors
-    /// If the payload cannot be written as JSON (a map with keys that are no strings, say).
-    pub fn new<T: Serialize + ?Sized>(
-        kind: impl Into<Cow<'static, str>>,
-        payload: &T,
-    ) -> Result<Self, serde_json::Error> {
-        Ok(Self { kind: kind.into(), payload: serde_json::to_vec(payload)? })
-    }
-
-    /// The `type`.
-    pub fn kind(&self) -> &str {
-        &self.kind
-    }
-
-    /// The payload's JSON text.
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
 }
 
 /// Something that can be the reply to a request: every request gets exactly one.

@@ -7,8 +7,10 @@ pub mod auth;
 pub mod context;
 pub mod envelope;
 pub mod handler;
+pub mod message;
 pub mod router;
 
 pub use context::Context;
-pub use handler::{HandlerError, IntoReply, MessageHandler, OutgoingMessage};
+pub use handler::{HandlerError, IntoReply, MessageHandler};
+pub use message::OutgoingMessage;
 pub use router::{RouteError, Router};

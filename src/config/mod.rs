@@ -96,7 +96,8 @@ section! {
         /// Connections on all shards together, 1 to 67,108,864; beyond, newcomers get 503. `auto`: what the machine's
         /// descriptors and memory allow, computed and logged at the start.
         max_total_connections: Auto<u32> = Auto::Auto,
-        /// Seconds without a byte from the client until close 4001, 1 to 31,536,000. 0: never.
+        /// Seconds without a message in either direction and without a ping from the client until close 4001, 1 to
+        /// 31,536,000. 0: never. The server's own pings and their pongs do not count.
         idle_timeout_seconds: u64 = 300,
         /// Seconds without a byte from the client until it is pinged, 1 to 31,536,000. 0: never pinged.
         ping_interval_seconds: u64 = 30,
@@ -119,14 +120,16 @@ section! {
 }
 
 section! {
-    /// Bounds of each connection's outbound queue; at any of them the subscriber is disconnected with 4008.
+    /// Bounds of each connection's outbound queue; at any of them the subscriber is disconnected with 4008. Replies are
+    /// always queued: at `max_bytes` the connection is not read from.
     Outbound {
-        /// Bytes queued, 1B to 1GiB. A message larger than this disconnects whoever should receive it.
+        /// Bytes queued, 1B to 1GiB. One message is admitted into an empty queue whatever its size.
         #[serde(deserialize_with = "units::size")]
         max_bytes: usize = 1_000_000,
         /// Frames queued, 1 to 1,048,576.
         max_frames: usize = 1024,
-        /// Age of the oldest frame queued, 100ms to 1h.
+        /// How long a message may wait behind a send that makes no progress, 100ms to 1h; one that trickles is found within
+        /// twice that.
         #[serde(deserialize_with = "units::duration")]
         max_age: Duration = Duration::from_secs(30),
     }

@@ -47,15 +47,37 @@ pub enum Phase {
     Gone,
 }
 
-/// The close frame that a connection will be sent, once nothing is owed any more.
+/// The last words to a connection, once nothing is owed to it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Farewell {
+    /// The message `disconnect`, where the server begins.
+    pub notice: Option<Notice>,
     /// Close code on the wire; `None` sends no close frame (the peer's stream has ended, or it never was a WebSocket).
     pub code: Option<u16>,
     /// Reason text on the wire, at most 123 bytes.
     pub text: String,
-    /// Whether the peer began: then nothing more is awaited from it.
-    pub answer: bool,
+    /// What is awaited after it.
+    pub then: Then,
+}
+
+/// What a client is told in words before it is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Text for people.
+    pub reason: String,
+    /// After how many milliseconds the client should connect again; `None`: it should not.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// What follows the last words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The peer's close frame is awaited.
+    Await,
+    /// The peer has said its last: the socket closes.
+    Close,
+    /// The peer may go on sending what nobody looks at: the socket closes after it has had time to read.
+    Linger,
 }
 
 /// What was received and has to wait.
@@ -114,8 +136,6 @@ pub struct Conn {
     pub endpoint: Endpoint,
     /// Came when the server was full; its request will be answered 503.
     pub surplus: bool,
-    /// Its queue has refused a published frame: it takes no more of them, so that the client sees a prefix, never a gap.
-    pub over: bool,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// A ping is out and nothing has arrived since.
@@ -126,6 +146,8 @@ pub struct Conn {
     pub receive_ended: bool,
     /// On the shard's list of connections to start reading from again.
     pub rearming: bool,
+    /// A published frame was refused by its queue: it gets no other, and is parted from at the end of the turn.
+    pub slow: bool,
 }
 
 /// What a connection costs in the pool; printed with the memory budget.
@@ -153,12 +175,12 @@ impl Conn {
             reason: None,
             endpoint: Endpoint::Native,
             surplus: false,
-            over: false,
             dirty: false,
             awaiting_pong: false,
             expiry_announced: false,
             receive_ended: false,
             rearming: false,
+            slow: false,
         }
     }
 

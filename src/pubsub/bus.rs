@@ -5,12 +5,14 @@
 //! connection is not read from until there is room. Counts travel back in a queue of their own that has room for every
 //! publish that may be waiting, so a receipt never waits for a publish.
 
+use std::sync::Arc;
+
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::id::{ReceiptIndex, ShardId};
 use crate::io::SharedFrame;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
 
@@ -49,6 +51,7 @@ pub struct Bus {
     /// For each shard, which shards have pushed something for it.
     waiting: Box<[CachePadded<[AtomicU64; SHARDS_MAX / 64]>]>,
     shards: usize,
+    publishes_max: usize,
 }
 
 /// Publishes under way to one shard, from all others together, about: divided among the pairs.
@@ -57,17 +60,21 @@ const PUBLISHES_MAX: usize = 16 * 1024;
 impl Bus {
     /// The bus of `shards` shards.
     pub fn new(shards: usize) -> Arc<Self> {
-        let each = Self::publishes_max(shards);
-        let pair =
-            |from, to| (from != to).then(|| Pair { publishes: ArrayQueue::new(each), counts: ArrayQueue::new(each) });
+        Self::with_bound(shards, (PUBLISHES_MAX / shards.max(1)).clamp(64, 4096))
+    }
+
+    /// A bus on which each shard may have `publishes_max` (≥ 1) publishes under way.
+    pub fn with_bound(shards: usize, publishes_max: usize) -> Arc<Self> {
+        let queue = || ArrayQueue::new(publishes_max);
+        let pair = |from, to| (from != to).then(|| Pair { publishes: queue(), counts: queue() });
         let pairs = (0..shards * shards).map(|at| pair(at / shards, at % shards)).collect();
         let waiting = (0..shards).map(|_| CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
-        Arc::new(Self { pairs, waiting, shards })
+        Arc::new(Self { pairs, waiting, shards, publishes_max })
     }
 
     /// Publishes that may be under way from one shard to another, and also those of one shard that may await counts.
-    pub fn publishes_max(shards: usize) -> usize {
-        (PUBLISHES_MAX / shards.max(1)).clamp(64, 4096)
+    pub fn publishes_max(&self) -> usize {
+        self.publishes_max
     }
 
     /// The end of the bus that belongs to one shard.

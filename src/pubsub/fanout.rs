@@ -1,6 +1,7 @@
 //! The hot loop: one frame onto the queues of a topic's members.
 //! Law: the frame is referenced by a 4-byte key and counted once for all members; a member over its bound is named to
-//! the caller and costs its neighbours nothing.
+//! the caller and costs its neighbours nothing. One that was refused a frame is refused all that follow: what it has
+//! seen is a prefix, though a later frame might be small enough or come after a send has made room.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ impl std::ops::AddAssign for Delivery {
 }
 
 /// Puts `frame` on the queue of every member but `except`. Slots whose queue has now something to flush go onto
-/// `dirty` (once a flush), those over a bound onto `over`.
+/// `dirty` (once a flush), those over a bound onto `over` (once).
 #[expect(clippy::too_many_arguments, reason = "the hot loop names everything it touches")]
 pub fn fan_out(
     frame: Arc<SharedFrame>,
@@ -53,11 +54,8 @@ pub fn fan_out(
         }
         delivery.matched += 1;
         let conn = conns.slot_mut(slot).expect("members are live");
-        if conn.over {
-            delivery.dropped += 1;
-            continue;
-        }
-        match conn.outbound.enqueue(key, len, limits, now) {
+        let enqueued = if conn.slow { Enqueued::Over } else { conn.outbound.enqueue(key, len, limits, now) };
+        match enqueued {
             Enqueued::Queued => {
                 delivery.queued += 1;
                 if !conn.dirty {
@@ -67,8 +65,10 @@ pub fn fan_out(
             }
             Enqueued::Over => {
                 delivery.dropped += 1;
-                conn.over = true;
-                over.push(slot);
+                if !conn.slow {
+                    conn.slow = true;
+                    over.push(slot);
+                }
             }
         }
     }
@@ -79,29 +79,26 @@ pub fn fan_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::{Conn, Phase};
-
-    const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
+    use crate::conn::{Conn, Gather};
 
     #[test]
-    fn a_queue_that_refused_one_frame_takes_no_later_one() {
-        let mut conns = ConnPool::new(2);
-        let keys = [0, 1].map(|_| conns.insert_with(|_| Conn { phase: Phase::Open, ..Conn::new(0, 0) }).unwrap());
-        let members = keys.map(|key| key.slot);
-        let (mut palette, mut dirty, mut over) = (Palette::default(), Vec::new(), Vec::new());
-        let mut publish = |text: &str, members: &[u32], except| {
-            let frame = SharedFrame::new(text.as_bytes().to_vec());
-            fan_out(frame, members, except, &mut conns, &mut palette, &LIMITS, 0, &mut dirty, &mut over)
+    fn a_refused_frame_is_the_last_that_is_tried() {
+        let (mut conns, mut palette) = (ConnPool::new(1), Palette::default());
+        let key = conns.insert_with(|_| Conn::new(0, 0)).unwrap();
+        let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
+        let (mut dirty, mut over) = (Vec::new(), Vec::new());
+        let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
+            let frame = SharedFrame::new(vec![0; bytes]);
+            fan_out(frame, &[key.slot], None, conns, palette, &limits, 0, &mut dirty, &mut over).queued
         };
-        let delivery = |matched, queued, dropped| Delivery { matched, queued, dropped };
-        assert_eq!(publish("12345678", &members[..1], None), delivery(1, 1, 0));
-        assert_eq!(publish("too long", &members, None), delivery(2, 1, 1), "the first has no room, the second has");
-        assert_eq!(publish("x", &members, None), delivery(2, 1, 1), "it would fit, but there would be a gap");
-        assert_eq!(publish("x", &members, Some(members[1])), delivery(1, 0, 1));
-        assert_eq!((over, dirty), (vec![members[0]], members.to_vec()), "each named once");
-        for key in keys {
-            conns.get_mut(key).unwrap().outbound.clear(&mut palette);
-        }
-        assert_eq!(palette.live(), 0);
+        assert_eq!(publish(6, &mut conns, &mut palette), 1);
+        assert_eq!(publish(6, &mut conns, &mut palette), 0, "over the bound");
+        assert_eq!(publish(1, &mut conns, &mut palette), 0, "small enough, but behind a gap");
+        let outbound = &mut conns.get_mut(key).unwrap().outbound;
+        let mut gather = Gather::default();
+        assert!(outbound.next_send(&mut palette, &mut gather).is_some());
+        assert!(outbound.on_sent(&mut palette, 6).is_none());
+        assert_eq!(publish(6, &mut conns, &mut palette), 0, "there is room again, but behind a gap");
+        assert_eq!((over, palette.live()), (vec![key.slot], 0));
     }
 }

@@ -5,11 +5,12 @@
 //! first or loses its last subscriber of a topic, and when a shard publishes to a topic it has not seen; never per
 //! message. Bound: at most one entry for each subscription that exists.
 
+use std::sync::Arc;
+
 use ahash::RandomState;
-use parking_lot::RwLock;
 
 use crate::id::ShardId;
-use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, RwLock};
 
 use super::SHARDS_MAX;
 
@@ -107,7 +108,11 @@ pub struct Registry {
 
 type Stripe = std::collections::HashMap<Box<str>, Arc<Topic>, RandomState>;
 
+#[cfg(not(tidewheel_model))]
 const STRIPES: usize = 64;
+/// One lock is enough to explore, and what loom can.
+#[cfg(tidewheel_model)]
+const STRIPES: usize = 1;
 
 impl Registry {
     /// A registry for `shards` shards.

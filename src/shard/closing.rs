@@ -4,11 +4,12 @@
 //! What is owed to it (receipts, handlers' replies) is settled first, what is queued leaves before the close frame, and
 //! every step has a deadline; `retire` is the only way out and the only place that counts.
 
-use crate::conn::{Farewell, Phase};
+use crate::app::envelope::EnvelopeWriter;
+use crate::conn::{Farewell, Notice, Phase, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Drop};
-use crate::ws::{self, ProtocolError};
+use crate::ws::{self, Opcode, ProtocolError};
 
 use super::Shard;
 
@@ -34,20 +35,19 @@ impl Goodbye {
 }
 
 impl<I: Io> Shard<I> {
-    /// Begins to close an open connection: `disconnect` in words, then the close frame.
+    /// Begins to close an open connection: what is owed, `disconnect` in words, then the close frame.
     pub(super) fn part(&mut self, key: ConnKey, goodbye: Goodbye) {
         if !self.conns.get(key).is_some_and(|conn| conn.is_open()) {
             return;
         }
         let Goodbye { reason, code, text, retry_after_ms } = goodbye;
-        let (reconnect, delay_ms) = (retry_after_ms.is_some(), retry_after_ms.unwrap_or(0));
-        self.push(key, |envelope| envelope.disconnect(code, &text, reconnect, delay_ms));
+        let notice = Some(Notice { reason: text.clone(), retry_after_ms });
         // A client that does not read messages finds the delay in the close frame.
         let text = match retry_after_ms {
             Some(ms) if reason == CloseReason::Drain => format!("{{\"retry_after_ms\":{ms}}}"),
             _ => text,
         };
-        self.leave_open(key, reason, Farewell { code: Some(code), text, answer: false });
+        self.leave_open(key, reason, Farewell { notice, code: Some(code), text, then: Then::Await });
     }
 
     /// The peer's close frame arrived.
@@ -55,10 +55,10 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Open => {
-                let farewell = Farewell { code: Some(code.unwrap_or(1000)), text: String::new(), answer: true };
-                self.leave_open(key, CloseReason::Peer, farewell);
+                let (code, text) = (Some(code.unwrap_or(1000)), String::new());
+                self.leave_open(key, CloseReason::Peer, Farewell { notice: None, code, text, then: Then::Close });
             }
-            Phase::Settling(farewell) => farewell.answer = true,
+            Phase::Settling(farewell) => farewell.then = Then::Close,
             Phase::Closing => self.finish(key),
             _ => {}
         }
@@ -66,36 +66,38 @@ impl<I: Io> Shard<I> {
 
     /// The peer's stream ended without a close frame: no close frame goes back, but what is queued and owed does.
     pub(super) fn finish_silently(&mut self, key: ConnKey, reason: CloseReason) {
-        self.leave_open(key, reason, Farewell { code: None, text: String::new(), answer: true });
+        self.leave_open(key, reason, Farewell { notice: None, code: None, text: String::new(), then: Then::Close });
     }
 
-    /// The peer broke the protocol: it is told how, and nothing more is read.
+    /// The peer broke the protocol: what it asked for before is answered, it is told what was wrong, and nothing more is
+    /// looked at.
     pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ProtocolError) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.is_open() {
-            return self.finish(key);
-        }
         let code = error.close_code();
-        tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
-        let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
-        let text = error.to_string();
-        self.abandon(key, reason, |out| ws::close(out, code, &text));
+        match &mut conn.phase {
+            Phase::Open => {
+                tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
+                let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
+                let (code, text) = (Some(code), error.to_string());
+                self.leave_open(key, reason, Farewell { notice: None, code, text, then: Then::Linger });
+            }
+            Phase::Settling(farewell) => farewell.then = Then::Linger,
+            Phase::Closing => {
+                conn.phase = Phase::Finishing { linger: true };
+                self.finish(key);
+            }
+            _ => {}
+        }
     }
 
-    /// Answers a handshake that leads nowhere.
+    /// Answers a handshake that leads nowhere, as the last word to a peer that may still be sending.
     pub(super) fn refuse(&mut self, key: ConnKey, write: impl FnOnce(&mut Vec<u8>), reason: CloseReason) {
-        self.abandon(key, reason, write);
-    }
-
-    /// Sends a last word to a peer that may still be sending, and looks at nothing it sends any more.
-    fn abandon(&mut self, key: ConnKey, reason: CloseReason, write: impl FnOnce(&mut Vec<u8>)) {
         let now = self.ms();
-        self.topics.unsubscribe_all(key, &mut self.conns);
         let Some(conn) = self.conns.get_mut(key) else { return };
+        debug_assert!(matches!(conn.phase, Phase::Handshake(_)));
         conn.phase = Phase::Finishing { linger: true };
         conn.reason = Some(reason);
         conn.since = now;
-        conn.held = None;
         conn.outbound.reply(self.io.palette(), now, write);
         self.mark_dirty(key);
         self.reschedule(key);
@@ -115,21 +117,30 @@ impl<I: Io> Shard<I> {
 
     /// Says the farewell if nothing is owed any more. Called whenever a debt is paid.
     pub(super) fn settle(&mut self, key: ConnKey) {
+        let (now, unix_ms) = (self.ms(), self.now.unix_ms);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Settling(farewell) = &conn.phase else { return };
-        if conn.owes() {
+        if conn.owes() || !matches!(conn.phase, Phase::Settling(_)) {
             return;
         }
-        let (code, answer) = (farewell.code, farewell.answer);
+        let Phase::Settling(farewell) = std::mem::replace(&mut conn.phase, Phase::Closing) else { return };
+        let Farewell { notice, code, text, then } = *farewell;
         if let Some(code) = code {
-            let text = farewell.text.clone();
-            let now = self.now.monotonic_ms() as u32;
-            conn.outbound.reply(self.io.palette(), now, |out| ws::close(out, code, &text));
+            conn.outbound.reply(self.io.palette(), now, |out| {
+                if let Some(Notice { reason, retry_after_ms }) = notice {
+                    let mark = ws::begin(out);
+                    let (reconnect, delay_ms) = (retry_after_ms.is_some(), retry_after_ms.unwrap_or(0));
+                    EnvelopeWriter::push(out, unix_ms).disconnect(code, &reason, reconnect, delay_ms);
+                    ws::finish(out, mark, Opcode::Text);
+                }
+                ws::close(out, code, &text);
+            });
         }
-        conn.phase = Phase::Closing;
         self.mark_dirty(key);
-        if answer || conn_receive_ended(self.conns.get(key)) {
-            self.finish(key);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match then {
+            Then::Linger => conn.phase = Phase::Finishing { linger: true },
+            Then::Await if !conn.receive_ended => {}
+            Then::Await | Then::Close => self.finish(key),
         }
     }
 
@@ -185,8 +196,4 @@ impl<I: Io> Shard<I> {
         tracing::trace!(shard = self.id.0, slot = key.slot, reason = reason.label(), "closed");
         self.io.close(key);
     }
-}
-
-fn conn_receive_ended(conn: Option<&crate::conn::Conn>) -> bool {
-    conn.is_some_and(|conn| conn.receive_ended)
 }

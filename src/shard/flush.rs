@@ -6,7 +6,7 @@ use std::io;
 use crate::conn::Phase;
 use crate::id::ConnKey;
 use crate::io::Io;
-use crate::metrics::{CloseReason, Drop};
+use crate::metrics::CloseReason;
 
 use super::Shard;
 use super::closing::Goodbye;
@@ -75,7 +75,6 @@ impl<I: Io> Shard<I> {
     pub(super) fn part_from_slow(&mut self) {
         for slot in std::mem::take(&mut self.over) {
             let Some(key) = self.conns.key_of(slot) else { continue };
-            self.metrics.dropped[Drop::Disconnect as usize].add(1);
             self.part_slow(key, "the queue of messages for this client is full");
         }
     }

@@ -109,7 +109,7 @@ impl<I: Io> Shard<I> {
         now: Now,
     ) -> Self {
         let capacity = settings.slots;
-        let publishes_max = Bus::publishes_max(shared.shards);
+        let publishes_max = shared.bus.publishes_max();
         inbox.attach(io.doorbell());
         Self {
             id,

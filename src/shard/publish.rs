@@ -6,6 +6,7 @@ use crate::app::context::Answer;
 use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, PublishReceipt};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame};
+use crate::metrics::Drop;
 use crate::pubsub::{Delivery, ShardSet, Topic, fan_out};
 use crate::ws::{self, Opcode};
 
@@ -111,8 +112,7 @@ impl<I: Io> Shard<I> {
         let palette = self.io.palette();
         let delivery =
             fan_out(frame, members, except, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
-        self.metrics.messages_out.add(delivery.queued);
-        delivery
+        self.count(delivery)
     }
 
     /// Puts the frame on the queue of every open connection that need not authenticate first.
@@ -130,7 +130,12 @@ impl<I: Io> Shard<I> {
         let palette = self.io.palette();
         let delivery =
             fan_out(frame, &everyone, None, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
+        self.count(delivery)
+    }
+
+    fn count(&self, delivery: Delivery) -> Delivery {
         self.metrics.messages_out.add(delivery.queued);
+        self.metrics.dropped[Drop::Disconnect as usize].add(delivery.dropped);
         delivery
     }
 

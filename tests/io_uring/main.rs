@@ -294,6 +294,81 @@ fn data_and_end_that_come_together_are_both_noticed() {
     }
 }
 
+/// The kernel's task work runs only inside `wait`, so all of this makes one wake-up of an armed receive.
+#[test]
+fn an_end_that_comes_with_data_while_armed_is_noticed() {
+    for mode in BOTH {
+        for (how, len) in [("end", 10), ("end", 3000), ("reset", 10), ("reset", 3000)] {
+            let mut server = Server::new(mode);
+            let (client, conn) = server.pair();
+            server.io.wait(Wait::No).unwrap();
+            (&client).write_all(&pattern(len)).unwrap();
+            if how == "reset" {
+                socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(client);
+            std::thread::sleep(Duration::from_millis(5));
+            assert!(server.collect(conn, len) == pattern(len));
+            let end = server.next();
+            let lost = match how {
+                "end" => Lost::EndOfStream,
+                _ => Lost::Broken(ErrorKind::ConnectionReset),
+            };
+            assert!(
+                matches!(end, Completion::ReceiveEnded { lost: this, .. } if this == lost),
+                "{mode:?}, {len} bytes, {how}: {end:?}"
+            );
+        }
+    }
+}
+
+/// The same as a race: peers leave at any moment of the driver's turn.
+#[test]
+fn every_peer_that_leaves_is_noticed() {
+    const PEERS: usize = 2000;
+    for mode in BOTH {
+        let mut server = Server::new(mode);
+        let address = server.address;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for i in 0..PEERS {
+                    let mut client = TcpStream::connect(address).unwrap();
+                    client.write_all(&pattern(i % 40)).unwrap();
+                    if i % 3 == 0 {
+                        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                    }
+                    if i % 7 != 0 {
+                        // Lets the driver run into the end from different sides.
+                        std::thread::sleep(Duration::from_micros((i % 5) as u64 * 20));
+                    }
+                    let _ = client.write_all(&pattern(i % 50));
+                }
+            });
+            let mut ended = 0;
+            let mut generation = 0;
+            while ended < PEERS {
+                match server.next() {
+                    Completion::Accepted(socket) => {
+                        generation += 1;
+                        let conn = ConnKey { slot: generation, generation };
+                        server.io.adopt(socket, conn);
+                        server.io.receive(conn);
+                    }
+                    Completion::Received { conn, armed: false, .. } | Completion::ReceiveStopped { conn, .. } => {
+                        server.io.receive(conn);
+                    }
+                    Completion::ReceiveEnded { conn, .. } => {
+                        server.io.close(conn);
+                    }
+                    Completion::Closed { .. } => ended += 1,
+                    Completion::AcceptStopped(_) => server.io.accept(),
+                    _ => {}
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn a_reset_is_a_broken_connection() {
     for mode in BOTH {

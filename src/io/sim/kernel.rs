@@ -212,6 +212,7 @@ impl Kernel {
     pub fn is_busy(&self, streams: &[Stream]) -> bool {
         !self.ready.is_empty()
             || self.rung > 0
+            || !self.ringing.is_empty()
             || self.bell.0.load(Ordering::Relaxed)
             || (self.listener == Listener::Accepting && !self.backlog.is_empty())
             || self.conns.iter().filter_map(|slot| slot.conn.as_ref()).any(|conn| conn.is_busy(&streams[conn.stream]))

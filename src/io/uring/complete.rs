@@ -25,8 +25,8 @@ impl Uring {
                 let len = u32::try_from(completion.result()).unwrap_or(0);
                 let bytes = cqueue::buffer_select(completion.flags()).map(|buffer| self.buffers.lend(buffer, len));
                 match self.mode {
-                    ReceiveMode::Recv => self.received_of_many(conn, completion, bytes),
-                    ReceiveMode::Poll => self.received_once(conn, completion, bytes),
+                    ReceiveMode::Recv => self.received(conn, completion, bytes),
+                    ReceiveMode::Poll => self.drained(conn, completion, bytes),
                 }
             }
             Some(Op::Poll) => self.polled(conn, completion),
@@ -59,7 +59,7 @@ impl Uring {
     }
 
     /// Recv mode: one of the completions of a multishot receive.
-    fn received_of_many(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+    fn received(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let Some(record) = self.records.get(conn) else { return self.stale() };
         let armed = has_more(completion);
         if !armed {
@@ -73,36 +73,42 @@ impl Uring {
         })
     }
 
-    /// Poll mode: the receive that followed a poll.
-    fn received_once(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
+    /// Poll mode: one of the completions of a drain; the last of them is an error, mostly EAGAIN.
+    fn drained(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let buffer_size = self.buffers.buffer_size();
         let Some(record) = self.records.get(conn) else { return self.stale() };
+        let result = completion.result();
+        if let Ok(len @ 1..) = u32::try_from(result) {
+            // The poll reports arrivals, not what is left, and the kernel bounds the rounds of a drain. A drain runs in
+            // one go, so what earlier polls said is answered by now.
+            record.clear(flag::READABLE);
+            if cqueue::sock_nonempty(completion.flags()) || len == buffer_size || record.is(flag::HANGUP) {
+                record.set(flag::READABLE);
+            }
+        }
+        if has_more(completion) {
+            let armed = record.is(flag::ARMED);
+            return bytes.map(|bytes| Completion::Received { conn, bytes, armed });
+        }
         record.clear(flag::RECEIVE);
         self.holding -= 1;
-        let result = completion.result();
-        let full = u32::try_from(result).is_ok_and(|len| len == buffer_size);
-        if full
-            || cqueue::sock_nonempty(completion.flags())
-            || record.is(flag::HANGUP)
-            || matches!(-result, libc::ENOBUFS | libc::EINTR)
-        {
-            // The poll reports arrivals, not what is left: unless asked for, it would stay in the socket.
+        if matches!(-result, libc::ENOBUFS | libc::EINTR) {
             record.set(flag::READABLE);
         }
-        let blocked = result == -libc::EAGAIN;
-        let armed = record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING) && (result > 0 || blocked);
+        let more = result > 0 || result == -libc::EAGAIN;
+        let armed = more && record.is(flag::ARMED) && !record.is(flag::PAUSING | flag::CLOSING);
         if !armed {
             record.clear(flag::ARMED | flag::PAUSING);
         } else if record.is(flag::READABLE) {
             record.set(flag::RECEIVE);
             record.clear(flag::READABLE);
             let descriptor = record.descriptor();
-            self.receive_once(conn, descriptor);
+            self.drain(conn, descriptor);
         }
         self.close_if_over(conn);
-        match (result, bytes) {
-            (1.., Some(bytes)) => Some(Completion::Received { conn, bytes, armed }),
-            _ if blocked && armed => None,
+        match bytes {
+            Some(bytes) if result > 0 => Some(Completion::Received { conn, bytes, armed }),
+            _ if armed => None,
             _ => Some(self.receive_ended(conn, result)),
         }
     }
@@ -142,7 +148,7 @@ impl Uring {
                 record.set(flag::POLL);
             }
             if receive {
-                self.receive_once(conn, descriptor);
+                self.drain(conn, descriptor);
             }
             if ended {
                 self.poll_input(conn, descriptor);

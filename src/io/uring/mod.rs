@@ -41,7 +41,7 @@ use crate::id::{ConnKey, ShardId};
 pub enum ReceiveMode {
     /// One multishot receive: fewest requests, 864 bytes of kernel memory for each idle connection.
     Recv,
-    /// A multishot poll, and one receive each time it reports input: 256 bytes of kernel memory for each idle
+    /// A multishot poll, and a receive of all that is there each time it reports input: 256 bytes of kernel memory for each idle
     /// connection, and input that nobody asked for stays in the socket.
     Poll,
 }
@@ -140,7 +140,9 @@ impl Uring {
         buffers.register(ring.submitter())?;
         // Only shutdowns use the kernel's worker threads; one is enough for them.
         ring.submitter().register_iowq_max_workers(&mut [1, 1])?;
-        let own = &bells[shard.index()];
+        let own = bells.get(shard.index()).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("shard {} of {} has no bell", shard.0, bells.len()))
+        })?;
         own.set_ring(ring.fd().try_clone_to_owned()?);
         let mut uring = Self {
             ring,
@@ -186,21 +188,18 @@ impl Uring {
 
     /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each.
     fn receive_all(&mut self, conn: ConnKey, descriptor: u32) {
-        self.holding += 1;
-        let receive = opcode::RecvMulti::new(Fixed(descriptor), GROUP).build();
-        // SAFETY: the kernel writes into published buffers only, which stay mapped while `holding` counts this request.
-        unsafe { self.ring.push(&receive.user_data(Token::of_conn(Op::Receive, conn).0)) };
+        self.push_receive(conn, opcode::RecvMulti::new(Fixed(descriptor), GROUP).build());
     }
 
-    /// Poll mode: asks for what is there, one buffer of it.
-    fn receive_once(&mut self, conn: ConnKey, descriptor: u32) {
+    /// Poll mode: asks for all that is there, up to the kernel's own bound of a round (32 buffers).
+    fn drain(&mut self, conn: ConnKey, descriptor: u32) {
+        let receive = opcode::RecvMulti::new(Fixed(descriptor), GROUP).flags(libc::MSG_DONTWAIT);
+        self.push_receive(conn, receive.build());
+    }
+
+    fn push_receive(&mut self, conn: ConnKey, receive: squeue::Entry) {
         self.holding += 1;
-        let receive = opcode::Recv::new(Fixed(descriptor), std::ptr::null_mut(), 0)
-            .flags(libc::MSG_DONTWAIT)
-            .buf_group(GROUP)
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
-        // SAFETY: as for `receive_all`.
+        // SAFETY: the kernel writes into published buffers only, which stay mapped while `holding` counts this request.
         unsafe { self.ring.push(&receive.user_data(Token::of_conn(Op::Receive, conn).0)) };
     }
 
@@ -335,7 +334,7 @@ impl Io for Uring {
                 if receive {
                     record.set(flag::RECEIVE);
                     record.clear(flag::READABLE);
-                    self.receive_once(conn, descriptor);
+                    self.drain(conn, descriptor);
                 }
                 if poll {
                     self.poll_input(conn, descriptor);
@@ -361,7 +360,8 @@ impl Io for Uring {
     fn send(&mut self, conn: ConnKey, frame: FrameKey, from: u32) {
         let Some(record) = self.records.get(conn) else { return debug_assert!(false, "send on a stale key") };
         assert!(record.frame.is_none(), "a second send on one connection");
-        debug_assert!(!record.is(flag::CLOSING), "send after close");
+        // The descriptor's place in the table may be another connection's by then.
+        assert!(!record.is(flag::CLOSING), "a send after close");
         record.frame = Some(frame);
         let descriptor = record.descriptor();
         self.holding += 1;

@@ -1,0 +1,634 @@
+//! A simulated client: reads what the server says and holds it against what was asked.
+//!
+//! Law: every request is answered exactly once, those of built-in commands in their order, and a stream ends only in a
+//! way that somebody asked for. What a client sends is composed in [`crate::compose`].
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tidewheel::Delivery;
+use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
+
+use crate::compose::data_text;
+use crate::ledger::{Ledger, NEVER, Step, Tail};
+use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
+
+/// Topics there are; one more stands for broadcasts.
+pub const TOPICS: [&str; 4] = ["a", "b.c", "d", "e.f.g"];
+pub const BROADCAST: usize = TOPICS.len();
+
+/// What the run allows, as far as clients must know it.
+#[derive(Debug)]
+pub struct Rules {
+    pub subscriptions_max: usize,
+    pub errors_max: usize,
+    pub message_bytes_max: usize,
+    pub header_bytes_max: usize,
+    pub topic_length_max: usize,
+    /// Idle and ping timeouts are on.
+    pub timers: bool,
+    /// A newcomer may find no place.
+    pub tight: bool,
+    /// The network breaks connections, or time jumps.
+    pub rough: bool,
+    /// Queues are so large that nobody is a slow consumer.
+    pub roomy: bool,
+}
+
+/// What a canary does to what a client has read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Tamper {
+    LoseMessage,
+    RepeatMessage,
+    SwapMessages,
+    LoseReply,
+    RepeatReply,
+    LieInReceipt,
+    ExpectOneMore,
+}
+
+/// What all clients share.
+#[derive(Debug)]
+pub struct Scene {
+    pub step: Step,
+    pub rules: Rules,
+    pub ledger: Ledger,
+    pub drained_at: Step,
+    pub tamper: Option<Tamper>,
+}
+
+/// A request's name: none, a number or a text, all from a number that is used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Id {
+    None,
+    Number(u64),
+    Text(u64),
+}
+
+/// What a request must be answered with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    Pong,
+    Subscribed {
+        topic: usize,
+        period: usize,
+    },
+    Unsubscribed {
+        topic: usize,
+        period: usize,
+    },
+    Again {
+        topic: usize,
+    },
+    Listing(BTreeSet<&'static str>),
+    Published(usize),
+    Error(&'static str),
+    NotAuthenticated,
+    /// Of handlers. Each may be refused when too many wait.
+    Done,
+    Sum(u64),
+    Said {
+        times: u32,
+    },
+    Posted(usize),
+    Joined {
+        topic: usize,
+        period: usize,
+    },
+    Left {
+        topic: usize,
+        period: usize,
+    },
+    Fails(&'static str),
+}
+
+impl Want {
+    fn is_of_handler(&self) -> bool {
+        use Want::*;
+        matches!(self, Done | Sum(_) | Said { .. } | Posted(_) | Joined { .. } | Left { .. } | Fails(_))
+    }
+}
+
+/// Where a client stands with a topic, by what it has asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Membership {
+    Out,
+    In(usize),
+    Leaving(usize),
+    /// Asked for through a handler, whose reply is not there yet.
+    Unsure(usize),
+}
+
+/// What the client connected for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    Native,
+    Echo,
+    /// A request that is answered with this status.
+    Bad(u16),
+    /// A request that never ends.
+    Unfinished,
+}
+
+/// How the client itself ends, once it has said so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Leaving {
+    Close(u16),
+    Fin,
+    Mistake(u16),
+    Reset,
+    /// By a handler or a bad token: the server closes with this code.
+    Asked(u16),
+}
+
+/// How it came out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum End {
+    /// As the client wanted, with everything that was owed.
+    Wanted,
+    /// The server parted, with a code.
+    Parted(u16),
+    /// Without a last word, for a reason that excuses it.
+    Cut,
+    /// Never became a WebSocket.
+    Refused,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub id: ClientId,
+    pub number: usize,
+    pub plan: Plan,
+    pub is_open: bool,
+    pub leaving: Option<(Leaving, Step)>,
+    pub end: Option<(End, Step)>,
+    /// Never answers pings and never reads.
+    pub mute: bool,
+    pub to_send: VecDeque<u8>,
+    /// Bytes of the upgrade request that are still to be sent.
+    pub head_left: usize,
+    /// When it connected, in milliseconds, and how long it took over its request.
+    pub connected_ms: u64,
+    pub head_took_ms: u64,
+    pub fin_sent: bool,
+    pub was_stalled: bool,
+    pub next_id: u64,
+    pub ordered: VecDeque<(Id, Want)>,
+    pub parked: HashMap<Id, Want>,
+    pub pongs: VecDeque<Vec<u8>>,
+    pub echoes: VecDeque<(u8, Vec<u8>)>,
+    pub topics: [Membership; TOPICS.len()],
+    pub everyone: Option<usize>,
+    reader: Reader,
+    /// Replies of `said` that came before their handler's own.
+    said: u32,
+    pub errors: usize,
+    parted: Option<u16>,
+    closed: Option<u16>,
+    /// A message that a canary holds back.
+    kept: Option<Frame>,
+}
+
+#[derive(Deserialize)]
+struct Said<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(borrow)]
+    reply_to: Option<&'a RawValue>,
+    timestamp: u64,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    topic: Option<&'a str>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    n: usize,
+}
+
+#[derive(Deserialize)]
+struct Ack<'a> {
+    success: bool,
+    message: &'a str,
+    topic: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Receipt {
+    matched: u64,
+    queued: u64,
+    dropped: u64,
+}
+
+#[derive(Deserialize)]
+struct Failure<'a> {
+    code: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Disconnect {
+    code: u16,
+    reconnect: bool,
+}
+
+#[derive(Deserialize)]
+struct Listing<'a> {
+    #[serde(borrow)]
+    subscriptions: BTreeSet<&'a str>,
+}
+
+impl Client {
+    pub fn new(id: ClientId, number: usize, plan: Plan) -> Self {
+        Self {
+            id,
+            number,
+            plan,
+            is_open: false,
+            leaving: None,
+            end: None,
+            mute: false,
+            to_send: VecDeque::new(),
+            head_left: 0,
+            connected_ms: 0,
+            head_took_ms: 0,
+            fin_sent: false,
+            was_stalled: false,
+            next_id: 0,
+            ordered: VecDeque::new(),
+            parked: HashMap::new(),
+            pongs: VecDeque::new(),
+            echoes: VecDeque::new(),
+            topics: [Membership::Out; TOPICS.len()],
+            everyone: None,
+            reader: Reader::default(),
+            said: 0,
+            errors: 0,
+            parted: None,
+            closed: None,
+            kept: None,
+        }
+    }
+
+    /// Whether something is still to come that takes no time.
+    pub fn is_owed(&self) -> bool {
+        let owed = !self.ordered.is_empty()
+            || !self.parked.is_empty()
+            || !self.pongs.is_empty()
+            || !self.echoes.is_empty()
+            || !self.to_send.is_empty();
+        self.end.is_none() && self.is_open && self.parted.is_none() && owed
+    }
+
+    /// Whether it can still ask for things.
+    pub fn may_ask(&self) -> bool {
+        self.end.is_none() && self.leaving.is_none() && self.parted.is_none() && self.closed.is_none()
+    }
+
+    /// What the judge of delivery must know.
+    pub fn tail(&self, drained_at: Step) -> Tail {
+        let leaving = self.leaving.map_or(NEVER, |(_, step)| step);
+        match self.end {
+            None => Tail { whole_until: leaving, deaf_from: NEVER },
+            Some((End::Wanted, step)) => Tail { whole_until: leaving, deaf_from: step },
+            Some((End::Parted(1012), step)) => Tail { whole_until: leaving.min(drained_at), deaf_from: step },
+            Some((End::Parted(_), step)) => Tail { whole_until: 0, deaf_from: step },
+            Some((End::Cut | End::Refused, _)) => Tail { whole_until: 0, deaf_from: NEVER },
+        }
+    }
+
+    /// Reads what has arrived and answers what must be answered.
+    pub fn read(&mut self, world: &World, scene: &mut Scene, dice: &mut Dice) {
+        if self.end.is_some() {
+            return;
+        }
+        // The state first: what arrives after it was looked at is read the next time.
+        let state = world.client_state(self.id);
+        self.reader.feed(&world.client_take(self.id));
+        if !self.is_open
+            && let Some(status) = self.reader.response()
+        {
+            self.on_response(status, scene);
+        }
+        if self.is_open {
+            while self.closed.is_none()
+                && let Some(frame) = self.reader.frame()
+            {
+                self.on_tampered_frame(frame, scene, dice);
+            }
+        }
+        if self.closed.is_some() {
+            assert!(self.reader.rest().is_empty(), "bytes after the last word: {self:?}");
+        }
+        if state != ClientState::Open {
+            self.on_end(state, world.client_faulted(self.id), scene);
+        }
+    }
+
+    fn on_response(&mut self, status: u16, scene: &mut Scene) {
+        let drains = scene.drained_at != NEVER;
+        let full = status == 503 && (drains || scene.rules.tight);
+        let slow = self.head_left > 0 || self.head_took_ms > 10_000 || scene.rules.rough;
+        let late = status == 408 && slow;
+        let expected = match self.plan {
+            Plan::Native | Plan::Echo => status == 101 || full || late,
+            Plan::Bad(404) => status == 404 || full || late,
+            Plan::Bad(bad) => status == bad || late || (status == 503 && drains),
+            Plan::Unfinished => status == 408 || (status == 503 && drains),
+        };
+        assert!(expected, "answered {status}: {self:?}");
+        if status != 101 {
+            self.closed = Some(status);
+            return;
+        }
+        self.is_open = true;
+        if self.plan == Plan::Native {
+            let period = self.everyone.expect("asked for when it connected");
+            scene.ledger.periods[period].acked = scene.step;
+        }
+    }
+
+    fn on_tampered_frame(&mut self, frame: Frame, scene: &mut Scene, dice: &mut Dice) {
+        let is_message = frame.payload.starts_with(br#"{"type":"message""#);
+        let is_reply = frame.opcode == TEXT && frame.payload.windows(10).any(|ten| ten == br#""reply_to""#);
+        match scene.tamper {
+            Some(Tamper::LoseMessage) if is_message => scene.tamper = None,
+            Some(Tamper::LoseReply) if is_reply => scene.tamper = None,
+            Some(Tamper::RepeatMessage) if is_message => {
+                scene.tamper = None;
+                self.on_frame(frame.clone(), scene, dice);
+                self.on_frame(frame, scene, dice);
+            }
+            Some(Tamper::RepeatReply) if is_reply => {
+                scene.tamper = None;
+                self.on_frame(frame.clone(), scene, dice);
+                self.on_frame(frame, scene, dice);
+            }
+            Some(Tamper::SwapMessages) if is_message => match self.kept.take() {
+                None => self.kept = Some(frame),
+                Some(kept) => {
+                    scene.tamper = None;
+                    self.on_frame(frame, scene, dice);
+                    self.on_frame(kept, scene, dice);
+                }
+            },
+            Some(Tamper::LieInReceipt) => {
+                let text = String::from_utf8_lossy(&frame.payload).into_owned();
+                let lie = text.replace("\"matched\":1,\"queued\":1", "\"matched\":2,\"queued\":2");
+                if lie != text && frame.opcode == TEXT {
+                    scene.tamper = None;
+                }
+                let payload = if lie == text { frame.payload } else { lie.into_bytes() };
+                self.on_frame(Frame { payload, ..frame }, scene, dice);
+            }
+            _ => self.on_frame(frame, scene, dice),
+        }
+    }
+
+    fn on_frame(&mut self, frame: Frame, scene: &mut Scene, dice: &mut Dice) {
+        match (frame.opcode, &self.plan) {
+            (PING, _) => {
+                assert!(scene.rules.timers, "a ping that nobody configured: {self:?}");
+                if !self.mute && self.leaving.is_none() && self.parted.is_none() {
+                    let mut pong = Vec::new();
+                    wire::frame(&mut pong, 0x80 | PONG, &frame.payload, dice);
+                    self.to_send.extend(pong);
+                }
+            }
+            (PONG, _) => {
+                let expected = self.pongs.pop_front();
+                assert_eq!(expected.as_ref(), Some(&frame.payload), "a pong for no ping: {self:?}");
+            }
+            (CLOSE, _) => self.on_close(&frame.payload, scene, dice),
+            // The echo endpoint speaks no JSON of its own but this.
+            (TEXT, Plan::Echo) if frame.payload.starts_with(br#"{"type":"disconnect""#) => {
+                self.on_text(&frame.payload, scene);
+            }
+            (opcode, Plan::Echo) => {
+                let expected = self.echoes.pop_front();
+                assert_eq!(expected, Some((opcode, frame.payload)), "an echo of something else: {self:?}");
+            }
+            (TEXT, _) => self.on_text(&frame.payload, scene),
+            (BINARY, _) | (_, _) => panic!("a {frame:?}: {self:?}"),
+        }
+    }
+
+    fn on_text(&mut self, text: &[u8], scene: &mut Scene) {
+        let shown = || String::from_utf8_lossy(text).into_owned();
+        assert!(self.parted.is_none(), "after `disconnect` came {}: {self:?}", shown());
+        let said: Said = serde_json::from_slice(text).unwrap_or_else(|error| panic!("{error}: {}", shown()));
+        assert!(said.timestamp > 0);
+        match said.kind {
+            "message" | "broadcast" => return self.on_message(&said, scene),
+            "said" => {
+                assert_eq!(said.payload.get(), self.said.to_string(), "out of order: {}: {self:?}", shown());
+                self.said += 1;
+                return;
+            }
+            "disconnect" => {
+                let Disconnect { code, reconnect } = payload(&said);
+                assert_eq!(reconnect, matches!(code, 1012 | 4000..=4499), "{}", shown());
+                self.parted = Some(code);
+                return;
+            }
+            _ => {}
+        }
+        let id = match said.reply_to.map(RawValue::get) {
+            None => Id::None,
+            Some(text) => match text.strip_prefix("\"r").and_then(|text| text.strip_suffix('"')) {
+                Some(number) => Id::Text(number.parse().expect("an id of ours")),
+                None => Id::Number(text.parse().expect("an id of ours")),
+            },
+        };
+        let want = match self.parked.remove(&id) {
+            Some(want) => want,
+            None => {
+                let (expected, want) =
+                    self.ordered.pop_front().unwrap_or_else(|| panic!("nobody asked for {}: {self:?}", shown()));
+                assert_eq!(id, expected, "out of turn ({want:?} is next): {}: {self:?}", shown());
+                want
+            }
+        };
+        self.on_reply(&want, &said, scene);
+    }
+
+    fn on_message(&mut self, said: &Said, scene: &mut Scene) {
+        let message: Message = payload(said);
+        let Data { n } = serde_json::from_str(message.data.get()).expect("data of ours");
+        assert_eq!(message.data.get(), data_text(n, &scene.rules), "data that is not byte for byte what was published");
+        let period = match message.topic {
+            None => self.everyone.expect("a native client"),
+            Some(name) => {
+                let topic = TOPICS.iter().position(|&known| known == name).expect("a topic of ours");
+                match self.topics[topic] {
+                    Membership::In(period) | Membership::Leaving(period) | Membership::Unsure(period) => period,
+                    Membership::Out => panic!("a message of `{name}` without a subscription: publish {n}: {self:?}"),
+                }
+            }
+        };
+        scene.ledger.got(period, n);
+    }
+
+    fn on_reply(&mut self, want: &Want, said: &Said, scene: &mut Scene) {
+        let wrong =
+            || -> ! { panic!("client {}: {want:?} was answered {} {}", self.number, said.kind, said.payload.get()) };
+        if said.kind == "error" {
+            let Failure { code } = payload(said);
+            self.errors += 1;
+            let refused = want.is_of_handler() && code == "limit_exceeded";
+            match *want {
+                Want::Error(expected) if expected == code => {}
+                Want::Fails(expected) if expected == code || refused => {}
+                Want::Posted(publish) if refused => scene.ledger.refused(publish),
+                Want::Joined { topic, period } if refused => {
+                    scene.ledger.periods[period].left = scene.step;
+                    scene.ledger.periods[period].leaving = scene.ledger.periods[period].asked;
+                    self.topics[topic] = Membership::Out;
+                }
+                Want::Left { topic, period } if refused => {
+                    scene.ledger.periods[period].leaving = NEVER;
+                    self.topics[topic] = Membership::In(period);
+                }
+                _ if refused => {}
+                _ => wrong(),
+            }
+            return;
+        }
+        let acks = |message: String, topic: Option<&str>| {
+            if said.kind != "ack" {
+                wrong();
+            }
+            let ack: Ack = payload(said);
+            assert!(ack.success && ack.message == message && ack.topic == topic, "{want:?}: {}", said.payload.get());
+        };
+        let ledger = &mut scene.ledger;
+        match (want, said.kind) {
+            (Want::Pong, "pong") | (Want::NotAuthenticated, "auth_result") => {}
+            (&Want::Subscribed { topic, period }, _) => {
+                acks(format!("Subscribed to {}", TOPICS[topic]), Some(TOPICS[topic]));
+                ledger.periods[period].acked = scene.step;
+            }
+            (&Want::Again { topic }, _) => acks(format!("Subscribed to {}", TOPICS[topic]), Some(TOPICS[topic])),
+            (&Want::Unsubscribed { topic, period }, _) => {
+                acks(format!("Unsubscribed from {}", TOPICS[topic]), Some(TOPICS[topic]));
+                ledger.periods[period].left = scene.step;
+                self.topics[topic] = Membership::Out;
+            }
+            (Want::Listing(expected), "subscriptions") => {
+                let Listing { subscriptions } = payload(said);
+                assert_eq!(&subscriptions, expected, "{self:?}");
+            }
+            (&Want::Published(publish), _) => {
+                let topic = TOPICS[ledger.publishes[publish].topic];
+                acks(format!("Published to {topic}"), Some(topic));
+                ledger.acked(publish, scene.step, receipt(payload(said)));
+            }
+            (&Want::Posted(publish), "posted") => ledger.acked(publish, scene.step, receipt(payload(said))),
+            (Want::Done, _) => acks("ok".into(), None),
+            (&Want::Said { times }, _) => {
+                acks("ok".into(), None);
+                assert_eq!(std::mem::take(&mut self.said), times, "{self:?}");
+            }
+            (&Want::Joined { topic, period }, _) => {
+                acks("ok".into(), None);
+                ledger.periods[period].acked = scene.step;
+                self.topics[topic] = Membership::In(period);
+            }
+            (&Want::Left { topic, period }, _) => {
+                acks("ok".into(), None);
+                ledger.periods[period].left = scene.step;
+                self.topics[topic] = Membership::Out;
+            }
+            (&Want::Sum(expected), "sum") => {
+                assert_eq!(said.payload.get(), format!("{{\"sum\":{expected}}}"));
+            }
+            _ => wrong(),
+        }
+    }
+
+    fn on_close(&mut self, payload: &[u8], scene: &Scene, dice: &mut Dice) {
+        let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+        assert!(std::str::from_utf8(payload.get(2..).unwrap_or_default()).is_ok(), "a reason that is not UTF-8");
+        let drains = scene.drained_at != NEVER;
+        let rules = &scene.rules;
+        match (self.parted, self.leaving) {
+            (Some(parted), leaving) => {
+                assert_eq!(code, parted, "`disconnect` and the close frame differ: {self:?}");
+                let asked = matches!(leaving, Some((Leaving::Asked(asked), _)) if asked == code);
+                let known = match code {
+                    1012 => drains,
+                    4001 | 4002 => rules.timers,
+                    4008 => !rules.roomy,
+                    4506 => self.errors >= rules.errors_max,
+                    _ => false,
+                };
+                assert!(asked || known, "closed with {code}, which nobody asked for: {self:?}");
+                if asked {
+                    assert!(self.ordered.is_empty(), "closed with replies owed: {self:?}");
+                }
+            }
+            (None, Some((Leaving::Close(own) | Leaving::Mistake(own), _))) => {
+                assert_eq!(code, own, "closed with another code: {self:?}");
+                assert!(!self.is_owed_replies(), "closed with replies owed: {self:?}");
+            }
+            (None, _) => panic!("closed with {code}, without `disconnect`: {self:?}"),
+        }
+        self.closed = Some(code);
+        if self.leaving.is_none() {
+            let mut answer = Vec::new();
+            wire::frame(&mut answer, 0x80 | CLOSE, &code.to_be_bytes(), dice);
+            self.to_send.extend(answer);
+        }
+    }
+
+    fn is_owed_replies(&self) -> bool {
+        !self.ordered.is_empty() || !self.parked.is_empty() || !self.pongs.is_empty() || !self.echoes.is_empty()
+    }
+
+    fn on_end(&mut self, state: ClientState, faulted: bool, scene: &Scene) {
+        let rules = &scene.rules;
+        let drains = scene.drained_at != NEVER;
+        let reset = matches!(self.leaving, Some((Leaving::Reset, _)));
+        let excused = faulted || reset || rules.rough || self.was_stalled || self.mute;
+        let clean = state == ClientState::ServerClosed { clean: true };
+        let end = match (self.is_open, self.parted, self.closed) {
+            (false, ..) => {
+                let fin = matches!(self.leaving, Some((Leaving::Fin, _)));
+                let told = self.closed.is_some();
+                assert!(told || excused || fin || drains || rules.tight, "an end without an answer: {self:?}");
+                End::Refused
+            }
+            (true, Some(code), Some(_)) => End::Parted(code),
+            (true, None, Some(_)) => End::Wanted,
+            (true, _, None)
+                if matches!(self.leaving, Some((Leaving::Fin, _)))
+                    && clean
+                    && !self.is_owed_replies()
+                    && self.reader.rest().is_empty() =>
+            {
+                End::Wanted
+            }
+            (true, _, None) => {
+                let waits = !self.parked.is_empty();
+                assert!(excused || waits, "cut ({state:?}): {self:?}");
+                End::Cut
+            }
+        };
+        self.end = Some((end, scene.step));
+    }
+}
+
+fn payload<'a, T: Deserialize<'a>>(said: &Said<'a>) -> T {
+    serde_json::from_str(said.payload.get())
+        .unwrap_or_else(|error| panic!("{error}: {} {}", said.kind, said.payload.get()))
+}
+
+fn receipt(Receipt { matched, queued, dropped }: Receipt) -> Delivery {
+    Delivery { matched, queued, dropped }
+}

@@ -1,0 +1,419 @@
+//! One run: an engine of one to four shards, its clients and the network, on one thread, all from a seed.
+//!
+//! Law: a run goes on until every client has left or the engine has drained; then nothing may be left of it, and the
+//! ledger is judged. A shard that is asleep is not turned, so a wake-up that gets lost is found.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tidewheel::conn::OutboundLimits;
+use tidewheel::id::ShardId;
+use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
+use tidewheel::metrics::{CloseReason, ShardMetrics};
+use tidewheel::pubsub::{Bus, Registry};
+use tidewheel::shard::settings::Settings;
+use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
+use tidewheel::ws::{HandshakeLimits, Limits};
+use tidewheel::{Config, Delivery};
+use tokio::sync::oneshot;
+
+use crate::client::{BROADCAST, Client, Rules, Scene, TOPICS, Tamper};
+use crate::compose::data_text;
+use crate::handlers::{Waiting, router};
+use crate::ledger::{Ledger, NEVER, Source};
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub trace: u64,
+    /// What happened how often, to see that every bound is hit.
+    pub seen: Vec<(&'static str, u64)>,
+}
+
+type Answered = oneshot::Receiver<Result<Delivery, tidewheel::app::context::Refused>>;
+
+pub struct Run {
+    pub dice: Dice,
+    pub world: World,
+    pub shards: Vec<Shard<Sim>>,
+    pub done: Vec<bool>,
+    pub shared: Arc<Shared>,
+    pub metrics: Vec<Arc<ShardMetrics>>,
+    pub inboxes: Vec<Arc<Inbox>>,
+    pub waiting: Waiting,
+    pub clients: Vec<Client>,
+    pub scene: Scene,
+    orders: Vec<(Answered, usize)>,
+}
+
+/// Runs a whole life of an engine.
+pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
+    let mut dice = Dice::new(seed ^ 0x71de_3e1);
+    let faults = match dice.below(10) {
+        0..=2 => Faults::default(),
+        3 => Faults::all(),
+        _ => Faults::swarm(&mut dice),
+    };
+    let settings = draw_settings(&mut dice);
+    let mut run = Run::new(seed, faults, settings, tamper);
+    let clients_max = 2 + run.dice.below(14);
+    let iterations = 200 + run.dice.below(1200);
+    for _ in 0..iterations {
+        run.play(clients_max);
+    }
+    if tamper == Some(Tamper::ExpectOneMore) {
+        run.expect_one_more();
+    }
+    match run.dice.below(10) {
+        0..=4 => {
+            run.settle();
+            run.everyone_leaves();
+        }
+        5..=7 => run.settle(),
+        _ => run.calm(),
+    }
+    run.drain();
+    run.judge()
+}
+
+impl Run {
+    pub fn new(seed: u64, faults: Faults, (settings, bus_bound, shards): Drawn, tamper: Option<Tamper>) -> Self {
+        let mut dice = Dice::new(seed ^ 0xd1ce);
+        let world = World::new(seed, faults);
+        let waiting = Waiting::default();
+        let shared = Arc::new(Shared {
+            router: router(&waiting),
+            authenticator: None,
+            registry: Arc::new(Registry::new(shards)),
+            bus: Bus::with_bound(shards, bus_bound),
+            shards,
+            connections: Default::default(),
+        });
+        let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
+        let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
+        let kernel =
+            SimConfig { table: 8 + dice.below(25), buffers: 1 + dice.below(6), buffer_size: 64 + dice.below(193) };
+        let shards: Vec<_> = (0..shards)
+            .map(|index| {
+                let id = ShardId(index as u16);
+                let io = world.driver(id, kernel);
+                let (metrics, inbox) = (metrics[index].clone(), inboxes[index].clone());
+                let mut shard = Shard::new(id, io, settings.clone(), shared.clone(), metrics, inbox, world.now());
+                shard.open();
+                shard
+            })
+            .collect();
+        let hasty = settings.close_timeout_ms < 1_000;
+        let rough = hasty
+            || [faults.reset, faults.stall, faults.send_fails, faults.clock_jump].into_iter().any(|fault| fault > 0.0);
+        let rules = Rules {
+            subscriptions_max: settings.subscriptions_max,
+            errors_max: settings.errors_max.into(),
+            message_bytes_max: settings.messages.message_bytes_max,
+            header_bytes_max: settings.handshake.header_bytes_max,
+            topic_length_max: settings.topic_length_max,
+            timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
+            tight: true,
+            rough,
+            roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
+        };
+        let scene = Scene { step: 0, rules, ledger: Ledger::default(), drained_at: NEVER, tamper };
+        let done = vec![false; shards.len()];
+        let (clients, orders) = (Vec::new(), Vec::new());
+        Self { dice, world, shards, done, shared, metrics, inboxes, waiting, clients, scene, orders }
+    }
+
+    /// One step of the busy part of a run.
+    fn play(&mut self, clients_max: usize) {
+        self.scene.step += 1;
+        if self.all_asleep() {
+            // Peers answer before time jumps to the next deadline.
+            (0..self.clients.len()).for_each(|client| self.read(client));
+        }
+        match self.dice.below(100) {
+            0..=3 if self.clients.len() < clients_max => self.connect(),
+            4 if !self.clients.is_empty() && self.clients.len() < 2 * clients_max && self.dice.chance(0.2) => {
+                self.connect()
+            }
+            5 => self.order(),
+            6..=9 if self.waiting.len() > 0 => self.release_one(),
+            10 if self.scene.rules.timers && self.dice.chance(0.1) => {
+                self.world.advance(Duration::from_secs(self.dice.below(20) as u64));
+                self.scene.rules.rough = true;
+            }
+            11..=45 if !self.clients.is_empty() => {
+                let client = self.dice.below(self.clients.len());
+                self.read(client);
+                self.clients[client].act(&self.world, &mut self.scene, &mut self.dice);
+            }
+            _ => self.turn_one(),
+        }
+        self.read_answers();
+    }
+
+    pub fn connect(&mut self) {
+        let number = self.clients.len();
+        let client = Client::connect(&self.world, &mut self.dice, number, &mut self.scene);
+        self.clients.push(client);
+    }
+
+    pub fn read(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        if !client.mute {
+            client.read(&self.world, &mut self.scene, &mut self.dice);
+        }
+    }
+
+    /// What the embedding program asks for.
+    fn order(&mut self) {
+        let topic = self.dice.below(TOPICS.len() + 1);
+        let publish = self.scene.ledger.publish(Source::Engine, topic, self.scene.step, None);
+        let data = data_text(publish, &self.scene.rules).into_bytes();
+        let (answer, answered) = oneshot::channel();
+        let (shard, order) = match topic {
+            BROADCAST => (0, Order::Broadcast { data, answer }),
+            _ => (topic % self.shards.len(), Order::Publish { topic: TOPICS[topic].into(), data, answer }),
+        };
+        self.inboxes[shard].push(order).expect("far fewer orders than the inbox holds");
+        self.orders.push((answered, publish));
+    }
+
+    fn read_answers(&mut self) {
+        let (ledger, step) = (&mut self.scene.ledger, self.scene.step);
+        self.orders.retain_mut(|(answered, publish)| match answered.try_recv() {
+            Ok(Ok(delivery)) => {
+                ledger.acked(*publish, step, delivery);
+                false
+            }
+            Ok(Err(refused)) => panic!("an order with room was refused: {refused}"),
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => panic!("an order was dropped"),
+        });
+    }
+
+    fn release_one(&mut self) {
+        let index = self.dice.below(self.waiting.len());
+        self.waiting.release(index, self.dice.coin());
+    }
+
+    pub fn all_asleep(&self) -> bool {
+        (0..self.shards.len()).all(|shard| self.done[shard] || self.world.asleep(ShardId(shard as u16)))
+    }
+
+    /// Turns some shard, or lets time pass if that one is asleep.
+    pub fn turn_one(&mut self) {
+        let index = self.dice.below(self.shards.len());
+        if self.done[index] || self.world.asleep(ShardId(index as u16)) {
+            // A shard that is done does not sleep, so the world would never find that everybody does.
+            return match self.done.contains(&true) && self.all_asleep() {
+                true => self.world.advance(Duration::from_millis(20)),
+                false => self.world.step(),
+            };
+        }
+        self.done[index] = self.shards[index].turn().expect("a simulated ring does not break") == Turn::Done;
+    }
+
+    /// Nothing goes wrong any more, everybody reads, and nobody asks for more.
+    pub fn calm(&mut self) {
+        self.world.set_faults(Faults::default());
+        for client in &mut self.clients {
+            client.mute = false;
+            self.world.client_stall(client.id, false);
+        }
+    }
+
+    /// Runs until every request of everyone who is still connected has been answered.
+    pub fn settle(&mut self) {
+        self.calm();
+        for turn in 0.. {
+            self.scene.step += 1;
+            for client in 0..self.clients.len() {
+                let count = self.clients[client].to_send.len();
+                self.clients[client].transmit(&self.world, count);
+                self.read(client);
+            }
+            while self.waiting.len() > 0 {
+                self.release_one();
+            }
+            self.read_answers();
+            let owed = self.clients.iter().find(|client| client.is_owed());
+            if owed.is_none() && self.orders.is_empty() {
+                break;
+            }
+            assert!(turn < SETTLE_TURNS, "after {turn} turns still owed: {owed:?} {:?}", self.orders);
+            let owed = owed.map(|client| client.number);
+            let before = self.world.now().monotonic_ms();
+            self.turn_one();
+            // Nobody but the shards owes anything, so nothing may wait for a deadline.
+            let jumped = self.world.now().monotonic_ms() - before > QUIET_MS;
+            if jumped && !self.scene.rules.rough {
+                (0..self.clients.len()).for_each(|client| self.read(client));
+                self.read_answers();
+                let owed = owed.map(|client| &self.clients[client]).filter(|client| client.is_owed());
+                assert!(owed.is_none() && self.orders.is_empty(), "a wake-up is lost: {owed:?} {:?}", self.orders);
+            }
+        }
+    }
+
+    /// Everyone goes, each in its own way, until the engine is empty.
+    fn everyone_leaves(&mut self) {
+        for turn in 0.. {
+            self.scene.step += 1;
+            if self.all_asleep() || turn % 16 == 0 {
+                for client in 0..self.clients.len() {
+                    self.clients[client].leave(&self.world, &self.scene, &mut self.dice);
+                    if self.dice.chance(0.8) {
+                        let count = self.clients[client].to_send.len();
+                        self.clients[client].transmit(&self.world, count);
+                    }
+                    self.read(client);
+                }
+            }
+            if self.shared.connections.load(Ordering::Relaxed) == 0 && self.waiting_for_no_one() {
+                break;
+            }
+            assert!(turn < SETTLE_TURNS, "connections are left: {:?}", self.still_there());
+            self.turn_one();
+        }
+    }
+
+    /// Whether everyone who connected has been accepted and has gone.
+    fn waiting_for_no_one(&self) -> bool {
+        self.clients.iter().all(|client| client.end.is_some())
+    }
+
+    fn still_there(&self) -> Vec<&Client> {
+        self.clients.iter().filter(|client| client.end.is_none()).collect()
+    }
+
+    /// Orders the drain as the engine does, and turns the shards to their end.
+    pub fn drain(&mut self) {
+        self.world.set_faults(Faults::default());
+        let from = self.world.now().monotonic_ms();
+        let deadline_ms = [0, 100, 5_000, 30_000][self.dice.below(4)];
+        self.scene.drained_at = self.scene.step;
+        if deadline_ms < 5_000 {
+            self.scene.rules.rough = true; // some will be cut
+        }
+        for inbox in &self.inboxes {
+            inbox.drain(deadline_ms);
+        }
+        let stuck = self.dice.chance(0.3);
+        for turn in 0.. {
+            self.scene.step += 1;
+            if self.all_asleep() || self.dice.chance(0.1) {
+                for client in 0..self.clients.len() {
+                    if !stuck || client % 3 != 0 {
+                        let count = self.clients[client].to_send.len();
+                        self.clients[client].transmit(&self.world, count);
+                    }
+                    self.read(client);
+                }
+            }
+            if self.waiting.len() > 0 && self.dice.chance(0.1) {
+                self.release_one();
+            }
+            if self.done.iter().all(|&done| done) {
+                break;
+            }
+            assert!(turn < SETTLE_TURNS, "the drain does not end: {:?}", self.still_there());
+            self.turn_one();
+        }
+        let took = self.world.now().monotonic_ms() - from;
+        assert!(took <= deadline_ms + 2_000, "the drain took {took} ms, with a deadline of {deadline_ms}");
+    }
+
+    fn expect_one_more(&mut self) {
+        self.scene.tamper = None;
+        let client = self.clients.iter().find(|client| client.may_ask() && client.everyone.is_some() && client.is_open);
+        let Some(period) = client.and_then(|client| client.everyone) else { return };
+        let (sent, topic) = (self.scene.step, BROADCAST);
+        self.scene.ledger.periods[period].acked = 0;
+        let publish = self.scene.ledger.publish(Source::HandlerOf(usize::MAX), topic, sent, None);
+        self.scene.ledger.acked(publish, sent + 1, Delivery { matched: 1, queued: 1, dropped: 0 });
+    }
+
+    /// What must be true of every run at its end.
+    fn judge(mut self) -> Outcome {
+        // What the engine sent last may still be on its way.
+        for _ in 0..SETTLE_TURNS {
+            self.scene.step += 1;
+            self.world.advance(Duration::from_millis(20));
+            (0..self.clients.len()).for_each(|client| self.read(client));
+            if self.waiting_for_no_one() {
+                break;
+            }
+        }
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            let left: Vec<_> = shard.leftovers().into_iter().filter(|&(_, count)| count > 0).collect();
+            assert!(left.is_empty(), "shard {index} has leftovers: {left:?}");
+        }
+        assert!(self.shared.registry.is_empty(), "topics are left in the registry");
+        assert_eq!(self.shared.connections.load(Ordering::Relaxed), 0, "connections are counted that are not there");
+        if let Err(left) = self.world.audit() {
+            panic!("{left}");
+        }
+        let sum = |count: &dyn Fn(&ShardMetrics) -> u64| self.metrics.iter().map(|metrics| count(metrics)).sum::<u64>();
+        let closed = sum(&|metrics| metrics.closed.iter().map(|counter| counter.get()).sum());
+        assert_eq!(sum(&|metrics| metrics.opened.get()), closed, "opened and closed");
+        assert!(self.still_there().is_empty(), "clients that never saw their end: {:?}", self.still_there());
+        let tails: Vec<_> = self.clients.iter().map(|client| client.tail(self.scene.drained_at)).collect();
+        self.scene.ledger.judge(&tails);
+
+        let mut seen: Vec<(&str, u64)> = CloseReason::ALL
+            .iter()
+            .map(|&reason| (reason.label(), sum(&|metrics| metrics.closed[reason as usize].get())))
+            .collect();
+        seen.extend([
+            ("cut at the drain", sum(&|metrics| metrics.cut.get())),
+            ("starved", sum(&|metrics| metrics.starved.get())),
+            ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
+            ("bus full", sum(&|metrics| metrics.bus_full.get())),
+            ("panics", sum(&|metrics| metrics.panics.get())),
+            ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
+            ("dropped", sum(&|metrics| metrics.dropped.iter().map(|counter| counter.get()).sum())),
+        ]);
+        Outcome { trace: self.world.trace(), seen }
+    }
+}
+
+/// Settings, the bound of the bus, and how many shards.
+type Drawn = (Settings, usize, usize);
+
+pub fn draw_settings(dice: &mut Dice) -> Drawn {
+    let mut settings = Settings::new(&Config::default(), 0, 0);
+    let (timers, hasty) = (dice.chance(0.4), dice.chance(0.15));
+    let some = |dice: &mut Dice, values: &[u64]| values[dice.below(values.len())];
+    settings.echo_path = Some("/echo".into());
+    settings.connections_max = 4 + dice.below(30) as u32;
+    settings.slots = 4 + dice.below(29) as u32;
+    settings.handshake = HandshakeLimits { header_bytes_max: 300 + dice.below(700) };
+    settings.messages = Limits { message_bytes_max: 300 + dice.below(1700) };
+    settings.outbound = OutboundLimits {
+        bytes_max: 300 + dice.below(4000) as u32,
+        frames_max: 1 + dice.below(20) as u32,
+        age_max_ms: some(dice, &[20, 500, 10_000]) as u32,
+    };
+    if dice.chance(0.3) {
+        settings.outbound = OutboundLimits { bytes_max: ROOMY_BYTES, frames_max: 1 << 16, age_max_ms: 1 << 30 };
+    }
+    settings.auth_required = false;
+    settings.handshake_timeout_ms = if hasty { 200 } else { 20_000 };
+    settings.close_timeout_ms = if hasty { 100 } else { 10_000 };
+    settings.idle_timeout_ms = if timers { some(dice, &[0, 1_000, 20_000]) } else { 0 };
+    settings.ping_interval_ms = if timers { some(dice, &[0, 100, 7_000]) } else { 0 };
+    settings.pong_timeout_ms = some(dice, &[50, 3_000]);
+    settings.errors_max = 3 + dice.below(40) as u16;
+    settings.subscriptions_max = 1 + dice.below(5);
+    settings.topic_length_max = 5 + dice.below(20);
+    settings.parked_max = 1 + dice.below(12);
+    let bus_bound = if dice.coin() { 1 + dice.below(4) } else { 64 };
+    (settings, bus_bound, 1 + dice.below(4))
+}
+
+const ROOMY_BYTES: u32 = 1 << 24;
+/// Turns until a run without faults must have come to rest.
+const SETTLE_TURNS: u32 = 60_000;
+/// Longest time one turn takes unless everybody sleeps until a deadline: a few steps of the network.
+const QUIET_MS: u64 = 5;
