@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::thread;
 
 use io_uring::{IoUring, Probe, opcode};
 
@@ -94,9 +95,17 @@ impl From<Unavailable> for io::Error {
 
 /// Checks that the engine can run on this kernel, by making a small ring.
 ///
+/// On a thread of its own: what the kernel does to take a ring down, it does to the thread that made it, whose next
+/// system calls may then fail with EINTR. The caller's thread belongs to a program that need not know that.
+///
 /// # Errors
 /// It cannot, with cause and remedies.
 pub fn check() -> Result<Features, Unavailable> {
+    let checking = thread::Builder::new().name("probe".into()).spawn(try_ring);
+    checking.map_err(unavailable)?.join().unwrap_or_else(|_| Err(unavailable(io::Error::other("the probe panicked"))))
+}
+
+fn try_ring() -> Result<Features, Unavailable> {
     let Ready { ring, features } = build_ring(8, 16)?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(unavailable)?;
@@ -208,11 +217,26 @@ const NEEDED: [(&str, u8); 9] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
 
     #[test]
     fn this_kernel_is_described() {
         let text = check().unwrap().to_string();
         assert!(text.starts_with(&format!("kernel {}", release())), "{text}");
+    }
+
+    /// A read with a timeout is not started again by the kernel, so whatever interrupts it shows.
+    #[test]
+    fn the_caller_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        for _ in 0..20 {
+            check().unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
     }
 
     #[test]

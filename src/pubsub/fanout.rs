@@ -58,6 +58,7 @@ pub fn fan_out(
         match enqueued {
             Enqueued::Queued => {
                 delivery.queued += 1;
+                conn.active = now;
                 if !conn.dirty {
                     conn.dirty = true;
                     dirty.push(slot);

@@ -217,6 +217,7 @@ impl<I: Io> Shard<I> {
         if !can_be_told(conn) {
             return;
         }
+        conn.active = now;
         let frame = |out: &mut Vec<u8>| {
             let mark = ws::begin(out);
             write(out);

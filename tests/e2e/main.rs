@@ -1,0 +1,34 @@
+//! The whole engine from outside: real sockets on 127.0.0.1, clients that behave and clients that do not.
+//! Law: no test measures time. It waits for an event, and only a deadline that no healthy machine reaches ends the wait;
+//! and every test leaves the engine as it was, which [`server::Server::rest`] looks at.
+
+mod auth;
+mod bad_input;
+mod client;
+mod commands;
+mod drain;
+mod handlers;
+mod handshake;
+mod lifecycle;
+mod matrix;
+mod order;
+mod ports;
+mod process;
+mod python;
+mod raw;
+mod server;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `is_so` says yes.
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,1 @@
+//! (coming with the command line)
