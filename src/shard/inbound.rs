@@ -208,7 +208,10 @@ impl<I: Io> Shard<I> {
         }
         match conn.phase {
             Phase::Open if conn.receive_ended => self.finish_silently(key, CloseReason::Lost),
-            _ => self.want_more(key),
+            _ => {
+                self.want_more(key);
+                self.reschedule(key); // it is pinged again
+            }
         }
     }
 
