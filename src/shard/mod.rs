@@ -84,7 +84,7 @@ pub struct Shard<I: Io> {
 
     accepting: accept::Accepting,
     draining: Option<orders::Draining>,
-    /// Until then nobody is judged idle: the shard was frozen, and reads first. Milliseconds of the shard's clock.
+    /// Until then nobody is judged idle or late: the shard was away, and reads first. Milliseconds of its clock.
     lenient_until_ms: u64,
 }
 
@@ -145,9 +145,9 @@ impl<I: Io> Shard<I> {
         // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
         let done = self.is_done();
         let wait = if done { Wait::No } else { self.nap() };
-        let due_ms = self.due_ms(wait);
+        let before_ms = self.now.monotonic_ms();
         self.now = self.io.wait(wait)?;
-        self.notice_freeze(due_ms);
+        self.notice_absence(before_ms);
 
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
         self.retry_held(); // messages that waited for room on the bus
@@ -206,20 +206,12 @@ impl<I: Io> Shard<I> {
         !self.dirty.is_empty() || self.bus.has_mail() || self.executor.has_ready() || !self.inbox.is_empty()
     }
 
-    fn due_ms(&self, wait: Wait) -> u64 {
-        match wait {
-            Wait::No => self.now.monotonic_ms(),
-            Wait::AtMost(most) => self.now.monotonic_ms() + most.as_millis() as u64,
-            Wait::Forever => u64::MAX,
-        }
-    }
-
-    /// Time has passed that the shard did not ask for: it was frozen. What peers sent meanwhile is still in the
-    /// kernel, so nobody is judged silent until it has been read.
-    fn notice_freeze(&mut self, due_ms: u64) {
-        let now = self.now.monotonic_ms();
-        if now.saturating_sub(due_ms) > settings::FREEZE_MS {
-            self.lenient_until_ms = now + settings::FREEZE_MS;
+    /// The shard has not looked at its sockets for a while: it slept or was frozen, and cannot tell which. What peers
+    /// sent meanwhile may still be in the kernel, so nobody is judged silent or slow until it has been read.
+    fn notice_absence(&mut self, before_ms: u64) {
+        let now_ms = self.now.monotonic_ms();
+        if now_ms.saturating_sub(before_ms) > settings::ABSENCE_MS {
+            self.lenient_until_ms = now_ms + settings::READ_FIRST_MS;
         }
     }
 
