@@ -33,7 +33,7 @@ use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
 use executor::Executor;
-pub use orders::{Inbox, Order, refused_for_room};
+pub use orders::{Inbox, Order};
 use publish::Owed;
 use settings::Settings;
 
@@ -191,7 +191,9 @@ impl<I: Io> Shard<I> {
             return Wait::No;
         }
         let now = self.now.monotonic_ms();
-        let retry = (!self.held.is_empty()).then_some(now + HELD_RETRY_MS);
+        // What waits for room on the bus is not told when there is some.
+        let waits = !self.held.is_empty() || self.inbox.has_orders();
+        let retry = waits.then_some(now + HELD_RETRY_MS);
         let deadline = [self.wheel.next_deadline_ms(), self.accept_retry_ms(), self.drain_deadline_ms(), retry]
             .into_iter()
             .flatten()
@@ -202,8 +204,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn has_work(&self) -> bool {
-        !self.dirty.is_empty() || self.bus.has_mail() || self.executor.has_ready() || !self.inbox.is_empty()
+    fn has_work(&mut self) -> bool {
+        !self.dirty.is_empty()
+            || self.bus.has_mail()
+            || self.executor.has_ready()
+            || self.inbox.wants_drain()
+            || (self.inbox.has_orders() && self.has_room_to_publish())
     }
 
     /// The shard has not looked at its sockets for a while: it slept or was frozen, and cannot tell which. What peers
@@ -275,6 +281,12 @@ impl<I: Io> Shard<I> {
             ("handlers", self.executor.len()),
             ("frames", self.io.palette().live()),
         ]
+    }
+}
+
+impl<I: Io> Drop for Shard<I> {
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 
