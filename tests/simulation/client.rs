@@ -87,6 +87,7 @@ pub enum Want {
     NotAuthenticated,
     /// Of handlers. Each may be refused when too many wait.
     Done,
+    Bye,
     Sum(u64),
     Said {
         times: u32,
@@ -106,7 +107,7 @@ pub enum Want {
 impl Want {
     fn is_of_handler(&self) -> bool {
         use Want::*;
-        matches!(self, Done | Sum(_) | Said { .. } | Posted(_) | Joined { .. } | Left { .. } | Fails(_))
+        matches!(self, Done | Bye | Sum(_) | Said { .. } | Posted(_) | Joined { .. } | Left { .. } | Fails(_))
     }
 }
 
@@ -349,6 +350,9 @@ impl Client {
     }
 
     fn on_tampered_frame(&mut self, frame: Frame, scene: &mut Scene, dice: &mut Dice) {
+        if scene.tamper.is_none() {
+            return self.on_frame(frame, scene, dice);
+        }
         let is_message = frame.payload.starts_with(br#"{"type":"message""#);
         let is_reply = frame.opcode == TEXT && frame.payload.windows(10).any(|ten| ten == br#""reply_to""#);
         match scene.tamper {
@@ -492,6 +496,7 @@ impl Client {
                     scene.ledger.periods[period].leaving = NEVER;
                     self.topics[topic] = Membership::In(period);
                 }
+                Want::Bye if refused => self.leaving = None,
                 _ if refused => {}
                 _ => wrong(),
             }
@@ -527,7 +532,7 @@ impl Client {
                 ledger.acked(publish, scene.step, receipt(payload(said)));
             }
             (&Want::Posted(publish), "posted") => ledger.acked(publish, scene.step, receipt(payload(said))),
-            (Want::Done, _) => acks("ok".into(), None),
+            (Want::Done | Want::Bye, _) => acks("ok".into(), None),
             (&Want::Said { times }, _) => {
                 acks("ok".into(), None);
                 assert_eq!(std::mem::take(&mut self.said), times, "{self:?}");

@@ -257,7 +257,7 @@ impl Client {
                 Leaving::Asked(4501)
             }
             8 if self.plan == Plan::Native => {
-                self.ask(Want::Done, "bye", "{\"code\":3999}", dice);
+                self.ask(Want::Bye, "bye", "{\"code\":3999}", dice);
                 Leaving::Asked(3999)
             }
             _ => Leaving::Reset,

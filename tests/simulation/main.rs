@@ -9,6 +9,8 @@ mod handlers;
 mod ledger;
 mod run;
 mod scenarios;
+mod sizes;
+mod stage;
 mod wire;
 
 use std::any::Any;
