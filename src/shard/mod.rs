@@ -286,6 +286,12 @@ impl<I: Io> Shard<I> {
     }
 }
 
+impl<I: Io> Drop for Shard<I> {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 const WHEEL_TICK_MS: u64 = 8;
 /// How soon a message that waits for room on the bus is tried again, if nothing else happens.
 const HELD_RETRY_MS: u64 = 1;

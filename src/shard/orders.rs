@@ -1,7 +1,8 @@
 //! What other threads want of a shard: publishes of the embedding program, and the drain.
-//! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
+//! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits. Nor does anything wait in
+//! the inbox of a shard that has ended.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
@@ -48,12 +49,19 @@ pub struct Inbox {
     /// Milliseconds until the deadline of a drain that has been ordered, plus one; 0 if none has. Not a queued order: it
     /// must always find room.
     drain_ms: AtomicU64,
+    /// The shard has ended and takes nothing any more.
+    closed: AtomicBool,
     doorbell: OnceLock<Arc<dyn Doorbell>>,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { orders: ArrayQueue::new(ORDERS_MAX), drain_ms: AtomicU64::new(0), doorbell: OnceLock::new() }
+        Self {
+            orders: ArrayQueue::new(ORDERS_MAX),
+            drain_ms: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            doorbell: OnceLock::new(),
+        }
     }
 }
 
@@ -64,14 +72,27 @@ impl std::fmt::Debug for Inbox {
 }
 
 impl Inbox {
-    /// Leaves an order and wakes the shard.
+    /// Leaves an order and wakes the shard. One that has ended drops it, which its sender can tell from the answer.
     ///
     /// # Errors
     /// The order, if the inbox is full.
     pub fn push(&self, order: Order) -> Result<(), Order> {
         self.orders.push(order)?;
+        if self.closed.load(Ordering::SeqCst) {
+            self.drop_orders();
+        }
         self.ring();
         Ok(())
+    }
+
+    /// The shard has ended.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.drop_orders();
+    }
+
+    fn drop_orders(&self) {
+        while self.orders.pop().is_some() {}
     }
 
     /// Orders the shard to accept nobody any more, close everybody and end; whoever is left `deadline_ms` from then is
