@@ -144,6 +144,22 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Closing takes too long. What is still owed, a handler that never ends say, is given up once, so that the client
+    /// gets the last words all the same; who does not take them either is cut off.
+    pub(super) fn give_up(&mut self, key: ConnKey) {
+        let now = self.ms();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !matches!(conn.phase, Phase::Settling(_)) {
+            return self.retire(key, CloseReason::Internal);
+        }
+        conn.since = now;
+        self.receipts.detach(&mut conn.receipts);
+        if std::mem::take(&mut conn.parked) > 0 {
+            self.executor.cancel(key);
+        }
+        self.settle(key);
+    }
+
     /// Both sides have said their last: close when the queue has left.
     pub(super) fn finish(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
@@ -187,8 +203,7 @@ impl<I: Io> Shard<I> {
         }
         self.metrics.dropped[Drop::Closed as usize].add(conn.outbound.clear(self.io.palette()));
         self.receipts.detach(&mut conn.receipts);
-        if conn.parked > 0 {
-            conn.parked = 0;
+        if std::mem::take(&mut conn.parked) > 0 {
             self.executor.cancel(key);
         }
         self.wheel.cancel(key.slot);

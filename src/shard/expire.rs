@@ -127,7 +127,8 @@ impl<I: Io> Shard<I> {
             Due::Age => self.part_slow(key, "a message has waited too long"),
             Due::Ping => self.ping(key),
             Due::Expiry => self.announce_expiry(key),
-            Due::Close | Due::Linger => self.retire(key, CloseReason::Internal),
+            Due::Close => self.give_up(key),
+            Due::Linger => self.retire(key, CloseReason::Internal),
         }
     }
 

@@ -115,7 +115,7 @@ fn replies_and_errors() {
 
 #[test]
 fn what_waits_holds_nobody_up() {
-    let server = Server::build(1, "limits: {parked_handlers: 40}", routes);
+    let server = Server::build(1, &format!("{SHORT}\nlimits: {{parked_handlers: 40}}"), routes);
     let mut client = server.connect();
     let mut neighbour = server.connect();
     client.send(r#"{"type":"never","payload":{},"id":"never"}"#);
@@ -142,13 +142,44 @@ fn what_waits_holds_nobody_up() {
     neighbour.refused("never", json!({}), "limit_exceeded");
     neighbour.quiet();
     // Whoever goes takes the futures along.
-    drop(client);
-    super::until("the futures of the first connection to be gone", || server.sum(|shard| &shard.parked) == 8);
-    let reply = neighbour.ask("add", json!({"a": 1, "b": 2}));
-    assert_eq!(reply["payload"], json!({"sum": 3}));
     drop(neighbour);
+    super::until("the neighbour's futures to be gone", || server.sum(|shard| &shard.parked) == 32);
+    let mut neighbour = server.connect();
+    assert_eq!(neighbour.ask("add", json!({"a": 1, "b": 2}))["payload"], json!({"sum": 3}));
+    neighbour.close();
+    client.parted(4001, true);
     server.rest();
 }
+
+/// A close that the server begins waits for handlers, but not for ever, and is always told of.
+#[test]
+fn a_handler_that_never_ends_keeps_nobody() {
+    let server = Server::build(2, SHORT, routes);
+    let mut client = server.connect();
+    client.tell("never", json!({}));
+    client.parted(4001, true);
+    let mut raw = server.raw_open();
+    raw.text(r#"{"type":"never","payload":{}}"#);
+    raw.write(&super::raw::close(1000));
+    assert_eq!(raw.closed(), 1000);
+    let mut raw = server.raw_open();
+    raw.text(r#"{"type":"never","payload":{}}"#);
+    raw.write(&[0xff; 20]);
+    assert_eq!(raw.closed(), 1002);
+    let mut raw = server.raw_open();
+    raw.text(r#"{"type":"never","payload":{}}"#);
+    raw.half_close();
+    assert_eq!(raw.next(), None);
+    // Nor does it keep a drain.
+    let mut client = server.connect();
+    client.tell("never", json!({}));
+    super::until("the handler to wait", || server.sum(|shard| &shard.parked) == 1);
+    server.handle.drain();
+    client.parted(1012, true);
+    server.rest();
+}
+
+const SHORT: &str = "websocket: {idle_timeout_seconds: 1, close_timeout: 200ms}";
 
 #[test]
 fn what_a_context_can_do() {

@@ -577,7 +577,9 @@ impl Client {
             }
             (None, Some((Leaving::Close(own) | Leaving::Mistake(own), _))) => {
                 assert_eq!(code, own, "closed with another code: {self:?}");
-                assert!(!self.is_owed_replies(), "closed with replies owed: {self:?}");
+                // Handlers that take longer than the close timeout are given up.
+                let owed = !self.ordered.is_empty() || !self.pongs.is_empty() || !self.echoes.is_empty();
+                assert!(!owed, "closed with replies owed: {self:?}");
             }
             (None, _) => panic!("closed with {code}, without `disconnect`: {self:?}"),
         }
