@@ -246,9 +246,7 @@ fn close_handshakes_that_the_client_begins() {
     check(&2999u16.to_be_bytes(), 1002);
     check(&5000u16.to_be_bytes(), 1002);
     check(b"\x03\xe8\xff", 1007);
-    super::until("the counts", || {
-        server.closed(CloseReason::Peer) == 4 && server.closed(CloseReason::Protocol) == 6
-    });
+    super::until("the counts", || server.closed(CloseReason::Peer) == 4 && server.closed(CloseReason::Protocol) == 6);
     server.rest();
 }
 

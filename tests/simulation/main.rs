@@ -8,6 +8,7 @@ mod compose;
 mod handlers;
 mod ledger;
 mod run;
+mod scenarios;
 mod wire;
 
 use std::any::Any;
