@@ -146,6 +146,8 @@ pub struct Conn {
     pub receive_ended: bool,
     /// On the shard's list of connections to start reading from again.
     pub rearming: bool,
+    /// On the shard's list of connections whose held messages are tried again.
+    pub retrying: bool,
     /// A published frame was refused by its queue: it gets no other, and is parted from at the end of the turn.
     pub slow: bool,
 }
@@ -180,6 +182,7 @@ impl Conn {
             expiry_announced: false,
             receive_ended: false,
             rearming: false,
+            retrying: false,
             slow: false,
         }
     }

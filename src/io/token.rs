@@ -22,6 +22,8 @@ pub(super) enum Op {
     Close,
     /// A cancel of a connection's receive; a success is silent.
     Pause,
+    /// A cancel of a closing connection's request; a success is silent.
+    Cancel,
     /// A request whose success is silent and whose failure changes nothing.
     Forget,
     /// The multishot poll of the shard's own eventfd.
@@ -69,10 +71,10 @@ impl Token {
 }
 
 /// Every op at its own number.
-const OPS: [Option<Op>; 13] = {
+const OPS: [Option<Op>; 14] = {
     use Op::*;
-    let all = [Accept, Receive, Poll, Send, Shutdown, Close, Pause, Forget, Bell, Knock, Rang, Take];
-    let mut ops = [None; 13];
+    let all = [Accept, Receive, Poll, Send, Shutdown, Close, Pause, Cancel, Forget, Bell, Knock, Rang, Take];
+    let mut ops = [None; 14];
     let mut i = 0;
     while i < all.len() {
         assert!(all[i] as usize == i + 1);
@@ -103,7 +105,7 @@ mod tests {
 
     #[test]
     fn foreign_user_data_has_no_op() {
-        for user_data in [0, u64::MAX, 13 << 56, 255 << 56 | 7] {
+        for user_data in [0, u64::MAX, 14 << 56, 255 << 56 | 7] {
             assert_eq!(Token(user_data).op(), None);
         }
     }

@@ -174,6 +174,11 @@ impl BusPort {
         self.bus.waiting[self.shard.index()][word].fetch_or(1 << bit, Ordering::SeqCst);
     }
 
+    /// Wakes all other shards with the next [`BusPort::take_rings`], mail or not.
+    pub fn wake_others(&mut self) {
+        self.rung = self.others();
+    }
+
     /// The shards to wake for what was pushed since the last call.
     pub fn take_rings(&mut self) -> ShardSet {
         std::mem::take(&mut self.rung)

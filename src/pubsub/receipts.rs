@@ -19,7 +19,12 @@ struct Entry<O> {
     next: Option<ReceiptIndex>,
     /// Complete wire frames to send after this receipt.
     after: Vec<u8>,
+    /// In a connection's newest entry: bytes that wait with all its entries, see [`Receipts::waiting`].
+    waiting: usize,
 }
+
+/// What an entry counts for besides the frames that wait behind it: about what its receipt takes on the wire.
+const RECEIPT_BYTES: usize = 256;
 
 /// The unanswered publishes of one shard, each with what is owed for it.
 #[derive(Debug)]
@@ -76,21 +81,35 @@ impl<O> Receipts<O> {
             self.entries.len() as u32 - 1
         });
         let index = ReceiptIndex::new(at);
-        let mut next = None;
+        let (mut next, mut waiting) = (None, RECEIPT_BYTES);
         if let Some(newest) = newest {
             next = match *newest {
-                Some(previous) => self.entry_mut(previous).next.replace(index),
+                Some(previous) => {
+                    let previous = self.entry_mut(previous);
+                    waiting += previous.waiting;
+                    previous.next.replace(index)
+                }
                 None => Some(index),
             };
             *newest = Some(index);
         }
-        self.entries[at as usize] = Some(Entry { owed: Some(owed), awaited, delivery, next, after: Vec::new() });
+        let entry = Entry { owed: Some(owed), awaited, delivery, next, after: Vec::new(), waiting };
+        self.entries[at as usize] = Some(entry);
         index
     }
 
-    /// Where replies go that follow the publish `newest`.
-    pub fn after(&mut self, newest: ReceiptIndex) -> &mut Vec<u8> {
-        &mut self.entry_mut(newest).after
+    /// Appends a reply that follows the publish `newest`: `write` adds one or more complete wire frames.
+    pub fn reply(&mut self, newest: ReceiptIndex, write: impl FnOnce(&mut Vec<u8>)) {
+        let entry = self.entry_mut(newest);
+        let before = entry.after.len();
+        write(&mut entry.after);
+        entry.waiting += entry.after.len() - before;
+    }
+
+    /// Bytes that wait with all entries of the connection whose newest is `newest`: its replies, and about what the
+    /// receipts themselves take.
+    pub fn waiting(&self, newest: ReceiptIndex) -> usize {
+        self.entries[newest.index()].as_ref().map_or(0, |entry| entry.waiting)
     }
 
     /// A shard has counted. Returns whose publish it was; it may be answerable now.
@@ -120,7 +139,9 @@ impl<O> Receipts<O> {
         if oldest == last {
             *newest = None;
         } else {
-            self.entry_mut(last).next = next;
+            let newest = self.entry_mut(last);
+            newest.next = next;
+            newest.waiting -= RECEIPT_BYTES + answered.after.len();
         }
         Some(answered)
     }
@@ -159,7 +180,8 @@ mod tests {
         let mut receipts = Receipts::new(8);
         let mut newest = None;
         let indices = ["a", "b", "c"].map(|n| receipts.open(n, 1, Delivery::default(), Some(&mut newest)));
-        receipts.after(newest.unwrap()).extend_from_slice(b"pong");
+        receipts.reply(newest.unwrap(), |out| out.extend_from_slice(b"pong"));
+        assert_eq!(receipts.waiting(newest.unwrap()), 3 * RECEIPT_BYTES + 4, "whichever entry it is behind");
         receipts.count(indices[1], ONE);
         assert!(receipts.take_oldest(&mut newest).is_none(), "b is in, but a is not");
         receipts.count(indices[0], ONE);
@@ -167,6 +189,7 @@ mod tests {
         let b = receipts.take_oldest(&mut newest).unwrap();
         assert_eq!((a.owed, b.owed, a.delivery), (Some("a"), Some("b"), ONE));
         assert!(receipts.take_oldest(&mut newest).is_none());
+        assert_eq!(receipts.waiting(newest.unwrap()), RECEIPT_BYTES + 4);
         receipts.count(indices[2], ONE);
         assert_eq!(receipts.take_oldest(&mut newest).unwrap().after, b"pong");
         assert_eq!((newest, receipts.len()), (None, 0));

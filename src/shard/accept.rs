@@ -95,8 +95,11 @@ impl<I: Io> Shard<I> {
 
     /// The kernel is done with a connection: its slot is free, and so is its descriptor.
     pub(super) fn on_closed(&mut self, key: ConnKey) {
-        if self.conns.remove(key).is_some() {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.conns.remove(key).is_some()
+            && self.shared.connections.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.accepting == Accepting::Stopped
+        {
+            self.bus.wake_others(); // it was the last of all, and they wait for that to end
         }
         if let Accepting::Paused { .. } = self.accepting {
             self.open();

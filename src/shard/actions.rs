@@ -120,9 +120,4 @@ impl<I: Io> Shard<I> {
             }
         }
     }
-
-    /// Tries held messages again in the next turn: not from within the handling of another message.
-    fn want_resume(&mut self, key: ConnKey) {
-        self.held.push(key);
-    }
 }

@@ -224,7 +224,7 @@ impl<I: Io> Shard<I> {
             ws::finish(out, mark, Opcode::Text);
         };
         match conn.receipts {
-            Some(newest) => frame(self.receipts.after(newest)),
+            Some(newest) => self.receipts.reply(newest, frame),
             None => conn.outbound.reply(self.io.palette(), now, frame),
         }
         self.metrics.messages_out.add(1);

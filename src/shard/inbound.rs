@@ -141,8 +141,7 @@ impl<I: Io> Shard<I> {
         if conn.held.is_some() {
             return Gate::FullOwn;
         }
-        let behind_receipts = conn.receipts.map_or(0, |newest| self.receipts.after(newest).len());
-        let waiting = conn.outbound.bytes() + behind_receipts;
+        let waiting = conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
         if waiting >= self.settings.outbound.bytes_max as usize || conn.parked >= PARKED_PER_CONN_MAX {
             Gate::FullOwn
         } else if !self.bus.has_room() || !self.receipts.has_room() {
@@ -158,6 +157,15 @@ impl<I: Io> Shard<I> {
         self.io.pause(key);
         if full == Gate::FullBus {
             self.metrics.bus_full.add(1);
+            self.want_resume(key);
+        }
+    }
+
+    /// Tries held messages again in the next turn: not from within the handling of another message.
+    pub(super) fn want_resume(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.retrying {
+            conn.retrying = true;
             self.held.push(key);
         }
     }
@@ -174,6 +182,8 @@ impl<I: Io> Shard<I> {
     /// Tries held messages again whose room is shared with others.
     pub(super) fn retry_held(&mut self) {
         for key in std::mem::take(&mut self.held) {
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            conn.retrying = false;
             self.resume(key);
         }
     }
@@ -198,7 +208,10 @@ impl<I: Io> Shard<I> {
         }
         match conn.phase {
             Phase::Open if conn.receive_ended => self.finish_silently(key, CloseReason::Lost),
-            _ => self.want_more(key),
+            _ => {
+                self.want_more(key);
+                self.reschedule(key); // it is pinged again
+            }
         }
     }
 

@@ -142,7 +142,9 @@ impl<I: Io> Shard<I> {
     /// # Errors
     /// Only when the ring itself is broken; the shard cannot go on.
     pub fn turn(&mut self) -> io::Result<Turn> {
-        let wait = self.nap();
+        // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
+        let done = self.is_done();
+        let wait = if done { Wait::No } else { self.nap() };
         let due_ms = self.due_ms(wait);
         self.now = self.io.wait(wait)?;
         self.notice_freeze(due_ms);
@@ -159,7 +161,7 @@ impl<I: Io> Shard<I> {
         self.rearm();
         self.ring();
         self.publish_gauges();
-        Ok(if self.is_done() { Turn::Done } else { Turn::Again })
+        Ok(if done { Turn::Done } else { Turn::Again })
     }
 
     /// Takes what the kernel has completed; one batch, since completions are only made while waiting.
@@ -258,6 +260,16 @@ impl<I: Io> Shard<I> {
     /// The driver, for tests that look at it from outside.
     pub fn io_mut(&mut self) -> &mut I {
         &mut self.io
+    }
+
+    /// The most bytes of any one connection that may not be looked at yet, the most that wait for one, and how many
+    /// connections are listed to be tried again: for tests of the bounds.
+    pub fn heaviest(&self) -> [usize; 3] {
+        let held = |conn: &Conn| conn.held.as_ref().map_or(0, |held| held.bytes.len());
+        let outbound =
+            |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
+        let most = |of: &dyn Fn(&Conn) -> usize| self.conns.iter().map(|(_, conn)| of(conn)).max().unwrap_or(0);
+        [most(&held), most(&outbound), self.held.len()]
     }
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked

@@ -180,6 +180,9 @@ impl<I: Io> Shard<I> {
                 _ => {}
             }
         }
+        if self.shared.connections.load(Ordering::Relaxed) == 0 {
+            self.bus.wake_others(); // shards that drained before may have waited for this one's connections
+        }
     }
 
     pub(super) fn drain_deadline_ms(&self) -> Option<u64> {
@@ -204,10 +207,11 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Whether the drain is over: no shard has a connection left, since others' may still wait for counts of this one.
     pub(super) fn is_done(&self) -> bool {
         let Some(draining) = self.draining else { return false };
         let gave_up = draining.enforced && self.now.monotonic_ms() >= draining.deadline_ms + LAST_COMPLETIONS_MS;
-        self.conns.is_empty() || gave_up
+        gave_up || (self.conns.is_empty() && self.shared.connections.load(Ordering::Relaxed) == 0)
     }
 }
 

@@ -11,7 +11,7 @@ use tidewheel::Delivery;
 use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 
 use crate::compose::data_text;
-use crate::ledger::{Ledger, NEVER, Step, Tail};
+use crate::ledger::{Ledger, NEVER, Period, Step, Tail};
 use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
 
 /// Topics there are; one more stands for broadcasts.
@@ -155,7 +155,6 @@ pub enum End {
     Refused,
 }
 
-#[derive(Debug)]
 pub struct Client {
     pub id: ClientId,
     pub number: usize,
@@ -278,12 +277,7 @@ impl Client {
 
     /// Whether something is still to come that takes no time.
     pub fn is_owed(&self) -> bool {
-        let owed = !self.ordered.is_empty()
-            || !self.parked.is_empty()
-            || !self.pongs.is_empty()
-            || !self.echoes.is_empty()
-            || !self.to_send.is_empty();
-        self.end.is_none() && self.is_open && self.parted.is_none() && owed
+        self.end.is_none() && self.is_open && self.parted.is_none() && self.is_owed_replies()
     }
 
     /// Whether it can still ask for things.
@@ -472,6 +466,9 @@ impl Client {
                 }
             }
         };
+        let Period { acked, asked, .. } = scene.ledger.periods[period];
+        let by_handler = matches!(self.parked.values().find(|want| matches!(want, Want::Joined { .. })), Some(_));
+        assert!(acked != NEVER || by_handler, "a message before the ack of the subscription of {asked}: {self:?}");
         scene.ledger.got(period, n);
     }
 
@@ -564,7 +561,7 @@ impl Client {
                 let known = match code {
                     1012 => drains,
                     4001 | 4002 => rules.timers,
-                    4008 => !rules.roomy,
+                    4008 => !rules.roomy || self.was_stalled,
                     4506 => self.errors >= rules.errors_max,
                     _ => false,
                 };
@@ -621,6 +618,18 @@ impl Client {
             }
         };
         self.end = Some((end, scene.step));
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { plan, is_open, leaving, end, mute, was_stalled, parted, closed, errors, topics, .. } = self;
+        write!(f, "client {} ({plan:?}, open {is_open}, leaving {leaving:?}, end {end:?}, ", self.number)?;
+        write!(f, "mute {mute}, stalled {was_stalled}, parted {parted:?}, closed {closed:?}, errors {errors}, ")?;
+        write!(f, "topics {topics:?}, owed {:?} {:?} ", self.ordered, self.parked)?;
+        let unread = String::from_utf8_lossy(&self.reader.rest()[..self.reader.rest().len().min(80)]).into_owned();
+        write!(f, "pongs {} echoes {} unsent {} ", self.pongs.len(), self.echoes.len(), self.to_send.len())?;
+        write!(f, "unread {unread:?})")
     }
 }
 

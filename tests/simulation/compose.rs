@@ -43,7 +43,7 @@ impl Client {
             self.was_stalled |= stalled;
             world.client_stall(self.id, stalled);
         }
-        if self.is_open && self.may_ask() && self.to_send.len() < 4000 {
+        if self.is_open && self.may_ask() && self.to_send.len() + world.client_unsent(self.id) < UNSENT_MAX {
             self.compose(scene, dice);
             if dice.chance(0.02) {
                 self.leave(world, scene, dice);
@@ -79,7 +79,8 @@ impl Client {
 
     /// Some requests, in one piece.
     fn compose(&mut self, scene: &mut Scene, dice: &mut Dice) {
-        for _ in 0..1 + dice.below(4) {
+        let many = if dice.chance(0.05) { 20 } else { 4 };
+        for _ in 0..1 + dice.below(many) {
             match self.plan {
                 Plan::Native => self.compose_request(scene, dice),
                 Plan::Echo => self.compose_echo(scene, dice),
@@ -391,3 +392,6 @@ fn upgrade_request(dice: &mut Dice, rules: &Rules) -> (Plan, String) {
         _ => bad(414, wire::request(&format!("/{}", "x".repeat(rules.header_bytes_max)))),
     }
 }
+
+/// A client that has so many bytes on their way asks for nothing more.
+const UNSENT_MAX: usize = 3000;

@@ -101,7 +101,7 @@ pub struct Uring {
     palette: Palette,
     /// What is to be yielded before the next completion of the kernel.
     deferred: VecDeque<Deferred>,
-    /// Connections whose descriptor is closed while requests of theirs are still out.
+    /// Closing connections with a request that a cancel did not find.
     lingering: Vec<ConnKey>,
     /// Requests that name memory and are with the kernel.
     holding: u32,
@@ -226,22 +226,18 @@ impl Uring {
         unsafe { self.ring.push(&cancel.flags(squeue::Flags::SKIP_SUCCESS).user_data(answer)) };
     }
 
-    /// A request that the kernel was just about to repeat is in none of the places where a cancel looks. Its connection
-    /// gets another one, each turn, until it is over.
-    fn cancel_lingering(&mut self) {
-        for conn in std::mem::take(&mut self.lingering) {
-            let Some(record) = self.records.get(conn) else { continue };
-            let requests = [
-                (Op::Receive, record.is(flag::RECEIVE)),
-                (Op::Poll, record.is(flag::POLL)),
-                (Op::Send, record.frame.is_some()),
-                (Op::Shutdown, record.is(flag::SHUTDOWN)),
-            ];
-            for (op, _) in requests.into_iter().filter(|(_, out)| *out) {
-                self.cancel(Token::of_conn(op, conn), Op::Forget);
-            }
-            self.ring.counters.recancelled += 1;
-            self.lingering.push(conn);
+    /// Cancels what is out of a closing connection, which would hold its socket open. Each request by its own name, which
+    /// the kernel finds by hash; by descriptor it would look at every request of the ring.
+    fn cancel_requests(&mut self, conn: ConnKey) {
+        let Some(record) = self.records.get(conn) else { return };
+        let requests = [
+            (Op::Receive, record.is(flag::RECEIVE)),
+            (Op::Poll, record.is(flag::POLL)),
+            (Op::Send, record.frame.is_some()),
+            (Op::Shutdown, record.is(flag::SHUTDOWN)),
+        ];
+        for (op, _) in requests.into_iter().filter(|(_, out)| *out) {
+            self.cancel(Token::of_conn(op, conn), Op::Cancel);
         }
     }
 }
@@ -251,8 +247,9 @@ impl Io for Uring {
 
     fn wait(&mut self, wait: Wait) -> io::Result<Now> {
         self.ring.counters.republished += self.buffers.republish();
-        if !self.lingering.is_empty() {
-            self.cancel_lingering();
+        for conn in std::mem::take(&mut self.lingering) {
+            self.ring.counters.recancelled += 1;
+            self.cancel_requests(conn);
         }
         let waiting = !self.deferred.is_empty() || self.ring.has_completions();
         let (wanted, timeout) = match wait {
@@ -380,22 +377,12 @@ impl Io for Uring {
         if record.is(flag::CLOSING) {
             return;
         }
-        let idle = record.is_idle();
         record.set(flag::CLOSING | flag::CLOSE);
         let descriptor = Fixed(record.descriptor());
+        self.cancel_requests(conn);
         let close = opcode::Close::new(descriptor).build().user_data(Token::of_conn(Op::Close, conn).0);
-        if idle {
-            // SAFETY: a close names no memory.
-            unsafe { self.ring.push(&close) };
-            return;
-        }
-        // A request holds the socket open beyond its close, so all of them are cancelled first.
-        let cancel = opcode::AsyncCancel2::new(CancelBuilder::fd(descriptor).all())
-            .build()
-            .flags(squeue::Flags::IO_HARDLINK | squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::of_conn(Op::Forget, conn).0);
-        // SAFETY: neither a cancel nor a close names memory.
-        unsafe { self.ring.push_linked(&[cancel, close]) };
+        // SAFETY: a close names no memory.
+        unsafe { self.ring.push(&close) };
     }
 
     fn shutdown(&mut self, conn: ConnKey) {

@@ -1,5 +1,5 @@
 //! The ring itself: a submission queue that never loses an entry, a completion queue, and one `io_uring_enter` a turn.
-//! Law: entries reach the kernel in the order they were pushed, and two linked entries in one submission.
+//! Law: entries reach the kernel in the order they were pushed.
 
 use std::io;
 use std::mem;
@@ -63,7 +63,7 @@ impl Ring {
     /// # Safety
     /// The memory that the entry names stays valid, and untouched where the kernel writes it, until its last completion.
     pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
-        if self.submissions.is_full() && !self.make_room(1) {
+        if self.submissions.is_full() && !self.make_room() {
             return;
         }
         // SAFETY: the caller's promise.
@@ -71,25 +71,12 @@ impl Ring {
         debug_assert!(pushed.is_ok());
     }
 
-    /// Queues two entries that the first one links, in one submission: a link does not reach over its end.
-    ///
-    /// # Safety
-    /// As for [`Ring::push`], for both.
-    pub(super) unsafe fn push_linked(&mut self, entries: &[squeue::Entry; 2]) {
-        if self.submissions.capacity() - self.submissions.len() < 2 && !self.make_room(2) {
-            return;
-        }
-        // SAFETY: the caller's promise.
-        let pushed = unsafe { self.submissions.push_multiple(entries) };
-        debug_assert!(pushed.is_ok());
-    }
-
-    /// Submits in the middle of a turn until `wanted` places are free. False when the kernel takes nothing any more.
+    /// Submits in the middle of a turn until a place is free. False when the kernel takes nothing any more.
     #[cold]
-    fn make_room(&mut self, wanted: usize) -> bool {
+    fn make_room(&mut self) -> bool {
         for _ in 0..ROOM_ATTEMPTS {
             self.submissions.sync();
-            if self.submissions.capacity() - self.submissions.len() >= wanted {
+            if !self.submissions.is_full() {
                 return true;
             }
             self.counters.enters += 1;

@@ -1,0 +1,114 @@
+//! What one member adds to a publish: its place on the queue, and its part of the flush, without the kernel.
+//! Law: each benchmark answers the one question in its comment.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tidewheel::conn::{Conn, ConnPool, Gather, OutboundLimits};
+use tidewheel::io::{Palette, SharedFrame};
+use tidewheel::pubsub::fan_out;
+
+const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 1_000_000, frames_max: 1024, age_max_ms: 30_000 };
+const FRAME_BYTES: usize = 132;
+
+/// A topic whose members are all connections of a shard.
+struct Topic {
+    conns: ConnPool,
+    palette: Palette,
+    gather: Gather,
+    members: Vec<u32>,
+    dirty: Vec<u32>,
+    over: Vec<u32>,
+}
+
+impl Topic {
+    fn new(members: u32) -> Self {
+        let mut conns = ConnPool::new(members);
+        for _ in 0..members {
+            conns.insert_with(|key| Conn::new(u64::from(key.slot), 0)).expect("within the capacity");
+        }
+        let (palette, gather) = (Palette::default(), Gather::default());
+        Self { conns, palette, gather, members: (0..members).collect(), dirty: Vec::new(), over: Vec::new() }
+    }
+
+    /// After some churn members are in any order.
+    fn shuffled(mut self) -> Self {
+        let mut state = 1_u64;
+        for at in (1..self.members.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.members.swap(at, (state >> 33) as usize % (at + 1));
+        }
+        self
+    }
+
+    fn publish(&mut self) {
+        let Self { conns, palette, members, dirty, over, .. } = self;
+        let frame = SharedFrame::new(vec![b'x'; FRAME_BYTES]);
+        let delivery = fan_out(black_box(frame), members, None, conns, palette, &LIMITS, 0, dirty, over);
+        assert_eq!(delivery.queued, members.len() as u64);
+    }
+
+    /// Begins every send, and ends it when all have begun.
+    fn flush(&mut self) {
+        let Self { conns, palette, gather, dirty, .. } = self;
+        for &slot in &*dirty {
+            let conn = conns.slot_mut(slot).expect("live");
+            conn.dirty = false;
+            black_box(conn.outbound.next_send(palette, gather));
+        }
+        gather.reset(palette);
+        for slot in dirty.drain(..) {
+            let conn = conns.slot_mut(slot).expect("live");
+            let bytes = conn.outbound.bytes() as u32;
+            assert!(conn.outbound.on_sent(palette, bytes).is_none());
+        }
+    }
+}
+
+fn fanout(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fanout");
+    for members in [1_000, 5_000, 100_000] {
+        group.throughput(Throughput::Elements(u64::from(members)));
+        let topics = [("", Topic::new(members)), (", any order", Topic::new(members).shuffled())];
+        for (order, mut topic) in topics {
+            // What does it cost to put a frame on every member's queue?
+            group.bench_function(BenchmarkId::new(format!("queue{order}"), members), |b| {
+                b.iter_custom(|publishes| {
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..publishes {
+                        let start = Instant::now();
+                        topic.publish();
+                        spent += start.elapsed();
+                        topic.flush();
+                    }
+                    spent
+                });
+            });
+            // And with its way out, but for the system call?
+            group.bench_function(BenchmarkId::new(format!("queue, flush, sent{order}"), members), |b| {
+                b.iter(|| {
+                    topic.publish();
+                    topic.flush();
+                });
+            });
+            // And when eight publishes leave together? Of each.
+            group.throughput(Throughput::Elements(u64::from(members) * 8));
+            group.bench_function(BenchmarkId::new(format!("eight together{order}"), members), |b| {
+                b.iter(|| {
+                    (0..8).for_each(|_| topic.publish());
+                    topic.flush();
+                });
+            });
+            group.throughput(Throughput::Elements(u64::from(members)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(30);
+    targets = fanout
+}
+criterion_main!(benches);

@@ -1,0 +1,108 @@
+//! A server's process as the load generator sees it: its address, its CPU time, its memory.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use super::server::Kind;
+
+/// A server in a process of its own; killed when dropped.
+pub struct Server {
+    pub kind: Kind,
+    process: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    address: SocketAddr,
+}
+
+/// What a server has done so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    /// User and system time of all its threads.
+    pub cpu: Duration,
+    /// Turns of its loop; 0 if it has none to count.
+    pub turns: u64,
+    /// Receives that found no free buffer.
+    pub starved: u64,
+}
+
+impl Server {
+    /// Starts this program once more, as a server.
+    ///
+    /// # Errors
+    /// It did not come up.
+    pub fn start(kind: Kind) -> io::Result<Self> {
+        use clap::ValueEnum;
+        let name = kind.to_possible_value().expect("every kind has a name");
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["serve", name.get_name()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin = process.stdin.take().expect("piped");
+        let mut stdout = BufReader::new(process.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        let address = line.trim().parse().map_err(|_| io::Error::other(format!("{name:?} did not start")))?;
+        Ok(Self { kind, process, stdin, stdout, address })
+    }
+
+    /// A blocking connection. The kernel has ports for 28,000.
+    ///
+    /// # Errors
+    /// The server did not accept it.
+    pub fn connect(&self) -> io::Result<TcpStream> {
+        let socket = TcpStream::connect(self.address)?;
+        socket.set_nodelay(true)?;
+        Ok(socket)
+    }
+
+    /// What it has spent, for the difference of two.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn spent(&mut self) -> io::Result<Spent> {
+        writeln!(self.stdin)?;
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        let mut counts = line.split_whitespace().map_while(|count| count.parse().ok());
+        let (Some(turns), Some(starved)) = (counts.next(), counts.next()) else {
+            return Err(io::Error::other(format!("{} has ended", self.kind.label())));
+        };
+        Ok(Spent { cpu: self.cpu()?, turns, starved })
+    }
+
+    /// CPU time of all its threads, in the scheduler's nanoseconds; up to a tick old for a thread that runs just now.
+    fn cpu(&self) -> io::Result<Duration> {
+        let mut sum_ns = 0;
+        for thread in fs::read_dir(self.proc("task"))? {
+            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum_ns += stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(sum_ns))
+    }
+
+    /// Its proportional set size in bytes: its own pages, and its share of those it has in common with others.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pss_bytes(&self) -> io::Result<u64> {
+        let rollup = fs::read_to_string(self.proc("smaps_rollup"))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("smaps_rollup has no Pss"))
+    }
+
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.process.id())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // it may have ended already
+        let _ = self.process.wait();
+    }
+}

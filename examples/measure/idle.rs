@@ -1,0 +1,122 @@
+//! Idle connections: what each costs the server in memory.
+//!
+//! Law: every connection has shaken hands, authenticated and subscribed, and has been left alone for a while before the
+//! second look; what the server had before the first connection is not counted.
+
+use std::io;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::child::Server;
+use super::server::{Kind, SECRET};
+use super::table::Table;
+use super::websocket;
+
+#[derive(Serialize)]
+struct Claims {
+    sub: String,
+    exp: u64,
+}
+
+/// Prints what an idle connection costs, in both ways of waiting for input.
+///
+/// # Errors
+/// A server failed.
+pub fn report(connections: usize) -> io::Result<()> {
+    let servers = [Kind::TidewheelAuth, Kind::TidewheelAuthPoll];
+    let name = format!("bytes for each of {connections} idle connections, authenticated, one subscription");
+    let mut table = Table::new(&name, &servers.map(Kind::label));
+    let mut columns = Vec::new();
+    for kind in servers {
+        columns.push(measure(kind, connections)?);
+    }
+    let row = |figure: fn(&Column) -> f64| -> Vec<f64> { columns.iter().map(figure).collect() };
+    table.row("user memory (PSS)", &row(|column| column.user), 0);
+    table.row("kernel memory, both ends of the connection", &row(|column| column.kernel), 0);
+    table.row("left of the user memory when all have gone", &row(|column| column.kept), 0);
+    table.row("server CPU µs to connect, shake hands, authenticate and subscribe", &row(|column| column.open_us), 1);
+    table.row("server CPU µs to close, all at once", &row(|column| column.close_us), 1);
+    table.print()
+}
+
+struct Column {
+    user: f64,
+    kernel: f64,
+    kept: f64,
+    open_us: f64,
+    close_us: f64,
+}
+
+fn measure(kind: Kind, connections: usize) -> io::Result<Column> {
+    let mut server = Server::start(kind)?;
+    // One connection comes and goes first: what is allocated once is no connection's.
+    drop(connect(&server, 0)?);
+    thread::sleep(SETTLE);
+    let before = Look::at(&mut server)?;
+    let sockets = (0..connections).map(|index| connect(&server, index)).collect::<io::Result<Vec<_>>>()?;
+    let opened = server.spent()?.cpu;
+    thread::sleep(SETTLE);
+    let full = Look::at(&mut server)?;
+    drop(sockets);
+    thread::sleep(SETTLE);
+    let after = Look::at(&mut server)?;
+    let each = |bytes: u64, before: u64| (bytes as f64 - before as f64) / connections as f64;
+    let each_us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / connections as f64;
+    Ok(Column {
+        user: each(full.user_bytes, before.user_bytes),
+        kernel: each(full.kernel_bytes, before.kernel_bytes),
+        kept: each(after.user_bytes, before.user_bytes),
+        open_us: each_us(opened - before.cpu),
+        close_us: each_us(after.cpu - full.cpu),
+    })
+}
+
+struct Look {
+    user_bytes: u64,
+    kernel_bytes: u64,
+    cpu: Duration,
+}
+
+impl Look {
+    fn at(server: &mut Server) -> io::Result<Self> {
+        Ok(Self { user_bytes: server.pss_bytes()?, kernel_bytes: kernel_bytes()?, cpu: server.spent()?.cpu })
+    }
+}
+
+fn connect(server: &Server, index: usize) -> io::Result<TcpStream> {
+    let mut socket = server.connect()?;
+    websocket::shake_hands(&mut socket, "/ws")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+    let claims = Claims { sub: format!("user-{}", 10_000 + index), exp: now.as_secs() + 3600 };
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).map_err(io::Error::other)?;
+    let asks = [
+        format!(r#"{{"type":"authenticate","payload":{{"token":"{token}"}}}}"#),
+        format!(r#"{{"type":"subscribe","payload":{{"topic":"topic.{}"}}}}"#, index % TOPICS),
+    ];
+    for ask in asks {
+        let answer = websocket::ask(&mut socket, &ask)?;
+        if !answer.contains(r#""authenticated":true"#) && !answer.contains(r#""success":true"#) {
+            return Err(io::Error::other(answer));
+        }
+    }
+    Ok(socket)
+}
+
+/// Bytes of the kernel's slabs in use, on the whole machine; needs root.
+fn kernel_bytes() -> io::Result<u64> {
+    let Ok(slabs) = std::fs::read_to_string("/proc/slabinfo") else { return Ok(0) };
+    let bytes = |line: &str| -> Option<u64> {
+        let mut fields = line.split_whitespace().skip(1);
+        let active: u64 = fields.next()?.parse().ok()?;
+        let size: u64 = fields.nth(1)?.parse().ok()?;
+        Some(active * size)
+    };
+    Ok(slabs.lines().skip(2).filter_map(bytes).sum())
+}
+
+const TOPICS: usize = 200;
+const SETTLE: Duration = Duration::from_secs(2);

@@ -1,0 +1,97 @@
+//! The figures of the README, each by one command; see `--help`.
+//!
+//! ```text
+//! cargo run --release --example measure -- echo        server CPU of an echoed message, beside a bare TCP echo
+//! cargo run --release --example measure -- fanout      server CPU of a delivery, beside bare SENDs
+//! cargo run --release --example measure -- idle        server memory of an idle connection
+//! ```
+//! Servers run on the first core this process may use and the load generator on the last, over loopback.
+
+mod child;
+mod echo;
+mod fanout;
+mod idle;
+mod lanes;
+mod load;
+mod server;
+mod table;
+mod websocket;
+
+use std::io;
+
+use clap::{Parser, Subcommand};
+use tidewheel::io::affinity;
+
+#[derive(Parser)]
+#[command(about = "Measures the engine beside the least that the kernel allows")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Server CPU of an echoed 64-byte message
+    Echo {
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+        /// Seconds of each server in each round
+        #[arg(long, default_value_t = 0.7)]
+        seconds: f64,
+        /// Connections, or connections x messages in flight
+        #[arg(long, value_delimiter = ',', default_value = "64,1000,10000,64x16", value_parser = case)]
+        cases: Vec<(usize, u32)>,
+        /// The first is what the others are compared with
+        #[arg(long, value_delimiter = ',', default_value = "bare-echo,tidewheel,tidewheel-poll,tokio-uring")]
+        servers: Vec<server::Kind>,
+    },
+    /// Server CPU of one delivery of a message to many subscribers
+    Fanout {
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+        #[arg(long, default_value_t = 0.7)]
+        seconds: f64,
+        #[arg(long, default_value_t = 5000)]
+        subscribers: usize,
+        /// Publishes on their way at a time
+        #[arg(long, value_delimiter = ',', default_value = "1,8")]
+        in_flight: Vec<u64>,
+        /// The first is what the others are compared with
+        #[arg(long, value_delimiter = ',', default_value = "bare-fanout,tidewheel,tidewheel-poll")]
+        servers: Vec<server::Kind>,
+    },
+    /// Server memory of an idle, authenticated connection with one subscription
+    Idle {
+        #[arg(long, default_value_t = 15_000)]
+        connections: usize,
+    },
+    /// Runs one of the servers (the other commands do)
+    #[command(hide = true)]
+    Serve { kind: server::Kind },
+}
+
+fn main() -> io::Result<()> {
+    let command = Arguments::parse().command;
+    if let Command::Serve { kind } = command {
+        return server::serve(kind);
+    }
+    let cores = affinity::allowed_cores()?;
+    affinity::pin(cores[cores.len() - 1])?;
+    match command {
+        Command::Echo { rounds, seconds, cases, servers } => echo::compare(rounds, seconds, &cases, &servers),
+        Command::Fanout { rounds, seconds, subscribers, in_flight, servers } => {
+            fanout::compare(rounds, seconds, subscribers, &in_flight, &servers)
+        }
+        Command::Idle { connections } => idle::report(connections),
+        Command::Serve { .. } => Ok(()),
+    }
+}
+
+/// `1000`, or `64x16` for 16 messages in flight on each connection.
+fn case(text: &str) -> Result<(usize, u32), String> {
+    let (connections, in_flight) = text.split_once('x').unwrap_or((text, "1"));
+    match (connections.parse(), in_flight.parse()) {
+        (Ok(connections), Ok(in_flight @ 1..)) => Ok((connections, in_flight)),
+        _ => Err("a number of connections, or connections x messages in flight".into()),
+    }
+}
