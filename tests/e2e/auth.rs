@@ -75,7 +75,11 @@ fn algorithms() {
     check(&format!("secret: '{SECRET}', algorithm: HS512"), Algorithm::HS512, secret());
     check(&format!("public_key_file: {}", path("rsa_public")), Algorithm::RS256, pem("rsa_private"));
     check(&format!("public_key_file: {}, algorithm: PS256", path("rsa_public")), Algorithm::PS256, pem("rsa_private"));
-    check(&format!("public_key_file: {}, algorithm: ES256", path("es256_public")), Algorithm::ES256, pem("es256_private"));
+    check(
+        &format!("public_key_file: {}, algorithm: ES256", path("es256_public")),
+        Algorithm::ES256,
+        pem("es256_private"),
+    );
     check(
         &format!("public_key_file: {}, algorithm: EdDSA", path("ed25519_public")),
         Algorithm::EdDSA,

@@ -46,7 +46,11 @@ fn cases() -> Vec<Case> {
         handshake("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", Status(400)),
         handshake("long headers", good.replace("\r\n\r\n", &"\r\nX: y".repeat(5000)).as_bytes(), Status(431)),
         handshake("long line", good.replace("/ws", &"/x".repeat(20_000)).as_bytes(), Status(414)),
-        handshake("many headers", good.replace("\r\n\r\n", &format!("{}\r\n\r\n", "\r\nX: y".repeat(2000))).as_bytes(), Status(431)),
+        handshake(
+            "many headers",
+            good.replace("\r\n\r\n", &format!("{}\r\n\r\n", "\r\nX: y".repeat(2000))).as_bytes(),
+            Status(431),
+        ),
         handshake("method", good.replace("GET", "PUT").as_bytes(), Status(405)),
         handshake("version", good.replace("13", "8").as_bytes(), Status(426)),
         handshake("path", good.replace("/ws", "/").as_bytes(), Status(404)),
@@ -71,7 +75,11 @@ fn cases() -> Vec<Case> {
         frames("continuation of nothing", &masked(FIN, b"{}"), Close(1002)),
         frames("text in a text", &[masked(TEXT, b"{"), masked(FIN | TEXT, b"}")].concat(), Close(1002)),
         frames("non-minimal 16", &[FIN | TEXT, 0x80 | 126, 0, 2, 0, 0, 0, 0, b'{', b'}'], Close(1002)),
-        frames("non-minimal 64", &[FIN | TEXT, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, b'{', b'}'], Close(1002)),
+        frames(
+            "non-minimal 64",
+            &[FIN | TEXT, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, b'{', b'}'],
+            Close(1002),
+        ),
         frames("top bit", &[FIN | TEXT, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], Close(1002)),
         frames("too long", &[FIN | TEXT, 0x80 | 127, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], Close(1009)),
         frames("no UTF-8", &masked(FIN | TEXT, b"{\"type\":\"\xff\"}"), Close(1007)),
@@ -87,7 +95,11 @@ fn cases() -> Vec<Case> {
         message("JSON and more", r#"{"type":"ping"} x"#, "invalid_message"),
         message("an array", "[1,2,3]", "invalid_message"),
         message("a nest", &nested, "invalid_message"),
-        message("a nest below data", &format!(r#"{{"type":"publish","payload":{{"topic":"t","data":{nested}"#), "invalid_message"),
+        message(
+            "a nest below data",
+            &format!(r#"{{"type":"publish","payload":{{"topic":"t","data":{nested}"#),
+            "invalid_message",
+        ),
         message("no type", r#"{"payload":{}}"#, "invalid_message"),
         message("type is a number", r#"{"type":1}"#, "invalid_message"),
         message("id is an object", r#"{"type":"ping","id":{}}"#, "invalid_message"),
@@ -129,7 +141,16 @@ pub fn play_all(address: SocketAddr) {
 
 #[test]
 fn each_mistake_has_its_answer() {
-    let server = Server::start("");
+    each_with("io: {wait: recv}");
+}
+
+#[test]
+fn each_mistake_has_its_answer_when_polled() {
+    each_with("io: {wait: poll}");
+}
+
+fn each_with(yaml: &str) {
+    let server = Server::start(yaml);
     let (mut here, mut there) = server.connect_across();
     there.subscribe("t");
     for (number, case) in cases().iter().enumerate() {
@@ -194,7 +215,10 @@ fn resets() {
             }
             _ => {
                 raw.upgrade("/ws");
-                raw.write(&[subscribe, raw::text(r#"{"type":"publish","payload":{"topic":"t","data":1}}"#), raw::close(1000)].concat());
+                raw.write(
+                    &[subscribe, raw::text(r#"{"type":"publish","payload":{"topic":"t","data":1}}"#), raw::close(1000)]
+                        .concat(),
+                );
                 // Whether its publish was read before the reset is not known.
                 raw.json();
                 neighbour.data("t");
@@ -258,6 +282,28 @@ fn a_large_message_in_tiny_frames() {
     raw.write(&masked(FIN, b"x"));
     assert_eq!(raw.closed(), 1009);
     server.rest();
+}
+
+/// Fewer receive buffers than connections that send: each gets its turn, in both ways of waiting for input.
+#[test]
+fn few_receive_buffers() {
+    for wait in ["recv", "poll"] {
+        let yaml = format!("io: {{wait: {wait}, receive_buffers: 2, receive_buffer_size: 256B}}\necho_path: /echo");
+        let server = Server::build(1, &yaml, |builder| builder);
+        let mut clients: Vec<Raw> = (0..40).map(|_| server.raw()).collect();
+        clients.iter_mut().for_each(|client| client.upgrade("/echo"));
+        let message = |client: usize, size: usize| vec![client as u8; size];
+        for size in [1, 255, 256, 20_000] {
+            for (index, client) in clients.iter_mut().enumerate() {
+                client.frame(BINARY, &message(index, size));
+            }
+            for (index, client) in clients.iter_mut().enumerate() {
+                assert!(client.until(BINARY).payload == message(index, size), "{size} bytes of client {index}");
+            }
+        }
+        drop(clients);
+        server.rest();
+    }
 }
 
 /// Frames that end just before, on and behind the ends of receive buffers, alone and one after the other.

@@ -40,9 +40,7 @@ fn each_has_its_reply() {
     check(client, r#"{"type":"ping","id":18446744073709551615}"#, pong(json!({"reply_to": u64::MAX})));
     check(client, r#"{"type":"ping","id":"\u00e9\"\\\n€"}"#, pong(json!({"reply_to": "é\"\\\n€"})));
 
-    let ack = |id: u64, message: &str| {
-        json!({"type": "ack", "payload": {"success": true, "message": message, "topic": "a.b"}, "reply_to": id})
-    };
+    let ack = |id: u64, message: &str| json!({"type": "ack", "payload": {"success": true, "message": message, "topic": "a.b"}, "reply_to": id});
     let published = |id: u64, count: u64| {
         json!({
             "type": "ack",
@@ -117,7 +115,12 @@ fn what_is_refused() {
         json!(1),
         "`exclude_self`",
     );
-    check(r#"{"type":"publish","payload":{"topic":"t","data":1,"key":1},"id":1}"#, "invalid_message", json!(1), "`key`");
+    check(
+        r#"{"type":"publish","payload":{"topic":"t","data":1,"key":1},"id":1}"#,
+        "invalid_message",
+        json!(1),
+        "`key`",
+    );
     check(r#"{"type":"authenticate","payload":{"token":1},"id":1}"#, "invalid_message", json!(1), "`token`");
     check(r#"{"type":"refresh","payload":{},"id":1}"#, "invalid_message", json!(1), "`token`");
     check(r#"{"type":"refresh","payload":{"token":"t"},"id":1}"#, "unauthorized", json!(1), "authenticate");

@@ -49,7 +49,9 @@ fn everyone_is_told_and_gets_what_was_acked() {
 /// Clients that do nothing to help: one never reads, one never answers the close frame, one sends half a request.
 #[test]
 fn the_deadline_holds_whatever_clients_do() {
-    let mut server = Server::start("drain: {deadline: 2s}\nwebsocket: {close_timeout: 1h, idle_timeout_seconds: 0}\noutbound: {max_bytes: 100MB, max_frames: 100000, max_age: 1h}");
+    let mut server = Server::start(
+        "drain: {deadline: 2s}\nwebsocket: {close_timeout: 1h, idle_timeout_seconds: 0}\noutbound: {max_bytes: 100MB, max_frames: 100000, max_age: 1h}",
+    );
     let mut deaf = server.raw_open();
     deaf.text(r#"{"type":"subscribe","payload":{"topic":"t"}}"#);
     deaf.json();
@@ -139,7 +141,9 @@ fn acks_hold_through_a_drain_under_load() {
             thread::spawn(move || {
                 let mut queued = Vec::new();
                 for number in 0.. {
-                    client.text(&format!(r#"{{"type":"publish","payload":{{"topic":"t","data":[{publisher},{number}]}}}}"#));
+                    client.text(&format!(
+                        r#"{{"type":"publish","payload":{{"topic":"t","data":[{publisher},{number}]}}}}"#
+                    ));
                     let reply = client.json();
                     if reply["type"] == "disconnect" {
                         return queued;
