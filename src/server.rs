@@ -28,6 +28,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 use std::{fmt, io};
 
 use ahash::RandomState;
@@ -483,12 +484,24 @@ fn launch(plans: impl Iterator<Item = Plan>) -> io::Result<(Vec<ShardThread>, io
     Ok((threads, outcome))
 }
 
+/// Listens on a port that is free or about to be: the kernel takes the rings of a killed process down, and their accepts
+/// and listening sockets with them, some time after the process has ended.
+fn listen_soon(address: SocketAddr, shards: usize) -> io::Result<Vec<TcpListener>> {
+    for _ in 0..PORT_RETRIES {
+        match listener::listen(address, shards) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => thread::sleep(PORT_RETRY_PAUSE),
+            outcome => return outcome,
+        }
+    }
+    listener::listen(address, shards)
+}
+
 /// One listening socket for each shard on each address: `[shard][address]`, and what the addresses are.
 fn listen(addresses: &[SocketAddr], shards: usize) -> io::Result<(Vec<Vec<TcpListener>>, Vec<SocketAddr>)> {
     let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     let mut bound = Vec::new();
     for &address in addresses {
-        let each = listener::listen(address, shards)?;
+        let each = listen_soon(address, shards)?;
         bound.push(each[0].local_addr()?);
         by_shard.iter_mut().zip(each).for_each(|(own, listener)| own.push(listener));
     }
@@ -550,3 +563,6 @@ const TABLE_MAX: u64 = 1 << 20;
 const TABLE_SPARE: u64 = 128;
 /// What an idle connection costs: about 4.5 KB in the kernel and 0.3 KB here.
 const CONNECTION_BYTES: u64 = 4_800;
+/// For two seconds in all: tens of milliseconds are usual, more is needed on a machine that has much else to do.
+const PORT_RETRIES: u32 = 200;
+const PORT_RETRY_PAUSE: Duration = Duration::from_millis(10);
