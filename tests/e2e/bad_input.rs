@@ -141,7 +141,16 @@ pub fn play_all(address: SocketAddr) {
 
 #[test]
 fn each_mistake_has_its_answer() {
-    let server = Server::start("");
+    each_with("io: {wait: recv}");
+}
+
+#[test]
+fn each_mistake_has_its_answer_when_polled() {
+    each_with("io: {wait: poll}");
+}
+
+fn each_with(yaml: &str) {
+    let server = Server::start(yaml);
     let (mut here, mut there) = server.connect_across();
     there.subscribe("t");
     for (number, case) in cases().iter().enumerate() {
@@ -273,6 +282,28 @@ fn a_large_message_in_tiny_frames() {
     raw.write(&masked(FIN, b"x"));
     assert_eq!(raw.closed(), 1009);
     server.rest();
+}
+
+/// Fewer receive buffers than connections that send: each gets its turn, in both ways of waiting for input.
+#[test]
+fn few_receive_buffers() {
+    for wait in ["recv", "poll"] {
+        let yaml = format!("io: {{wait: {wait}, receive_buffers: 2, receive_buffer_size: 256B}}\necho_path: /echo");
+        let server = Server::build(1, &yaml, |builder| builder);
+        let mut clients: Vec<Raw> = (0..40).map(|_| server.raw()).collect();
+        clients.iter_mut().for_each(|client| client.upgrade("/echo"));
+        let message = |client: usize, size: usize| vec![client as u8; size];
+        for size in [1, 255, 256, 20_000] {
+            for (index, client) in clients.iter_mut().enumerate() {
+                client.frame(BINARY, &message(index, size));
+            }
+            for (index, client) in clients.iter_mut().enumerate() {
+                assert!(client.until(BINARY).payload == message(index, size), "{size} bytes of client {index}");
+            }
+        }
+        drop(clients);
+        server.rest();
+    }
 }
 
 /// Frames that end just before, on and behind the ends of receive buffers, alone and one after the other.

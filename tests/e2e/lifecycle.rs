@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
+use tidewheel::Context;
 use tidewheel::metrics::{CloseReason, Drop};
 
 use super::raw::{self, BINARY, CLOSE, FIN, PING, PONG, Raw, TEXT};
@@ -69,6 +70,35 @@ fn pings_of_the_server() {
     assert_eq!(raw.until(CLOSE).payload[..2], 4002u16.to_be_bytes());
     assert_eq!(raw.next(), None);
     super::until("the count", || server.closed(CloseReason::NoPong) == 1);
+    server.rest();
+}
+
+/// A connection that was not read from for a while is looked after again afterwards.
+#[test]
+fn pings_go_on_after_a_pause() {
+    let yaml = "websocket: {idle_timeout_seconds: 0, ping_interval_seconds: 1, pong_timeout: 200ms}";
+    let server = Server::build(1, yaml, |builder| {
+        builder.route("rest", async |_: Context, _: serde::de::IgnoredAny| {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            Ok(())
+        })
+    });
+    let mut raw = server.raw_open();
+    // More than a connection may have waiting: the rest is not read until they are done.
+    let requests: Vec<u8> = (0..40).flat_map(|id| raw::text(&format!(r#"{{"type":"rest","id":{id}}}"#))).collect();
+    raw.write(&requests);
+    let mut acks = 0;
+    while acks < 40 {
+        let frame = raw.next().expect("an ack");
+        match frame.first & 0xf {
+            PING => raw.frame(PONG, &frame.payload),
+            _ => acks += 1,
+        }
+    }
+    // From now on it is silent.
+    raw.until(PING);
+    assert_eq!(raw.json()["payload"]["code"], 4002);
+    drop(raw);
     server.rest();
 }
 

@@ -27,8 +27,16 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
 fn every_subscriber_gets_every_message_once_and_in_order() {
-    let server =
-        Server::build(4, "websocket: {max_total_connections: 4096, ping_interval_seconds: 0}", |builder| builder);
+    run_with("io: {wait: recv}");
+}
+
+#[test]
+fn also_when_polled() {
+    run_with("io: {wait: poll}");
+}
+
+fn run_with(yaml: &str) {
+    let server = Server::build(4, yaml, |builder| builder);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let totals = runtime
         .block_on(async { tokio::time::timeout(DEADLINE, run(server.address)).await.expect("all to arrive in time") });

@@ -1,7 +1,6 @@
 //! One port belongs to one engine, and who comes second is told which port it is.
 
 use std::net::TcpListener;
-use std::process::Command;
 
 use tidewheel::{Config, Engine};
 
@@ -38,20 +37,6 @@ fn a_port_that_another_program_has() {
     assert_eq!(engine.addresses(), [address]);
     engine.handle().drain();
     engine.wait();
-}
-
-#[test]
-fn a_second_process() {
-    let server = Server::start("");
-    let second = Command::new(env!("CARGO_BIN_EXE_tidewheel"))
-        .args(["serve", "--admin-listen", "127.0.0.1:0", "--listen", &server.address.to_string()])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(second.stderr).unwrap();
-    assert_eq!(second.status.code(), Some(1), "{text}");
-    assert!(text.contains(&server.address.to_string()), "{text}");
-    server.connect().quiet();
-    server.rest();
 }
 
 #[track_caller]
