@@ -53,7 +53,7 @@ pub struct Run {
 
 /// Runs a whole life of an engine.
 pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
-    let mut dice = Dice::new(seed ^ 0x71de_3e1);
+    let mut dice = Dice::new(seed ^ 0x71d3);
     let faults = match dice.below(10) {
         0..=2 => Faults::default(),
         3 => Faults::all(),

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tidewheel::Delivery;
+use tidewheel::app::context::Refused;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::Faults;
+use tidewheel::shard::Order;
 use tidewheel::shard::settings::Settings;
 use tokio::sync::oneshot;
 
@@ -159,8 +161,9 @@ fn an_order_to_a_shard_that_has_ended_is_refused() {
     let mut late = stage.broadcast(0);
     stage.shards.clear();
     assert_eq!(late.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed, "nobody takes it any more");
-    let mut later = stage.broadcast(0);
-    assert_eq!(later.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    let (answer, _answered) = oneshot::channel();
+    let refused = stage.inboxes[0].push(Order::Broadcast { data: b"1".to_vec(), answer }).unwrap_err();
+    assert_eq!(refused, Refused::gone());
 }
 
 #[test]
