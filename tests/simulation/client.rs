@@ -34,6 +34,8 @@ pub struct Rules {
     pub rough: bool,
     /// Queues are so large that nobody is a slow consumer.
     pub roomy: bool,
+    /// How probable it is, each time, that a client leaves or stops reading.
+    pub unrest: f64,
 }
 
 /// What a canary does to what a client has read.
