@@ -74,6 +74,8 @@ labels! {
         SlowConsumer = "slow_consumer",
         /// Too many errors (4506).
         Errors = "errors",
+        /// Message after message over a rate (4505).
+        RateLimit = "rate_limit",
         /// A handler asked for it, or an operator did (4504 unless another code was given).
         Application = "application",
         /// The server drained (1012).

@@ -59,6 +59,8 @@ impl Kind {
 
 /// Path of the engine's raw echo.
 pub const ECHO_PATH: &str = "/echo";
+/// What is measured is what the engine can do, not what it lets one client do.
+const LIMITS: &str = "{messages: null, bytes: null}";
 /// Secret of the tokens.
 pub const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Bytes of a published message, and of a delivery, on the bare fan-out.
@@ -85,7 +87,9 @@ pub fn serve(kind: Kind) -> io::Result<()> {
 
 fn engine(wait: &str, auth: bool) -> io::Result<()> {
     let auth = if auth { format!("{{secret: {SECRET}}}") } else { "{required: false}".into() };
-    let yaml = format!("{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}}}");
+    let yaml = format!(
+        "{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}, limits: {LIMITS}}}"
+    );
     let config = Config::parse(&yaml).map_err(io::Error::other)?;
     let engine = Engine::builder(config).admin(false).start().map_err(io::Error::other)?;
     let metrics = engine.handle();

@@ -126,8 +126,12 @@ fn problem(error: &YamlError) -> String {
     match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
             let keys = Config::keys();
-            let section = section_of(expected, &keys);
-            unknown_key(&format!("{section}{field}"), &keys)
+            match sections_of(expected, &keys)[..] {
+                [section] => unknown_key(&format!("{section}{field}"), &keys),
+                [] => unknown_key(field, &keys),
+                // Sections of the same shape cannot be told apart.
+                _ => unknown_key(field, &expected.iter().map(|&key| key.to_owned()).collect::<Vec<_>>()),
+            }
         }
         YamlError::InvalidScalar { ty, .. } if ty.starts_with(['u', 'i']) => {
             "expected a whole number in range".to_owned()
@@ -154,17 +158,16 @@ fn unknown_key(key: &str, keys: &[String]) -> String {
     }
 }
 
-/// The prefix of the section that has exactly the keys `expected`: an error names these, but not their section.
-fn section_of(expected: &[&str], keys: &[String]) -> String {
-    let prefixes = keys.iter().filter_map(|key| key.rfind('.').map(|dot| &key[..=dot]));
+/// The prefixes of the sections that have exactly the keys `expected`: an error names these, but not their section.
+fn sections_of<'a>(expected: &[&str], keys: &'a [String]) -> Vec<&'a str> {
+    let mut prefixes: Vec<_> = keys.iter().filter_map(|key| key.rfind('.').map(|dot| &key[..=dot])).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes.retain(|prefix| {
+        let below = keys.iter().filter_map(|key| key.strip_prefix(prefix));
+        below.filter(|key| !key.contains('.')).eq(expected.iter().copied())
+    });
     prefixes
-        .filter(|prefix| {
-            let in_section = keys.iter().filter_map(|key| key.strip_prefix(prefix));
-            in_section.eq(expected.iter().copied())
-        })
-        .map(str::to_owned)
-        .next()
-        .unwrap_or_default()
 }
 
 /// The key most like `wrong`, as a whole path or as its last part in whatever section, if any is like it at all.
@@ -198,7 +201,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{Algorithm, Auto, LogFormat, ReceiveWait, Secret};
+    use crate::config::{Algorithm, Auto, ByteRate, LogFormat, MessageRate, ReceiveWait, Secret};
 
     #[track_caller]
     fn check(text: &str, change: impl FnOnce(&mut Config)) {
@@ -238,6 +241,9 @@ mod tests {
         check("auth: {secret: 0123}", |c| c.auth.secret = Some(Secret::new("0123")));
         check("auth: {algorithm: ES256}", |c| c.auth.algorithm = Some(Algorithm::ES256));
         check("auth: {secret: null}", |_| {});
+        check("limits: {messages: null}", |c| c.limits.messages = None);
+        check("limits: {messages: {burst: 5}}", |c| c.limits.messages.as_mut().unwrap().burst = 5);
+        check("limits: {bytes: {per_second: 5KB}}", |c| c.limits.bytes.as_mut().unwrap().per_second = 5000);
         check("io: {wait: poll}\nlog: {format: json}", |c| {
             c.io.wait = ReceiveWait::Poll;
             c.log.format = LogFormat::Json;
@@ -262,6 +268,8 @@ mod tests {
         );
         check_problem("admin: {lisen: x}", "line 1: no key `admin.lisen`; did you mean `admin.listen`?");
         check_problem("pong_timeout: 1s", "line 1: no key `pong_timeout`; did you mean `websocket.pong_timeout`?");
+        check_problem("limits: {eror: 5}", "line 1: no key `limits.eror`; did you mean `limits.errors`?");
+        check_problem("limits: {bytes: {per_secon: 5}}", "line 1: no key `per_secon`; did you mean `per_second`?");
         check_problem("log: {colour: x}", "line 1: no key `log.colour`; remove it");
         check_problem(
             "\nwebsocket: {pong_timeout: 10}",
@@ -294,6 +302,8 @@ mod tests {
         check_env("TIDEWHEEL_AUTH_REQUIRED", "false", Ok(|c| c.auth.required = false));
         check_env("TIDEWHEEL_AUTH_SECRET", "\"\\ {1}", Ok(|c| c.auth.secret = Some(Secret::new("\"\\ {1}"))));
         check_env("TIDEWHEEL_AUTH_ISSUER", "", Ok(|_| {}));
+        check_env("TIDEWHEEL_LIMITS_MESSAGES", "null", Ok(|c| c.limits.messages = None));
+        check_env("TIDEWHEEL_LIMITS_BYTES_BURST", "5MB", Ok(|c| c.limits.bytes.as_mut().unwrap().burst = 5_000_000));
         check_env("TIDEWHEEL_SHARDS", "3", Ok(|c| c.shards = Auto::Value(3)));
         check_env(
             "TIDEWHEEL_LISTEN",
@@ -322,6 +332,13 @@ mod tests {
         assert_eq!(config.websocket.pong_timeout, Duration::from_secs(1));
         assert_eq!(config.websocket.close_timeout, Duration::from_secs(3));
         assert_eq!(config.websocket.handshake_timeout, Duration::from_secs(10));
+
+        std::fs::write(file.path(), "limits: {messages: null, bytes: {burst: 1MB}}").unwrap();
+        let env = [("LIMITS_MESSAGES_PER_SECOND", "7"), ("LIMITS_BYTES_PER_SECOND", "7")];
+        let env = env.map(|(name, value)| (format!("{ENV_PREFIX}{name}"), value.to_owned()));
+        let limits = Config::load(Some(file.path()), env.into_iter()).unwrap().limits;
+        assert_eq!(limits.messages, Some(MessageRate { per_second: 7, ..MessageRate::default() }));
+        assert_eq!(limits.bytes, Some(ByteRate { per_second: 7, burst: 1_000_000 }));
     }
 
     #[test]
@@ -344,7 +361,7 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values = ["7", "7s", "false", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
+            let values = ["null", "7", "7s", "false", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

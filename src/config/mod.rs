@@ -166,7 +166,11 @@ section! {
 section! {
     /// Bounds for one connection, and the one for handlers.
     Limits {
-        /// Errors answered to one connection until close 4506, 1 to 1,000,000.
+        /// Messages from one connection; beyond, `rate_limited`, and 4505 for who goes on. `null`: no limit.
+        messages: Option<MessageRate> = Some(MessageRate::default()),
+        /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
+        bytes: Option<ByteRate> = Some(ByteRate::default()),
+        /// Errors answered to one connection until close 4506, 1 to 1,000,000; `rate_limited` is counted apart.
         errors: u32 = 50,
         /// Topics one connection may be subscribed to, 1 to 65,535; beyond, `limit_exceeded`.
         subscriptions_per_connection: usize = 128,
@@ -174,6 +178,28 @@ section! {
         topic_length: usize = 255,
         /// Handler futures waiting on one shard, 1 to 1,048,576; beyond, `limit_exceeded`.
         parked_handlers: usize = 4096,
+    }
+}
+
+section! {
+    /// How many messages one connection may send. The raw echo endpoint is exempt.
+    MessageRate {
+        /// Messages a second in the long run, 1 to 1,000,000.
+        per_second: u32 = 100,
+        /// Messages at once after a pause, 1 to 1,000,000.
+        burst: u32 = 200,
+    }
+}
+
+section! {
+    /// How many bytes of messages one connection may send. The raw echo endpoint is exempt.
+    ByteRate {
+        /// Bytes a second in the long run, 1B to 1GiB.
+        #[serde(deserialize_with = "units::size")]
+        per_second: usize = 1_000_000,
+        /// Bytes at once after a pause, 1B to 1GiB. A larger message needs a pause that would have filled it.
+        #[serde(deserialize_with = "units::size")]
+        burst: usize = 4_000_000,
     }
 }
 
@@ -319,6 +345,26 @@ impl Node for SocketAddr {}
 impl Node for ReceiveWait {}
 impl Node for LogLevel {}
 impl Node for LogFormat {}
+impl Node for Secret {}
+impl Node for PathBuf {}
+impl Node for Algorithm {}
 impl<T> Node for Auto<T> {}
-impl<T> Node for Option<T> {}
 impl<T> Node for Vec<T> {}
+
+/// What can be switched off with `null`. A section of this kind is a key too, which takes nothing else.
+impl<T: Node> Node for Option<T> {
+    fn keys(path: &str, keys: &mut Vec<String>) {
+        let own = keys.len();
+        T::keys(path, keys);
+        if keys[own] != path {
+            keys.insert(own, path.to_owned());
+        }
+    }
+
+    fn replace_key(&mut self, path: &[&str], from: Self) {
+        match (self, from) {
+            (Some(own), Some(from)) if !path.is_empty() => own.replace_key(path, from),
+            (own, from) => *own = from,
+        }
+    }
+}

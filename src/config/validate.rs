@@ -55,6 +55,14 @@ impl Config {
         duration(problems, "auth.timeout", auth.timeout, SHORTEST..=HOUR);
         duration(problems, "auth.leeway", auth.leeway, Duration::ZERO..=HOUR);
         duration(problems, "auth.expiry_grace", auth.expiry_grace, Duration::ZERO..=DAY);
+        if let Some(messages) = &limits.messages {
+            number(problems, "limits.messages.per_second", messages.per_second, 1..=1_000_000);
+            number(problems, "limits.messages.burst", messages.burst, 1..=1_000_000);
+        }
+        if let Some(bytes) = &limits.bytes {
+            size(problems, "limits.bytes.per_second", bytes.per_second, 1..=MESSAGE_SIZE_MAX);
+            size(problems, "limits.bytes.burst", bytes.burst, 1..=MESSAGE_SIZE_MAX);
+        }
         number(problems, "limits.errors", limits.errors, 1..=1_000_000);
         let subscriptions = limits.subscriptions_per_connection;
         number(problems, "limits.subscriptions_per_connection", subscriptions, 1..=65_535);
@@ -213,6 +221,18 @@ mod tests {
                 "limits.subscriptions_per_connection: 0 ",
                 "limits.topic_length: 0 ",
                 "limits.parked_handlers: 0 ",
+            ],
+        );
+        check("limits: {messages: {per_second: 1, burst: 1}, bytes: {per_second: 1B, burst: 1B}}", &[]);
+        check("limits: {messages: {per_second: 1000000, burst: 1000000}, bytes: {per_second: 1GiB, burst: 1GiB}}", &[]);
+        check("limits: {messages: null, bytes: null}", &[]);
+        check(
+            "limits: {messages: {per_second: 0, burst: 1000001}, bytes: {per_second: 0, burst: 2GiB}}",
+            &[
+                "limits.messages.per_second: 0 is out of range; write 1 to 1000000",
+                "limits.messages.burst: 1000001 ",
+                "limits.bytes.per_second: 0 ",
+                "limits.bytes.burst: 2GiB ",
             ],
         );
         check("drain: {deadline: 0s}", &[]);

@@ -6,12 +6,14 @@
 mod identity;
 mod outbound;
 pub mod permissions;
+mod rate_limiter;
 mod subscriptions;
 
 use std::rc::Rc;
 
 pub use identity::Identity;
 pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
+pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
@@ -136,6 +138,8 @@ pub struct Conn {
     pub identity: Option<Rc<Identity>>,
     /// Its topics.
     pub subscriptions: Subscriptions,
+    /// What it has spent of its rates; nothing if it has been quiet.
+    pub rates: Option<Box<ConnectionRateLimiter>>,
     /// The unguessable part of its session id.
     pub random: u64,
     /// When it entered the present phase's first deadline: accepted, upgraded, or began to close.
@@ -188,6 +192,7 @@ impl Conn {
             outbound: Outbound::default(),
             identity: None,
             subscriptions: Subscriptions::default(),
+            rates: None,
             random,
             since: now,
             active: now,

@@ -6,10 +6,12 @@ mod chunked;
 mod ring_queue;
 mod slot_map;
 mod timer_wheel;
+mod token_bucket;
 
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;
 pub use timer_wheel::TimerWheel;
+pub use token_bucket::{Rate, TokenBucket};
 
 /// A structure is at its bound; nothing was taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

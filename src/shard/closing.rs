@@ -197,6 +197,7 @@ impl<I: Io> Shard<I> {
         conn.phase = Phase::Gone;
         conn.held = None;
         conn.decoder = ws::Decoder::default();
+        conn.rates = None;
         conn.dirty = false;
         if conn.identity.take().is_some() {
             self.metrics.authenticated.set(self.metrics.authenticated.get() - 1);

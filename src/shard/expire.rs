@@ -133,6 +133,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn ping(&mut self, key: ConnKey) {
+        self.forget_spent(key); // it has been silent for a while
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.pinged = now;

@@ -94,6 +94,7 @@ impl<I: Io> Shard<I> {
     fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
+        let endpoint = conn.endpoint;
         match event {
             Event::Close(close) => self.on_peer_close(key, close.map(|close| close.code)),
             // It is closing: nothing but the peer's close frame is of interest.
@@ -106,14 +107,16 @@ impl<I: Io> Shard<I> {
             }
             Event::Text(bytes) => {
                 conn.active = now;
-                match conn.endpoint {
+                match endpoint {
+                    Endpoint::Native if !self.is_within_rates(key, bytes) => {}
                     Endpoint::Native => self.on_message(key, bytes),
                     Endpoint::Echo => self.echo(key, Opcode::Text, bytes),
                 }
             }
             Event::Binary(bytes) => {
                 conn.active = now;
-                match conn.endpoint {
+                match endpoint {
+                    Endpoint::Native if !self.is_within_rates(key, bytes) => {}
                     Endpoint::Native => self.on_binary_message(key, bytes),
                     Endpoint::Echo => self.echo(key, Opcode::Binary, bytes),
                 }

@@ -16,6 +16,7 @@ mod inbound;
 mod mail;
 mod orders;
 mod publish;
+mod rates;
 pub mod settings;
 
 use std::collections::VecDeque;

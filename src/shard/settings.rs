@@ -2,7 +2,8 @@
 
 use crate::app::envelope;
 use crate::config::Config;
-use crate::conn::OutboundLimits;
+use crate::conn::{OutboundLimits, RateLimits};
+use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
 
 /// What a shard needs to know of the configuration. Times in milliseconds; 0 means never where the key says so.
@@ -15,6 +16,7 @@ pub struct Settings {
     pub slots: u32,
     pub handshake: HandshakeLimits,
     pub messages: Limits,
+    pub rates: RateLimits,
     pub outbound: OutboundLimits,
     pub handshake_timeout_ms: u64,
     pub auth_required: bool,
@@ -42,6 +44,16 @@ impl Settings {
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
             messages: Limits { message_bytes_max: config.websocket.max_message_size },
+            rates: RateLimits {
+                messages: config.limits.messages.as_ref().map(|messages| {
+                    let (per_second, burst) = (messages.per_second, messages.burst);
+                    Rate { per_second, burst }
+                }),
+                bytes: config.limits.bytes.as_ref().map(|bytes| {
+                    let [per_second, burst] = [bytes.per_second, bytes.burst].map(|n| n.try_into().unwrap_or(u32::MAX));
+                    Rate { per_second, burst }
+                }),
+            },
             outbound: OutboundLimits {
                 bytes_max: outbound.max_bytes.try_into().unwrap_or(u32::MAX),
                 frames_max: outbound.max_frames.try_into().unwrap_or(u32::MAX),
@@ -67,6 +79,9 @@ impl Settings {
 pub const PARKED_PER_CONN_MAX: u16 = 32;
 /// Publishes that one connection may make before others that wait have their turn.
 pub const SHARE: u32 = 64;
+/// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
+/// whole burst again, until it is closed.
+pub const OVER_RATE_MAX: u16 = 200;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

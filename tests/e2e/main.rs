@@ -10,6 +10,7 @@ mod drain;
 mod handlers;
 mod handshake;
 mod lifecycle;
+mod limits;
 mod matrix;
 mod order;
 mod ports;

@@ -89,7 +89,12 @@ fn serve(listen: &str, settings: &[(&str, &str)]) -> Command {
             command.env_remove(name);
         }
     }
-    let usual = [("TIDEWHEEL_AUTH_REQUIRED", "false"), ("TIDEWHEEL_WEBSOCKET_MAX_TOTAL_CONNECTIONS", "1000")];
+    let usual = [
+        ("TIDEWHEEL_AUTH_REQUIRED", "false"),
+        ("TIDEWHEEL_WEBSOCKET_MAX_TOTAL_CONNECTIONS", "1000"),
+        ("TIDEWHEEL_LIMITS_MESSAGES", "null"),
+        ("TIDEWHEEL_LIMITS_BYTES", "null"),
+    ];
     command.envs(usual).envs(settings.iter().copied());
     command
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidewheel::conn::OutboundLimits;
+use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::{CloseReason, ShardMetrics};
@@ -429,6 +429,8 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     if dice.chance(0.3) {
         settings.outbound = OutboundLimits { bytes_max: ROOMY_BYTES, frames_max: 1 << 16, age_max_ms: 1 << 30 };
     }
+    // What a refused message leads to is another matter in every reply; `scenarios` looks at it.
+    settings.rates = RateLimits::default();
     settings.auth_required = false;
     settings.handshake_timeout_ms = if hasty { 200 } else { 20_000 };
     settings.close_timeout_ms = if hasty { 100 } else { 10_000 };

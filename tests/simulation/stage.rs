@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::ShardMetrics;
@@ -57,6 +58,7 @@ impl Stage {
         });
         let mut settings = Settings::new(&Config::default(), 100, 100);
         settings.auth_required = false;
+        settings.rates = RateLimits::default();
         settings.idle_timeout_ms = 0;
         settings.ping_interval_ms = 0;
         settings.echo_path = Some("/echo".into());

@@ -1,0 +1,58 @@
+//! Messages over a connection's rates.
+//! Law: such a message is answered and not carried out. It does not spend the error budget, which is for a connection's
+//! whole life, but who goes on without a pause is closed.
+
+use crate::app::envelope;
+use crate::conn::OverRate;
+use crate::id::{ConnKey, MessageId, MessageIdRef};
+use crate::io::Io;
+use crate::metrics::{CloseReason, ErrorCode};
+
+use super::Shard;
+use super::closing::Goodbye;
+use super::settings::OVER_RATE_MAX;
+
+impl<I: Io> Shard<I> {
+    /// Whether a message is within its connection's rates; one that is not is answered here.
+    pub(super) fn is_within_rates(&mut self, key: ConnKey, bytes: &mut [u8]) -> bool {
+        let rates = &self.settings.rates;
+        if rates.messages.is_none() && rates.bytes.is_none() {
+            return true;
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return false };
+        let limiter = conn.rates.get_or_insert_default();
+        match limiter.take(rates, self.now.monotonic_ms(), bytes.len().try_into().unwrap_or(u32::MAX)) {
+            Ok(()) => true,
+            Err(over) => {
+                self.refuse_over_rate(key, bytes, over);
+                false
+            }
+        }
+    }
+
+    fn refuse_over_rate(&mut self, key: ConnKey, bytes: &mut [u8], over: OverRate) {
+        self.metrics.messages_in.add(1);
+        self.count_error(ErrorCode::RateLimited);
+        // A binary message may be anything.
+        let id = match simdutf8::basic::from_utf8(bytes).is_ok().then(|| envelope::parse(bytes)) {
+            Some(Ok(message)) => message.id.map(MessageId::from),
+            Some(Err(error)) => error.id,
+            None => None,
+        };
+        let id: Option<MessageIdRef<'_>> = id.as_ref().map(MessageId::borrow);
+        let text = "too many messages or bytes a second; this one was not carried out";
+        self.reply(key, id, |envelope| envelope.error(ErrorCode::RateLimited, &text));
+        if over.refused >= OVER_RATE_MAX {
+            self.part(key, Goodbye::new(CloseReason::RateLimit, 4505, "rate limit"));
+        }
+    }
+
+    /// Forgets what a connection has spent once it has it all again.
+    pub(super) fn forget_spent(&mut self, key: ConnKey) {
+        let now_ms = self.now.monotonic_ms();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.rates.as_ref().is_some_and(|limiter| limiter.is_full(&self.settings.rates, now_ms)) {
+            conn.rates = None;
+        }
+    }
+}

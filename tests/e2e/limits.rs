@@ -1,0 +1,133 @@
+//! What one client may use: just under, at and over each limit, and with the limit off.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidewheel::metrics::{CloseReason, ErrorCode};
+
+use super::raw::{self, BINARY, CLOSE, Raw, TEXT, masked};
+use super::server::Server;
+
+fn ping(id: usize) -> Vec<u8> {
+    raw::text(&format!(r#"{{"id":{id},"type":"ping"}}"#))
+}
+
+/// Sends so many pings at once, and returns how many of them were answered and how many refused, in that order.
+#[track_caller]
+fn pings(raw: &mut Raw, count: usize) -> (usize, usize) {
+    raw.write(&(0..count).flat_map(ping).collect::<Vec<_>>());
+    let (mut pongs, mut refused) = (0, 0);
+    for id in 0..count {
+        let reply = raw.json();
+        assert_eq!(reply["reply_to"], id, "{reply}");
+        match reply["type"].as_str() {
+            Some("pong") => pongs += 1,
+            _ => refused += usize::from(reply["payload"]["code"] == "rate_limited"),
+        }
+    }
+    (pongs, refused)
+}
+
+#[test]
+fn messages_over_the_rate_are_refused() {
+    let server = Server::start("limits: {messages: {per_second: 1, burst: 30}, bytes: null, errors: 3}");
+    let mut watcher = server.connect();
+    watcher.subscribe("t");
+    let mut raw = server.raw_open();
+    assert_eq!(pings(&mut raw, 29), (29, 0));
+    assert_eq!(pings(&mut raw, 2), (1, 1));
+    // Every kind of request gets its one answer, nothing is carried out, and the error budget is not spent.
+    for (id, text) in [
+        (json!("a"), r#"{"id":"a","type":"publish","payload":{"topic":"t","data":1}}"#),
+        (json!(7), r#"{"id":7,"type":"nonsense"}"#),
+        (json!(8), r#"{"id":8,"type":"subscribe","payload":{}}"#),
+        (Value::Null, r#"{"type":"publish","payload":{"topic":"t","data":2}}"#),
+        (Value::Null, "not JSON"),
+    ] {
+        raw.text(text);
+        let reply = raw.json();
+        assert_eq!((&reply["payload"]["code"], &reply["reply_to"]), (&json!("rate_limited"), &id), "{reply}");
+    }
+    raw.frame(BINARY, b"\xff");
+    assert_eq!(raw.json()["payload"]["code"], "rate_limited");
+    watcher.quiet();
+    // It comes back at the rate.
+    super::until("a message to be let through", || {
+        thread::sleep(Duration::from_millis(200));
+        pings(&mut raw, 1) == (1, 0)
+    });
+    assert!(server.sum(|shard| &shard.errors[ErrorCode::RateLimited as usize]) >= 7);
+    // Its neighbours have a rate of their own.
+    assert_eq!(pings(&mut server.raw_open(), 30), (30, 0));
+    drop((raw, watcher));
+    server.rest();
+}
+
+#[test]
+fn bytes_over_the_rate_are_refused() {
+    let server = Server::start("limits: {messages: null, bytes: {per_second: 1B, burst: 1000B}}");
+    let check = |lengths: &[usize], expected: &[&str]| {
+        let mut raw = server.raw_open();
+        for &length in lengths {
+            let text = r#"{"id":1,"type":"ping"}"#;
+            raw.write(&masked(raw::FIN | TEXT, format!("{text}{}", " ".repeat(length - text.len())).as_bytes()));
+        }
+        for expected in expected {
+            let reply = raw.json();
+            let said = reply["payload"]["code"].as_str().or(reply["type"].as_str());
+            assert_eq!((said, &reply["reply_to"]), (Some(*expected), &json!(1)), "{lengths:?}");
+        }
+    };
+    check(&[500, 499, 40], &["pong", "pong", "rate_limited"]);
+    check(&[500, 500, 40], &["pong", "pong", "rate_limited"]);
+    // What is refused costs nothing.
+    check(&[500, 540, 500, 40], &["pong", "rate_limited", "pong", "rate_limited"]);
+    // What is larger than the burst needs all of it, and then some.
+    check(&[2000, 40], &["pong", "rate_limited"]);
+    check(&[40, 2000], &["pong", "rate_limited"]);
+    server.rest();
+}
+
+/// Who goes on is closed after 200 refusals, not one earlier.
+#[test]
+fn who_goes_on_is_closed() {
+    let server = Server::start("limits: {messages: {per_second: 1, burst: 10}}");
+    let mut raw = server.raw_open();
+    let mut refused = 0;
+    for id in 0.. {
+        raw.write(&ping(id));
+        let reply = raw.json();
+        if reply["type"] == "disconnect" {
+            assert_eq!((&reply["payload"]["code"], &reply["payload"]["reconnect"]), (&json!(4505), &json!(false)));
+            break;
+        }
+        refused += usize::from(reply["payload"]["code"] == "rate_limited");
+        assert!(refused <= 200, "it goes on and on");
+    }
+    assert_eq!(refused, 200);
+    assert_eq!(raw.until(CLOSE).payload[..2], 4505u16.to_be_bytes());
+    raw.write(&raw::close(4505));
+    raw.rest();
+    super::until("the count", || server.closed(CloseReason::RateLimit) == 1);
+    server.rest();
+}
+
+#[test]
+fn rates_by_default_and_off() {
+    let check = |limits: &str, path: &str, is_limited: bool| {
+        let server = Server::start(&format!("echo_path: /echo\nlimits: {{{limits}}}"));
+        let mut raw = server.raw();
+        raw.upgrade(path);
+        raw.write(&(0..390).flat_map(ping).collect::<Vec<_>>());
+        let refused = (0..390).filter(|_| raw.json()["payload"]["code"] == "rate_limited").count();
+        // A slow machine brings some back meanwhile.
+        assert!(if is_limited { (1..=190).contains(&refused) } else { refused == 0 }, "{limits} {path}: {refused}");
+    };
+    check("errors: 7", "/ws", true);
+    check("messages: null", "/ws", false);
+    check("messages: null, bytes: {per_second: 1B, burst: 8KB}", "/ws", true);
+    check("bytes: null", "/ws", true);
+    // The raw echo is exempt.
+    check("errors: 7", "/echo", false);
+}
