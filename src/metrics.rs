@@ -118,6 +118,8 @@ labels! {
         Draining = "draining",
         /// 400, 404, 405, 414, 426, 431: the request was not an upgrade this server answers.
         BadRequest = "bad_request",
+        /// 429: too many attempts from the same address prefix.
+        RateLimited = "rate_limited",
         /// 401: the token in a header was not valid.
         Unauthorized = "unauthorized",
     }

@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 
 use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
 use crate::app::context::{Answer, Refused, not_json};
-use crate::app::{Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
+use crate::app::{ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
 use crate::config::{Algorithm, Auto, Config, Problems, ReceiveWait};
 use crate::control::{self, ControlPlane, ControlSettings, PageSettings, Phase, Stage};
 use crate::id::ShardId;
@@ -177,6 +177,7 @@ impl EngineBuilder {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::new(shards),
             shards,
+            attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
         });
         let bells: Arc<[Arc<Bell>]> =

@@ -60,7 +60,7 @@ impl Kind {
 /// Path of the engine's raw echo.
 pub const ECHO_PATH: &str = "/echo";
 /// What is measured is what the engine can do, not what it lets one client do.
-const LIMITS: &str = "{messages: null, bytes: null}";
+const LIMITS: &str = "{messages: null, bytes: null, connection_attempts: null}";
 /// Secret of the tokens.
 pub const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Bytes of a published message, and of a delivery, on the bare fan-out.

@@ -3,6 +3,7 @@
 //! Law: nothing here touches a socket, a queue or another shard. A handler acts through its [`Context`], which only
 //! notes what is wanted; the shard does it when the handler's poll returns.
 
+pub mod attempts;
 pub mod auth;
 pub mod context;
 pub mod envelope;
@@ -10,6 +11,7 @@ pub mod handler;
 pub mod message;
 pub mod router;
 
+pub use attempts::ConnectionAttempts;
 pub use context::Context;
 pub use handler::{HandlerError, IntoReply, MessageHandler};
 pub use message::OutgoingMessage;

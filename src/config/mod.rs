@@ -166,6 +166,8 @@ section! {
 section! {
     /// Bounds for one connection, and the one for handlers.
     Limits {
+        /// Attempts to connect from one address prefix, before the upgrade; beyond, 429. `null`: no limit.
+        connection_attempts: Option<AttemptRate> = Some(AttemptRate::default()),
         /// Messages from one connection; beyond, `rate_limited`, and 4505 for who goes on. `null`: no limit.
         messages: Option<MessageRate> = Some(MessageRate::default()),
         /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
@@ -178,6 +180,20 @@ section! {
         topic_length: usize = 255,
         /// Handler futures waiting on one shard, 1 to 1,048,576; beyond, `limit_exceeded`.
         parked_handlers: usize = 4096,
+    }
+}
+
+section! {
+    /// How often one address prefix may connect. Loopback is no exception.
+    AttemptRate {
+        /// Attempts a second in the long run, 1 to 1,000,000.
+        per_second: u32 = 20,
+        /// Attempts at once after a pause, 1 to 1,000,000.
+        burst: u32 = 100,
+        /// Leading bits that make IPv4 addresses the same client, 1 to 32.
+        ipv4_prefix: u8 = 32,
+        /// Leading bits that make IPv6 addresses the same client, 1 to 128. Whoever has one address usually has its /64.
+        ipv6_prefix: u8 = 64,
     }
 }
 
@@ -336,6 +352,7 @@ trait Node: Sized {
 }
 
 impl Node for bool {}
+impl Node for u8 {}
 impl Node for u32 {}
 impl Node for u64 {}
 impl Node for usize {}

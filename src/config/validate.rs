@@ -55,6 +55,12 @@ impl Config {
         duration(problems, "auth.timeout", auth.timeout, SHORTEST..=HOUR);
         duration(problems, "auth.leeway", auth.leeway, Duration::ZERO..=HOUR);
         duration(problems, "auth.expiry_grace", auth.expiry_grace, Duration::ZERO..=DAY);
+        if let Some(attempts) = &limits.connection_attempts {
+            number(problems, "limits.connection_attempts.per_second", attempts.per_second, 1..=1_000_000);
+            number(problems, "limits.connection_attempts.burst", attempts.burst, 1..=1_000_000);
+            number(problems, "limits.connection_attempts.ipv4_prefix", attempts.ipv4_prefix, 1..=32);
+            number(problems, "limits.connection_attempts.ipv6_prefix", attempts.ipv6_prefix, 1..=128);
+        }
         if let Some(messages) = &limits.messages {
             number(problems, "limits.messages.per_second", messages.per_second, 1..=1_000_000);
             number(problems, "limits.messages.burst", messages.burst, 1..=1_000_000);
@@ -225,7 +231,17 @@ mod tests {
         );
         check("limits: {messages: {per_second: 1, burst: 1}, bytes: {per_second: 1B, burst: 1B}}", &[]);
         check("limits: {messages: {per_second: 1000000, burst: 1000000}, bytes: {per_second: 1GiB, burst: 1GiB}}", &[]);
-        check("limits: {messages: null, bytes: null}", &[]);
+        check("limits: {messages: null, bytes: null, connection_attempts: null}", &[]);
+        check("limits: {connection_attempts: {ipv4_prefix: 32, ipv6_prefix: 128}}", &[]);
+        check(
+            "limits: {connection_attempts: {per_second: 0, burst: 0, ipv4_prefix: 33, ipv6_prefix: 0}}",
+            &[
+                "limits.connection_attempts.per_second: 0 ",
+                "limits.connection_attempts.burst: 0 ",
+                "limits.connection_attempts.ipv4_prefix: 33 is out of range; write 1 to 32",
+                "limits.connection_attempts.ipv6_prefix: 0 ",
+            ],
+        );
         check(
             "limits: {messages: {per_second: 0, burst: 1000001}, bytes: {per_second: 0, burst: 2GiB}}",
             &[

@@ -18,7 +18,7 @@ pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
 use crate::id::{MessageId, ReceiptIndex};
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, Refusal};
 use crate::ws::Decoder;
 
 /// The connections of one shard.
@@ -160,8 +160,8 @@ pub struct Conn {
     pub reason: Option<CloseReason>,
     /// What its messages mean.
     pub endpoint: Endpoint,
-    /// Came when the server was full; its request will be answered 503.
-    pub surplus: bool,
+    /// Decided when it came: its request will be refused for this.
+    pub unwelcome: Option<Refusal>,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// A ping is out and nothing has arrived since.
@@ -203,7 +203,7 @@ impl Conn {
             errors: 0,
             reason: None,
             endpoint: Endpoint::Native,
-            surplus: false,
+            unwelcome: None,
             dirty: false,
             awaiting_pong: false,
             expiry_announced: false,

@@ -40,13 +40,16 @@ impl<I: Io> Shard<I> {
             return self.io.refuse(socket);
         }
         let (random, now) = (self.io.random(), self.ms());
+        let is_flood = self.is_flood(&socket);
         match self.conns.insert_with(|_| Conn::new(random, now)) {
             Ok(key) => {
                 // A reservation, not a check: of newcomers on all shards exactly as many as there is room for are
                 // below the limit. Who is not is told so when its request is complete.
                 let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+                let is_full = before >= self.settings.connections_max as usize;
                 if let Some(conn) = self.conns.get_mut(key) {
-                    conn.surplus = before >= self.settings.connections_max as usize;
+                    conn.unwelcome =
+                        is_flood.then_some(Refusal::RateLimited).or_else(|| is_full.then_some(Refusal::Full));
                 }
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
@@ -58,6 +61,13 @@ impl<I: Io> Shard<I> {
                 self.io.refuse(socket);
             }
         }
+    }
+
+    /// Whether too many attempts come from where this one does.
+    fn is_flood(&self, socket: &Socket) -> bool {
+        let Some(attempts) = &self.shared.attempts else { return false };
+        let peer = self.io.peer(socket);
+        peer.is_some_and(|peer| !attempts.admit(peer.ip(), self.now.monotonic_ms()))
     }
 
     pub(super) fn on_accept_stopped(&mut self, error: &io::Error) {

@@ -58,7 +58,7 @@ impl<I: Io> Shard<I> {
                     self.metrics.refused[cause as usize].add(1);
                     let after = (self.io.random() % 4 + 1).to_string();
                     let retry = [("Retry-After", after.as_str())];
-                    let headers = if status == 503 { &retry[..] } else { &[] };
+                    let headers = if matches!(status, 429 | 503) { &retry[..] } else { &[] };
                     self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
                     None
                 }
@@ -77,9 +77,16 @@ impl<I: Io> Shard<I> {
             let why = "the server is draining; connect again later";
             return Verdict::Refuse { status: 503, why, cause: Refusal::Draining };
         }
-        if self.conns.get(key).is_some_and(|conn| conn.surplus) {
-            let why = "the server holds as many connections as it may; connect again later";
-            return Verdict::Refuse { status: 503, why, cause: Refusal::Full };
+        match self.conns.get(key).and_then(|conn| conn.unwelcome) {
+            None => {}
+            Some(cause @ Refusal::RateLimited) => {
+                let why = "too many connections from this address; connect again later";
+                return Verdict::Refuse { status: 429, why, cause };
+            }
+            Some(cause) => {
+                let why = "the server holds as many connections as it may; connect again later";
+                return Verdict::Refuse { status: 503, why, cause };
+            }
         }
         if request.path == self.settings.path {
             Verdict::Open(Endpoint::Native)

@@ -1,10 +1,12 @@
 //! What one client may use: just under, at and over each limit, and with the limit off.
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidewheel::metrics::{CloseReason, ErrorCode};
+use socket2::{Domain, Socket, Type};
+use tidewheel::metrics::{CloseReason, ErrorCode, Refusal};
 
 use super::raw::{self, BINARY, CLOSE, Raw, TEXT, masked};
 use super::server::Server;
@@ -130,4 +132,52 @@ fn rates_by_default_and_off() {
     check("bytes: null", "/ws", true);
     // The raw echo is exempt.
     check("errors: 7", "/echo", false);
+}
+
+/// An upgrade from this address of the loopback network: the status, and the connection if it is one.
+fn attempt(server: &Server, from: u8) -> (u16, Raw) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, from], 0)).into()).unwrap();
+    socket.connect(&server.address.into()).unwrap();
+    let mut raw = Raw::over(socket.into());
+    raw.write(raw::request("/ws").as_bytes());
+    let head = raw.head();
+    let retry = head.lines().find_map(|line| line.strip_prefix("Retry-After: "));
+    let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+    assert_eq!(retry.is_some_and(|after| (1..=4).contains(&after.parse::<u32>().unwrap())), status == 429, "{head}");
+    (status, raw)
+}
+
+#[test]
+fn attempts_over_the_rate_are_refused() {
+    let server = Server::start("limits: {connection_attempts: {per_second: 1, burst: 20}}");
+    // Of each address as many as its burst, on whichever shards they are; a slow machine brings one or two back.
+    for from in [1, 2] {
+        let statuses: Vec<u16> = (0..40).map(|_| attempt(&server, from).0).collect();
+        assert_eq!(statuses[..20], [101; 20]);
+        assert!(statuses[20..].iter().filter(|&&status| status == 429).count() > 10, "{statuses:?}");
+    }
+    super::until("an attempt to be let through", || {
+        thread::sleep(Duration::from_millis(200));
+        attempt(&server, 1).0 == 101
+    });
+    assert!(server.sum(|shard| &shard.refused[Refusal::RateLimited as usize]) > 20);
+    server.rest();
+}
+
+#[test]
+fn attempts_by_prefix_by_default_and_off() {
+    let check = |limits: &str, addresses: u8, each: usize, is_limited: bool| {
+        let server = Server::start(&format!("limits: {{{limits}}}"));
+        let attempts = (1..=addresses).flat_map(|from| (0..each).map(move |_| from));
+        let refused = attempts.filter(|&from| attempt(&server, from).0 == 429).count();
+        assert_eq!(refused > 0, is_limited, "{limits}: {refused}");
+        server.rest();
+    };
+    check("connection_attempts: null", 1, 150, false);
+    check("errors: 7", 1, 100, false);
+    // Twenty a second come back while a slow machine tries.
+    check("errors: 7", 1, 600, true);
+    check("connection_attempts: {per_second: 1, burst: 3}", 12, 3, false);
+    check("connection_attempts: {per_second: 1, burst: 3, ipv4_prefix: 24}", 12, 3, true);
 }

@@ -94,6 +94,7 @@ fn serve(listen: &str, settings: &[(&str, &str)]) -> Command {
         ("TIDEWHEEL_WEBSOCKET_MAX_TOTAL_CONNECTIONS", "1000"),
         ("TIDEWHEEL_LIMITS_MESSAGES", "null"),
         ("TIDEWHEEL_LIMITS_BYTES", "null"),
+        ("TIDEWHEEL_LIMITS_CONNECTION_ATTEMPTS", "null"),
     ];
     command.envs(usual).envs(settings.iter().copied());
     command

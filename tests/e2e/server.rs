@@ -128,7 +128,7 @@ pub fn config(shards: usize, yaml: &str) -> Config {
     let mut text = format!("listen: 127.0.0.1:0\nadmin: {{listen: 127.0.0.1:0}}\nshards: {shards}\n");
     for (section, usual) in [
         ("auth:", "auth: {required: false}\n"),
-        ("limits:", "limits: {messages: null, bytes: null}\n"),
+        ("limits:", "limits: {messages: null, bytes: null, connection_attempts: null}\n"),
         ("drain:", "drain: {deadline: 2s}\n"),
         ("websocket:", "websocket: {max_total_connections: 4096}\n"),
     ] {

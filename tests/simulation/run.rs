@@ -92,6 +92,7 @@ impl Run {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
+            attempts: None,
             connections: Default::default(),
         });
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();

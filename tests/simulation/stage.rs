@@ -54,6 +54,7 @@ impl Stage {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
+            attempts: None,
             connections: Default::default(),
         });
         let mut settings = Settings::new(&Config::default(), 100, 100);
