@@ -76,6 +76,8 @@ labels! {
         Errors = "errors",
         /// Message after message over a rate (4505).
         RateLimit = "rate_limit",
+        /// A newer connection of the same client took its place (4503).
+        Evicted = "evicted",
         /// A handler asked for it, or an operator did (4504 unless another code was given).
         Application = "application",
         /// The server drained (1012).

@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 
 use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
 use crate::app::context::{Answer, Refused, not_json};
-use crate::app::{ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
+use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
 use crate::config::{Algorithm, Auto, Config, Problems, ReceiveWait};
 use crate::control::{self, ControlPlane, ControlSettings, PageSettings, Phase, Stage};
 use crate::id::ShardId;
@@ -177,6 +177,10 @@ impl EngineBuilder {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::new(shards),
             shards,
+            clients: Clients::new(
+                self.config.websocket.max_connections_per_client,
+                self.config.websocket.client_limit_policy,
+            ),
             attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
         });

@@ -61,6 +61,7 @@ impl Kind {
 pub const ECHO_PATH: &str = "/echo";
 /// What is measured is what the engine can do, not what it lets one client do.
 const LIMITS: &str = "{messages: null, bytes: null, connection_attempts: null}";
+const CLIENTS: &str = "{max_connections_per_client: null}";
 /// Secret of the tokens.
 pub const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Bytes of a published message, and of a delivery, on the bare fan-out.
@@ -88,7 +89,8 @@ pub fn serve(kind: Kind) -> io::Result<()> {
 fn engine(wait: &str, auth: bool) -> io::Result<()> {
     let auth = if auth { format!("{{secret: {SECRET}}}") } else { "{required: false}".into() };
     let yaml = format!(
-        "{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}, limits: {LIMITS}}}"
+        "{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}, \
+         limits: {LIMITS}, websocket: {CLIENTS}}}"
     );
     let config = Config::parse(&yaml).map_err(io::Error::other)?;
     let engine = Engine::builder(config).admin(false).start().map_err(io::Error::other)?;

@@ -5,6 +5,7 @@
 
 pub mod attempts;
 pub mod auth;
+pub mod clients;
 pub mod context;
 pub mod envelope;
 pub mod handler;
@@ -12,6 +13,7 @@ pub mod message;
 pub mod router;
 
 pub use attempts::ConnectionAttempts;
+pub use clients::Clients;
 pub use context::Context;
 pub use handler::{HandlerError, IntoReply, MessageHandler};
 pub use message::OutgoingMessage;

@@ -201,7 +201,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{Algorithm, Auto, ByteRate, LogFormat, MessageRate, ReceiveWait, Secret};
+    use crate::config::{Algorithm, Auto, ByteRate, ClientLimitPolicy, LogFormat, MessageRate, ReceiveWait, Secret};
 
     #[track_caller]
     fn check(text: &str, change: impl FnOnce(&mut Config)) {
@@ -244,6 +244,10 @@ mod tests {
         check("limits: {messages: null}", |c| c.limits.messages = None);
         check("limits: {messages: {burst: 5}}", |c| c.limits.messages.as_mut().unwrap().burst = 5);
         check("limits: {bytes: {per_second: 5KB}}", |c| c.limits.bytes.as_mut().unwrap().per_second = 5000);
+        check("websocket: {max_connections_per_client: 7, client_limit_policy: evict_idle}", |c| {
+            c.websocket.max_connections_per_client = Some(7);
+            c.websocket.client_limit_policy = ClientLimitPolicy::EvictIdle;
+        });
         check("io: {wait: poll}\nlog: {format: json}", |c| {
             c.io.wait = ReceiveWait::Poll;
             c.log.format = LogFormat::Json;
@@ -361,7 +365,7 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values = ["null", "7", "7s", "false", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
+            let values = ["null", "7", "7s", "false", "poll", "reject", "json", "debug", "HS512", "127.0.0.1:7"];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

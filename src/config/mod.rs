@@ -93,6 +93,11 @@ section! {
 section! {
     /// Connections: how many, how long, how large.
     Websocket {
+        /// Authenticated connections of one client (the claim `sub`) on all shards together, 1 to 1,000,000; the claim
+        /// `max_connections` goes before it. `null`: no limit.
+        max_connections_per_client: Option<u32> = Some(5),
+        /// Who makes room for one connection more.
+        client_limit_policy: ClientLimitPolicy = ClientLimitPolicy::EvictOldest,
         /// Connections on all shards together, 1 to 67,108,864; beyond, newcomers get 503. `auto`: what the machine's
         /// descriptors and memory allow, computed and logged at the start.
         max_total_connections: Auto<u32> = Auto::Auto,
@@ -301,6 +306,19 @@ pub enum ReceiveWait {
     Poll,
 }
 
+/// Who makes room when a client connects once more than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientLimitPolicy {
+    /// Of its connections the one that authenticated first; closed with 4503.
+    EvictOldest,
+    /// The one whose last `authenticate` or `refresh` is longest ago; closed with 4503. Messages do not count: who owns
+    /// the list does not see them.
+    EvictIdle,
+    /// The newcomer; closed with 4501.
+    Reject,
+}
+
 /// Severity of log lines, most severe first.
 #[expect(missing_docs, reason = "the names are the documentation")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -360,6 +378,7 @@ impl Node for String {}
 impl Node for Duration {}
 impl Node for SocketAddr {}
 impl Node for ReceiveWait {}
+impl Node for ClientLimitPolicy {}
 impl Node for LogLevel {}
 impl Node for LogFormat {}
 impl Node for Secret {}

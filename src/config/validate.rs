@@ -42,6 +42,9 @@ impl Config {
         if let Auto::Value(connections) = websocket.max_total_connections {
             number(problems, "websocket.max_total_connections", connections, 1..=SLOT_MAX + 1);
         }
+        if let Some(connections) = websocket.max_connections_per_client {
+            number(problems, "websocket.max_connections_per_client", connections, 1..=1_000_000);
+        }
         number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=YEAR_SECONDS);
         number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=YEAR_SECONDS);
         duration(problems, "websocket.pong_timeout", websocket.pong_timeout, SHORTEST..=HOUR);
@@ -206,6 +209,9 @@ mod tests {
         check("shards: 256", &["shards: 256 "]);
         check("shards: 255", &[]);
         check("websocket: {max_total_connections: 0}", &["websocket.max_total_connections: 0 "]);
+        check("websocket: {max_connections_per_client: 0}", &["websocket.max_connections_per_client: 0 "]);
+        check("websocket: {max_connections_per_client: 1}", &[]);
+        check("websocket: {max_connections_per_client: null}", &[]);
         check("websocket: {idle_timeout_seconds: 0, ping_interval_seconds: 0}", &[]);
         check("websocket: {idle_timeout_seconds: 31536001}", &["websocket.idle_timeout_seconds: 31536001 "]);
         check("websocket: {pong_timeout: 99ms}", &["websocket.pong_timeout: 99ms is out of range; write 100ms to 1h"]);

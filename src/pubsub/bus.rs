@@ -4,13 +4,16 @@
 //! exactly how much room it has and nothing is ever pushed in part; nobody blocks. At the bound the publisher's
 //! connection is not read from until there is room. Counts travel back in a queue of their own that has room for every
 //! publish that may be waiting, so a receipt never waits for a publish.
+//!
+//! Evictions have a queue of their own for each shard, which is never full: it holds a connection at most once, since
+//! who is evicted is on nobody's list any more.
 
 use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use crossbeam::utils::CachePadded;
 
-use crate::id::{ReceiptIndex, ShardId};
+use crate::id::{ConnKey, ReceiptIndex, ShardId};
 use crate::io::SharedFrame;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -40,6 +43,8 @@ pub struct Bus {
     pairs: Box<[Option<Pair>]>,
     /// For each shard, which shards have pushed something for it.
     waiting: Box<[CachePadded<[AtomicU64; SHARDS_MAX / 64]>]>,
+    /// For each shard, which of its connections have to go for newer ones.
+    evictions: Box<[CachePadded<SegQueue<ConnKey>>]>,
     shards: usize,
     publishes_max: usize,
 }
@@ -61,7 +66,8 @@ impl Bus {
         };
         let pairs = (0..shards * shards).map(|at| pair(at / shards, at % shards)).collect();
         let waiting = (0..shards).map(|_| CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
-        Arc::new(Self { pairs, waiting, shards, publishes_max })
+        let evictions = (0..shards).map(|_| CachePadded::default()).collect();
+        Arc::new(Self { pairs, waiting, evictions, shards, publishes_max })
     }
 
     /// Publishes that may be under way from one shard to another, and also those of one shard that may await counts.
@@ -133,6 +139,18 @@ impl BusPort {
         let full = self.bus.pair(self.shard, to).counts.push((receipt, delivery)).is_err();
         assert!(!full, "there is room for the counts of every publish that may be waiting");
         self.posted(to);
+    }
+
+    /// Tells another shard to part from one of its connections. The caller names each connection once.
+    pub fn evict(&mut self, to: ShardId, conn: ConnKey) {
+        self.bus.evictions[to.index()].push(conn);
+        self.posted(to);
+    }
+
+    /// The next of this shard's connections that have to go. To be emptied after [`BusPort::take_senders`], which takes
+    /// the notice that there are some.
+    pub fn next_evicted(&mut self) -> Option<ConnKey> {
+        self.bus.evictions[self.shard.index()].pop()
     }
 
     /// Whether another shard has pushed something. With the doorbell's sleep announced before, a `false` means that
@@ -213,5 +231,18 @@ mod tests {
         assert!(b.receive_publish(ShardId(0)).is_none() && !b.has_mail() && a.has_room());
         b.answer(ShardId(0), receipt, Delivery::default());
         assert!(a.has_mail() && a.receive_count(ShardId(1)).is_some());
+    }
+
+    #[test]
+    fn evictions_always_have_room_and_give_notice() {
+        let bus = Bus::with_bound(2, 1);
+        let (mut a, mut b) = (bus.port(ShardId(0)), bus.port(ShardId(1)));
+        for slot in 0..1000 {
+            a.evict(ShardId(1), ConnKey { slot, generation: 1 });
+        }
+        assert!(b.has_mail() && a.take_rings().contains(ShardId(1)) && !a.has_mail());
+        assert_eq!(b.take_senders().iter().collect::<Vec<_>>(), [ShardId(0)]);
+        let evicted: Vec<u32> = std::iter::from_fn(|| b.next_evicted()).map(|conn| conn.slot).collect();
+        assert!(evicted.into_iter().eq(0..1000) && b.receive_publish(ShardId(0)).is_none() && !b.has_mail());
     }
 }

@@ -1,6 +1,7 @@
 //! How a connection ends.
 //!
-//! Law: a connection leaves [`Phase::Open`] exactly once, with its reason; from then on it is a member of no topic.
+//! Law: a connection leaves [`Phase::Open`] exactly once, with its reason; from then on it is a member of no topic
+//! and none of its client's connections.
 //! What is owed to it (receipts, handlers' replies) is settled first, what is queued leaves before the close frame, and
 //! every step has a deadline; `retire` is the only way out and the only place that counts.
 
@@ -105,6 +106,7 @@ impl<I: Io> Shard<I> {
 
     fn leave_open(&mut self, key: ConnKey, reason: CloseReason, farewell: Farewell) {
         let now = self.ms();
+        self.leave_client(key);
         self.topics.unsubscribe_all(key, &mut self.conns);
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.is_open());
@@ -113,6 +115,16 @@ impl<I: Io> Shard<I> {
         conn.since = now;
         self.reschedule(key);
         self.settle(key);
+    }
+
+    /// An open connection is about to end, and makes room for others of its client.
+    fn leave_client(&self, key: ConnKey) {
+        if let Some(conn) = self.conns.get(key)
+            && conn.is_open()
+            && let Some(identity) = &conn.identity
+        {
+            self.shared.clients.release(&identity.user_id, (self.id, key));
+        }
     }
 
     /// Says the farewell if nothing is owed any more. Called whenever a debt is paid.
@@ -188,6 +200,7 @@ impl<I: Io> Shard<I> {
 
     /// The end: gives back everything but the slot, which the kernel's last completion frees.
     pub(super) fn retire(&mut self, key: ConnKey, reason: CloseReason) {
+        self.leave_client(key);
         self.topics.unsubscribe_all(key, &mut self.conns);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Gone) {

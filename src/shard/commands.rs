@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use crate::app::auth::{Authenticator, Claims};
+use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, MessageIdRef};
 use crate::conn::permissions::{TopicError, check_topic};
 use crate::conn::{Conn, Identity};
@@ -56,17 +57,35 @@ impl<I: Io> Shard<I> {
             return self.fault(key, ErrorCode::InvalidMessage, why, id);
         }
         match self.verify(request.token) {
-            Ok(claims) => {
-                self.metrics.authenticated.add(1);
-                self.adopt_identity(key, claims.identity, id);
+            Ok(Claims { identity, max_connections }) => {
+                match self.shared.clients.admit(&identity.user_id, max_connections, (self.id, key)) {
+                    Ok(evicted) => {
+                        self.metrics.authenticated.add(1);
+                        self.adopt_identity(key, identity, id);
+                        evicted.into_iter().for_each(|place| self.send_away(place));
+                    }
+                    Err(too_many) => self.turn_away(key, ErrorCode::LimitExceeded, &too_many, id),
+                }
             }
-            Err(error) => {
-                self.count_error(ErrorCode::Unauthorized);
-                self.reply(key, id, |envelope| envelope.not_authenticated(&error));
-                let text = format!("authentication failed: {error}");
-                self.part(key, Goodbye::new(CloseReason::AuthFailed, 4501, text));
-            }
+            Err(error) => self.turn_away(key, ErrorCode::Unauthorized, &error, id),
         }
+    }
+
+    fn turn_away<E: Display>(&mut self, key: ConnKey, code: ErrorCode, error: &E, id: Option<MessageIdRef<'_>>) {
+        self.count_error(code);
+        self.reply(key, id, |envelope| envelope.not_authenticated(error));
+        let text = format!("authentication failed: {error}");
+        self.part(key, Goodbye::new(CloseReason::AuthFailed, 4501, text));
+    }
+
+    /// Parts from a connection, wherever it is, for a newer one of the same client, which does not wait for that.
+    fn send_away(&mut self, (shard, key): Place) {
+        if shard == self.id { self.evict(key) } else { self.bus.evict(shard, key) }
+    }
+
+    pub(super) fn evict(&mut self, key: ConnKey) {
+        let text = "evicted by a newer connection of the same client";
+        self.part(key, Goodbye::new(CloseReason::Evicted, 4503, text));
     }
 
     /// A new token for the same user. A bad one changes nothing: the old token goes on until it expires.
@@ -81,6 +100,7 @@ impl<I: Io> Shard<I> {
         };
         match self.verify(request.token) {
             Ok(Claims { identity, .. }) if identity.user_id == present.user_id => {
+                self.shared.clients.touch(&identity.user_id, (self.id, key));
                 self.adopt_identity(key, identity, id);
             }
             Ok(_) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),

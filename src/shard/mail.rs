@@ -1,5 +1,5 @@
 //! What other shards have published, and their counts for what this one did.
-//! Law: counts are always taken, since somebody waits for them; publishes as far as the turn's budget goes, beginning
+//! Law: evictions and counts are always taken, since somebody waits for them; publishes as far as the turn's budget goes, beginning
 //! with another sender each turn, so that no neighbour starves its own connections or another neighbour.
 
 use crate::id::ShardId;
@@ -14,6 +14,9 @@ impl<I: Io> Shard<I> {
             return;
         }
         let senders = self.bus.take_senders();
+        while let Some(key) = self.bus.next_evicted() {
+            self.evict(key);
+        }
         self.first_sender = (self.first_sender + 1) % self.shared.shards as u16;
         let first = self.first_sender;
         let (later, sooner): (Vec<_>, Vec<_>) = senders.iter().partition(|sender| sender.0 < first);

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use crate::app::auth::Authenticator;
 use crate::app::context::Desk;
-use crate::app::{ConnectionAttempts, Router};
+use crate::app::{Clients, ConnectionAttempts, Router};
 use crate::conn::{Conn, ConnPool, Gather, Ms};
 use crate::fixed::TimerWheel;
 use crate::id::{ConnKey, SessionId, ShardId};
@@ -53,6 +53,8 @@ pub struct Shared {
     pub bus: Arc<Bus>,
     /// How many shards there are.
     pub shards: usize,
+    /// Which connections each client has.
+    pub clients: Clients,
     /// How often which addresses connect; `None` if that is not limited.
     pub attempts: Option<ConnectionAttempts>,
     /// Connections of all shards, those that are being told that the server is full included.

@@ -1,6 +1,8 @@
 //! What one client may use: just under, at and over each limit, and with the limit off.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tidewheel::metrics::{CloseReason, ErrorCode, Refusal};
 
+use super::auth::{SECRET, token};
+use super::client::Client;
 use super::raw::{self, BINARY, CLOSE, Raw, TEXT, masked};
 use super::server::Server;
 
@@ -180,4 +184,134 @@ fn attempts_by_prefix_by_default_and_off() {
     check("errors: 7", 1, 600, true);
     check("connection_attempts: {per_second: 1, burst: 3}", 12, 3, false);
     check("connection_attempts: {per_second: 1, burst: 3, ipv4_prefix: 24}", 12, 3, true);
+}
+
+fn clients(limits: &str) -> Server {
+    Server::build(4, &format!("auth: {{secret: '{SECRET}'}}\nwebsocket: {{{limits}}}"), |builder| builder)
+}
+
+/// A new connection of this user that has asked to be let in, and the answer.
+fn enter(server: &Server, claims: Value) -> (Client, Value) {
+    let mut client = server.connect();
+    let reply = client.ask("authenticate", json!({"token": token(claims)}));
+    (client, reply["payload"].clone())
+}
+
+#[track_caller]
+fn entered(server: &Server, claims: Value) -> Client {
+    let (client, reply) = enter(server, claims);
+    assert_eq!(reply["authenticated"], true, "{reply}");
+    client
+}
+
+#[test]
+fn the_oldest_connection_of_a_client_makes_room() {
+    for (limits, most, claims) in [
+        ("idle_timeout_seconds: 300", 5, json!({"sub": "alice"})),
+        ("max_connections_per_client: 2", 2, json!({"sub": "alice"})),
+        ("max_connections_per_client: 1", 1, json!({"sub": "alice"})),
+        ("max_connections_per_client: 2", 7, json!({"sub": "alice", "max_connections": 7})),
+        ("max_connections_per_client: 5", 1, json!({"sub": "alice", "max_connections": 1})),
+        ("max_connections_per_client: null", 3, json!({"sub": "alice", "max_connections": 3})),
+    ] {
+        let server = clients(limits);
+        let mut bob = entered(&server, json!({"sub": "bob"}));
+        let mut alices: VecDeque<Client> = (0..most).map(|_| entered(&server, claims.clone())).collect();
+        alices.iter_mut().for_each(Client::quiet);
+        for _ in 0..3 {
+            alices.push_back(entered(&server, claims.clone()));
+            alices.pop_front().unwrap().parted(4503, false);
+            alices.iter_mut().for_each(Client::quiet);
+        }
+        // Whoever has left is not counted.
+        alices.pop_back().unwrap().close();
+        alices.push_back(entered(&server, claims));
+        alices.iter_mut().for_each(Client::quiet);
+        bob.quiet();
+        super::until("the count", || server.closed(CloseReason::Evicted) == 3);
+        drop((alices, bob));
+        server.rest();
+    }
+}
+
+#[test]
+fn no_limit_for_a_client() {
+    let server = clients("max_connections_per_client: null");
+    let mut alices: Vec<Client> = (0..20).map(|_| entered(&server, json!({"sub": "alice"}))).collect();
+    alices.iter_mut().for_each(Client::quiet);
+}
+
+#[test]
+fn the_idlest_connection_of_a_client_makes_room() {
+    let server = clients("max_connections_per_client: 2, client_limit_policy: evict_idle");
+    let (alice, again) = (json!({"sub": "alice"}), json!({"token": token(json!({"sub": "alice"}))}));
+    let (mut first, mut second) = (entered(&server, alice.clone()), entered(&server, alice.clone()));
+    assert_eq!(first.ask("refresh", again)["payload"]["authenticated"], true);
+    let mut third = entered(&server, alice);
+    second.parted(4503, false);
+    first.quiet();
+    third.quiet();
+}
+
+#[test]
+fn a_client_that_is_rejected() {
+    let server = clients("max_connections_per_client: 2, client_limit_policy: reject");
+    let alice = json!({"sub": "alice"});
+    let (mut first, mut second) = (entered(&server, alice.clone()), entered(&server, alice.clone()));
+    let (mut third, reply) = enter(&server, alice.clone());
+    assert_eq!(reply["authenticated"], false, "{reply}");
+    assert!(reply["error"].as_str().unwrap().contains("limit_exceeded"), "{reply}");
+    third.parted(4501, false);
+    first.quiet();
+    second.quiet();
+    entered(&server, json!({"sub": "bob"})).quiet();
+    // However one ends, there is room again.
+    first.close();
+    drop(entered(&server, alice.clone()));
+    super::until("room for one more", || enter(&server, alice.clone()).1["authenticated"] == true);
+    second.quiet();
+}
+
+/// Fifty connections of one client at once, a hundred times: five stay, and who comes later takes the place of one.
+#[test]
+fn exactly_as_many_as_allowed_stay_of_any_crowd() {
+    let server = clients("max_total_connections: 4096");
+    for round in 0..100 {
+        let claims = json!({"sub": format!("user-{round}")});
+        let text = json!({"type": "authenticate", "payload": {"token": token(claims.clone())}}).to_string();
+        let gate = Barrier::new(10);
+        let mut crowd: Vec<Raw> = thread::scope(|scope| {
+            let enter = || {
+                let mut own: Vec<Raw> = (0..5).map(|_| server.raw_open()).collect();
+                gate.wait();
+                own.iter_mut().for_each(|raw| raw.text(&text));
+                own.iter_mut().for_each(|raw| assert_eq!(raw.json()["payload"]["authenticated"], true));
+                own
+            };
+            let threads: Vec<_> = (0..10).map(|_| scope.spawn(enter)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        await_survivors(&mut crowd);
+        // The five that come next are the newest, and so the ones that stay.
+        let mut late: Vec<Client> = (0..5).map(|_| entered(&server, claims.clone())).collect();
+        crowd.iter_mut().for_each(|raw| assert_eq!(raw.json()["payload"]["code"], 4503));
+        late.iter_mut().for_each(Client::quiet);
+    }
+    super::until("the count", || server.closed(CloseReason::Evicted) == 100 * 50);
+    server.rest();
+}
+
+/// Waits until all of a crowd but five have been told to go. All were let in, so the orders are on their way.
+#[track_caller]
+fn await_survivors(crowd: &mut Vec<Raw>) {
+    super::until("all but five to be told to go", || {
+        crowd.retain_mut(|raw| {
+            raw.write(&ping(0));
+            let said = raw.json();
+            assert!(said["type"] == "pong" || said["payload"]["code"] == 4503, "{said}");
+            said["type"] == "pong"
+        });
+        assert!(crowd.len() >= 5, "only {} are left", crowd.len());
+        crowd.len() == 5
+    });
 }

@@ -128,4 +128,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["auth_timeout", "expired", "internal", "rate_limit"];
+const ELSEWHERE: &[&str] = &["auth_timeout", "expired", "internal", "rate_limit", "evicted"];

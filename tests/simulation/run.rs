@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidewheel::app::Clients;
+use tidewheel::config::ClientLimitPolicy;
 use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
@@ -92,6 +94,7 @@ impl Run {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
+            clients: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
         });

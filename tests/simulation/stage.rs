@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidewheel::app::Clients;
+use tidewheel::config::ClientLimitPolicy;
 use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
@@ -54,6 +56,7 @@ impl Stage {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
+            clients: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
         });

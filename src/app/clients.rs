@@ -1,0 +1,184 @@
+//! Which connections each client has: one owner for every client id.
+//! Law: a client's connections change under one lock, so of newcomers on all shards exactly as many stay as it may have,
+//! whatever happens at the same time. Whoever is evicted leaves the list at once and is named to one newcomer, once. An
+//! entry lives as long as it has a connection. Touched when a connection authenticates, refreshes its token or ends,
+//! never by a message.
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+use parking_lot::Mutex;
+
+use crate::config::ClientLimitPolicy;
+use crate::id::{ConnKey, ShardId};
+
+/// A connection, wherever it is.
+pub type Place = (ShardId, ConnKey);
+
+/// The client has as many connections as it may, and the policy is to refuse more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("limit_exceeded: this client has {0} connections, which is all it may have")]
+pub struct TooMany(pub u32);
+
+/// The connections of all clients that may not have any number of them.
+#[derive(Debug)]
+pub struct Clients {
+    connections_max: Option<u32>,
+    policy: ClientLimitPolicy,
+    hasher: RandomState,
+    /// Connections by user id, whoever has to go first in front.
+    parts: Box<[Mutex<Part>]>,
+}
+
+type Part = HashMap<Box<str>, Vec<Place>, RandomState>;
+
+impl Clients {
+    /// Nobody is here yet. Each client may have `connections_max` connections; `None`: any number.
+    pub fn new(connections_max: Option<u32>, policy: ClientLimitPolicy) -> Self {
+        let parts = (0..PARTS).map(|_| Mutex::default()).collect();
+        Self { connections_max, policy, hasher: RandomState::new(), parts }
+    }
+
+    /// Takes a newcomer in and returns the connections that have to go for it; the caller sees to that. `own_max` is
+    /// what its token allows, in place of the usual number.
+    ///
+    /// # Errors
+    /// There are too many, and none of them has to go.
+    pub fn admit(&self, user_id: &str, own_max: Option<u32>, newcomer: Place) -> Result<Vec<Place>, TooMany> {
+        let Some(most) = own_max.or(self.connections_max) else { return Ok(Vec::new()) };
+        let mut part = self.part(user_id).lock();
+        let Some(places) = part.get_mut(user_id) else {
+            part.insert(user_id.into(), vec![newcomer]);
+            return Ok(Vec::new());
+        };
+        let surplus = (places.len() + 1).saturating_sub(most as usize);
+        if surplus > 0 && self.policy == ClientLimitPolicy::Reject {
+            return Err(TooMany(most));
+        }
+        let evicted = places.drain(..surplus.min(places.len())).collect();
+        places.push(newcomer);
+        Ok(evicted)
+    }
+
+    /// A connection has shown that it is in use, by a new token.
+    pub fn touch(&self, user_id: &str, place: Place) {
+        if self.policy != ClientLimitPolicy::EvictIdle {
+            return;
+        }
+        if let Some(places) = self.part(user_id).lock().get_mut(user_id)
+            && let Some(at) = places.iter().position(|&other| other == place)
+        {
+            places[at..].rotate_left(1);
+        }
+    }
+
+    /// A connection ends. Harmless for one that is not in the list (any more).
+    pub fn release(&self, user_id: &str, place: Place) {
+        let mut part = self.part(user_id).lock();
+        let Some(places) = part.get_mut(user_id) else { return };
+        places.retain(|&other| other != place);
+        if places.is_empty() {
+            part.remove(user_id);
+        }
+    }
+
+    /// How many clients have an entry.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.lock().len()).sum()
+    }
+
+    /// Whether no client has an entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn part(&self, user_id: &str) -> &Mutex<Part> {
+        &self.parts[self.hasher.hash_one(user_id) as usize % PARTS]
+    }
+}
+
+const PARTS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use ClientLimitPolicy::{EvictIdle, EvictOldest, Reject};
+
+    fn place(number: u32) -> Place {
+        (ShardId(0), ConnKey { slot: number, generation: 1 })
+    }
+
+    type Step = (char, u32, Result<&'static [u32], u32>);
+
+    /// What happens to one client: `+` a newcomer, `~` a refresh, `-` an end, each with what it leads to.
+    #[track_caller]
+    fn check(most: Option<u32>, own: Option<u32>, policy: ClientLimitPolicy, steps: &[Step]) {
+        let clients = Clients::new(most, policy);
+        for &(what, number, expected) in steps {
+            let outcome = match what {
+                '+' => clients.admit("ann", own, place(number)).map_err(|TooMany(most)| most),
+                '~' => Ok((Vec::new(), clients.touch("ann", place(number))).0),
+                _ => Ok((Vec::new(), clients.release("ann", place(number))).0),
+            };
+            let expected = expected.map(|evicted| evicted.iter().map(|&number| place(number)).collect());
+            assert_eq!(outcome, expected, "{what}{number}");
+        }
+        assert!(clients.admit("bob", own, place(99)).unwrap().is_empty(), "others have lists of their own");
+        (0..=99).for_each(|number| ["ann", "bob"].iter().for_each(|user| clients.release(user, place(number))));
+        assert!(clients.is_empty());
+    }
+
+    #[test]
+    fn policies() {
+        const NONE: Result<&[u32], u32> = Ok(&[]);
+        let three = [('+', 1, NONE), ('+', 2, NONE), ('+', 3, NONE)];
+        check(
+            Some(3),
+            None,
+            EvictOldest,
+            &[&three[..], &[('~', 1, NONE), ('+', 4, Ok(&[1])), ('+', 5, Ok(&[2]))]].concat(),
+        );
+        check(
+            Some(3),
+            None,
+            EvictIdle,
+            &[&three[..], &[('~', 1, NONE), ('+', 4, Ok(&[2])), ('+', 5, Ok(&[3]))]].concat(),
+        );
+        check(Some(3), None, Reject, &[&three[..], &[('+', 4, Err(3)), ('-', 2, NONE), ('+', 5, NONE)]].concat());
+        check(
+            Some(3),
+            None,
+            EvictOldest,
+            &[&three[..], &[('-', 1, NONE), ('+', 4, NONE), ('+', 5, Ok(&[2]))]].concat(),
+        );
+        check(Some(5), Some(2), EvictOldest, &[('+', 1, NONE), ('+', 2, NONE), ('+', 3, Ok(&[1]))]);
+        check(Some(1), Some(2), Reject, &[('+', 1, NONE), ('+', 2, NONE), ('+', 3, Err(2))]);
+        check(None, Some(1), EvictOldest, &[('+', 1, NONE), ('+', 2, Ok(&[1]))]);
+        check(None, None, Reject, &[&three[..], &[('+', 4, NONE)]].concat());
+    }
+
+    #[test]
+    fn a_smaller_number_evicts_as_many_as_it_takes() {
+        let clients = Clients::new(Some(5), EvictOldest);
+        (1..=5).for_each(|number| assert!(clients.admit("ann", None, place(number)).unwrap().is_empty()));
+        assert_eq!(clients.admit("ann", Some(2), place(6)), Ok([1, 2, 3, 4].map(place).to_vec()));
+    }
+
+    /// From several threads at once: everybody is evicted once or stays, and the limit stay.
+    #[test]
+    fn at_once() {
+        let clients = Arc::new(Clients::new(Some(5), EvictOldest));
+        let threads = (0..4_u32).map(|thread| {
+            let clients = clients.clone();
+            let admit = move |number| clients.admit("ann", None, place(thread * 1000 + number)).unwrap();
+            std::thread::spawn(move || (0..1000).flat_map(admit).collect::<Vec<_>>())
+        });
+        let threads: Vec<_> = threads.collect();
+        let mut evicted: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        evicted.extend(clients.admit("ann", Some(1), place(4000)).unwrap());
+        evicted.sort_by_key(|(_, conn)| conn.slot);
+        assert_eq!(evicted, (0..4000).map(place).collect::<Vec<_>>());
+    }
+}
