@@ -294,6 +294,8 @@ mod tests {
         check_env("TIDEWHEEL_AUTH_REQUIRED", "false", Ok(|c| c.auth.required = false));
         check_env("TIDEWHEEL_AUTH_SECRET", "\"\\ {1}", Ok(|c| c.auth.secret = Some(Secret::new("\"\\ {1}"))));
         check_env("TIDEWHEEL_AUTH_ISSUER", "", Ok(|_| {}));
+        check_env("TIDEWHEEL_AUTH_COOKIE", "session", Ok(|c| c.auth.cookie = Some("session".to_owned())));
+        check_env("TIDEWHEEL_AUTH_QUERY", "true", Ok(|c| c.auth.query = true));
         check_env("TIDEWHEEL_SHARDS", "3", Ok(|c| c.shards = Auto::Value(3)));
         check_env(
             "TIDEWHEEL_LISTEN",
@@ -344,7 +346,7 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values = ["7", "7s", "false", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
+            let values = ["7", "7s", "false", "true", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

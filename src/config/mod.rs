@@ -160,6 +160,11 @@ section! {
         /// Time after a token's expiry in which the client may refresh it, 0s to 24h; then close 4003.
         #[serde(deserialize_with = "units::duration")]
         expiry_grace: Duration = Duration::from_secs(25),
+        /// Name of the cookie that may carry a token in the upgrade request. `null`: none. Browsers add cookies to the
+        /// requests of every page, so `origins.allow` decides who may use it.
+        cookie: Option<String> = None,
+        /// Whether the upgrade request may carry a token as `?token=`, which others may log. false: the query is ignored.
+        query: bool = false,
     }
 }
 

@@ -31,6 +31,7 @@ impl Config {
         self.check_ranges(&mut problems);
         self.check_endpoints(&mut problems);
         self.check_key(&mut problems);
+        self.check_cookie(&mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
@@ -122,6 +123,17 @@ impl Config {
                 auth.algorithm.unwrap_or_default()
             )),
             _ => {}
+        }
+    }
+
+    fn check_cookie(&self, problems: &mut Vec<String>) {
+        // A token as in RFC 6265 §4.1.1.
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
+        if let Some(cookie) = &self.auth.cookie
+            && (cookie.is_empty() || !cookie.bytes().all(is_plain))
+        {
+            let what = "is not the name of a cookie; write letters, digits, `-` and `_`, such as session, or null";
+            problems.push(format!("auth.cookie: `{cookie}` {what}"));
         }
     }
 }
@@ -242,6 +254,10 @@ mod tests {
         check("auth: {public_key_file: b, algorithm: HS256}", &["auth.algorithm: HS256 does not work with auth.pub"]);
         check("auth: {public_key_file: b, algorithm: EdDSA}", &[]);
         check("auth: {public_key_file: b}", &[]);
+        check("auth: {secret: a, cookie: __Host-sid}", &[]);
+        check("auth: {secret: a, cookie: ''}", &["auth.cookie: `` is not the name of a cookie"]);
+        check("auth: {secret: a, cookie: a=b}", &["auth.cookie: `a=b` is not the name of a cookie"]);
+        check("auth: {secret: a, cookie: é}", &["auth.cookie: `é` is not the name of a cookie"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The numbers a shard works with, out of the configuration and in the units of the loop.
 
+use crate::app::auth::Carriers;
 use crate::app::envelope;
 use crate::config::Config;
 use crate::conn::OutboundLimits;
@@ -18,6 +19,7 @@ pub struct Settings {
     pub outbound: OutboundLimits,
     pub handshake_timeout_ms: u64,
     pub auth_required: bool,
+    pub credentials: Carriers,
     pub auth_timeout_ms: u64,
     pub expiry_grace_ms: u64,
     pub idle_timeout_ms: u64,
@@ -49,6 +51,7 @@ impl Settings {
             },
             handshake_timeout_ms: ms(config.websocket.handshake_timeout),
             auth_required: config.auth.required,
+            credentials: Carriers { cookie: config.auth.cookie.clone(), query: config.auth.query },
             auth_timeout_ms: ms(config.auth.timeout),
             expiry_grace_ms: ms(config.auth.expiry_grace),
             idle_timeout_ms: config.websocket.idle_timeout_seconds * 1000,

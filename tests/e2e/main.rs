@@ -6,6 +6,7 @@ mod auth;
 mod bad_input;
 mod client;
 mod commands;
+mod credentials;
 mod drain;
 mod handlers;
 mod handshake;
