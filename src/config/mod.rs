@@ -8,6 +8,7 @@
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
 mod load;
+pub mod origin;
 mod units;
 mod validate;
 
@@ -20,6 +21,7 @@ pub use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
 pub use load::{Problems, environment};
+use origin::OriginPattern;
 
 /// Declares a section: its struct, its defaults, and the walk over its keys that the environment needs.
 macro_rules! section {
@@ -55,7 +57,7 @@ section! {
     /// The whole configuration. Unless a key says otherwise, it is read once, at the start.
     Config {
         /// Addresses that accept WebSocket connections, one or a list (at least one). Port 0: the kernel chooses.
-        #[serde(deserialize_with = "units::one_or_list")]
+        #[serde(deserialize_with = "units::addresses")]
         listen: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
         /// Path of the endpoint: starts with `/`, without query.
         path: String = "/ws".to_owned(),
@@ -75,6 +77,9 @@ section! {
         /// What one client may use.
         #[serde(deserialize_with = "units::section")]
         limits: Limits = Limits::default(),
+        /// Which pages may connect.
+        #[serde(deserialize_with = "units::section")]
+        origins: Origins = Origins::default(),
         /// How the server stops.
         #[serde(deserialize_with = "units::section")]
         drain: Drain = Drain::default(),
@@ -179,6 +184,20 @@ section! {
         topic_length: usize = 255,
         /// Handler futures waiting on one shard, 1 to 1,048,576; beyond, `limit_exceeded`.
         parked_handlers: usize = 4096,
+    }
+}
+
+section! {
+    /// Which pages may connect, as told by the `Origin` that browsers send with every upgrade; others get 403.
+    Origins {
+        /// One or a list of: `same_host`, where the page's host is that of the request, on any port; an origin such as
+        /// `https://example.com` or `http://localhost:3000`, where no port means the scheme's own;
+        /// `https://*.example.com` for all hosts below that one; `null` for pages without an origin; `*` for all.
+        /// `[]`: no page.
+        #[serde(deserialize_with = "units::origins")]
+        allow: Vec<OriginPattern> = vec![OriginPattern::SameHost],
+        /// Whether a request without `Origin`, which is from no browser, is allowed.
+        allow_missing: bool = true,
     }
 }
 

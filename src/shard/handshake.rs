@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use crate::app::origin;
 use crate::conn::{Endpoint, Identity, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -61,7 +62,7 @@ impl<I: Io> Shard<I> {
                 }
                 Verdict::Refuse { status, why, cause } => {
                     self.metrics.refused[cause as usize].add(1);
-                    tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, "handshake refused");
+                    tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, request.origin, "handshake refused");
                     let after = (self.io.random() % 4 + 1).to_string();
                     let headers: &[_] = match status {
                         401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
@@ -90,12 +91,23 @@ impl<I: Io> Shard<I> {
             let why = "the server holds as many connections as it may; connect again later";
             return refuse(503, why, Refusal::Full);
         }
-        if request.path == self.settings.path {
-            self.judge_credential(request)
+        let endpoint = if request.path == self.settings.path {
+            Endpoint::Native
         } else if Some(request.path) == self.settings.echo_path.as_deref() {
-            Verdict::Open { endpoint: Endpoint::Echo, identity: None }
+            Endpoint::Echo
         } else {
-            refuse(404, "no WebSocket endpoint at this path", Refusal::BadRequest)
+            return refuse(404, "no WebSocket endpoint at this path", Refusal::BadRequest);
+        };
+        if !origin::is_allowed(&self.settings.origins, request.origin, request.host) {
+            let why = match request.origin {
+                Some(_) => "pages of this Origin may not connect; origins.allow lists those that may",
+                None => "Origin header missing: only pages may connect",
+            };
+            return refuse(403, why, Refusal::Origin);
+        }
+        match endpoint {
+            Endpoint::Native => self.judge_credential(request),
+            Endpoint::Echo => Verdict::Open { endpoint, identity: None },
         }
     }
 

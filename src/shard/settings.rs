@@ -2,7 +2,7 @@
 
 use crate::app::auth::Carriers;
 use crate::app::envelope;
-use crate::config::Config;
+use crate::config::{Config, Origins};
 use crate::conn::OutboundLimits;
 use crate::ws::{HandshakeLimits, Limits};
 
@@ -12,6 +12,7 @@ use crate::ws::{HandshakeLimits, Limits};
 pub struct Settings {
     pub path: String,
     pub echo_path: Option<String>,
+    pub origins: Origins,
     pub connections_max: u32,
     pub slots: u32,
     pub handshake: HandshakeLimits,
@@ -40,6 +41,7 @@ impl Settings {
         Self {
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
+            origins: config.origins.clone(),
             connections_max,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },

@@ -13,6 +13,7 @@ mod handshake;
 mod lifecycle;
 mod matrix;
 mod order;
+mod origins;
 mod ports;
 mod process;
 mod python;

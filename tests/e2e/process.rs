@@ -247,7 +247,7 @@ fn a_check_tells_all_that_is_wrong() {
     let file = directory.path().join("bad.yaml");
     let mut yaml = fs::File::create(&file).unwrap();
     writeln!(yaml, "shards: 0\npath: ws\nwebsocket: {{max_message_size: 0B, pong_timeout: 1ms}}").unwrap();
-    writeln!(yaml, "outbound: {{max_frames: 0}}\nauth: {{secret: ''}}\nlimits: {{errors: 0}}").unwrap();
+    writeln!(yaml, "outbound: {{max_frames: 0}}\nauth: {{secret: '', cookie: 'a b'}}\nlimits: {{errors: 0}}").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidewheel"));
     let output = command.args(["check", "--config"]).arg(&file).env_clear().output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -259,6 +259,7 @@ fn a_check_tells_all_that_is_wrong() {
         "websocket.pong_timeout",
         "outbound.max_frames",
         "auth.secret",
+        "auth.cookie",
         "limits.errors",
     ] {
         assert!(text.lines().any(|line| line.starts_with(&format!("{key}: "))), "nothing on {key}:\n{text}");
