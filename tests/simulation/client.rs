@@ -11,7 +11,7 @@ use tidewheel::Delivery;
 use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 
 use crate::compose::data_text;
-use crate::ledger::{Ledger, NEVER, Period, Step, Tail};
+use crate::ledger::{Ledger, NEVER, Period, Source, Step, Tail};
 use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
 
 /// Topics there are; one more stands for broadcasts.
@@ -26,6 +26,8 @@ pub struct Rules {
     pub message_bytes_max: usize,
     pub header_bytes_max: usize,
     pub topic_length_max: usize,
+    /// Everyone must authenticate.
+    pub auth: bool,
     /// Idle and ping timeouts are on.
     pub timers: bool,
     /// A newcomer may find no place.
@@ -86,6 +88,7 @@ pub enum Want {
     Listing(BTreeSet<&'static str>),
     Published(usize),
     Error(&'static str),
+    Authenticated,
     NotAuthenticated,
     /// Of handlers. Each may be refused when too many wait.
     Done,
@@ -122,6 +125,21 @@ pub enum Membership {
     /// Asked for through a handler, whose reply is not there yet.
     Unsure(usize),
 }
+
+/// What a client has to show where everyone must authenticate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Token {
+    Good,
+    /// Allows [`ALLOWED`] only.
+    Narrow,
+    /// Expires soon.
+    Short,
+    Bad,
+    None,
+}
+
+/// Topics that a narrow token allows.
+pub const ALLOWED: [bool; TOPICS.len()] = [true, true, false, false];
 
 /// What the client connected for.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,6 +199,10 @@ pub struct Client {
     pub pongs: VecDeque<Vec<u8>>,
     pub echoes: VecDeque<(u8, Vec<u8>)>,
     pub topics: [Membership; TOPICS.len()],
+    pub token: Token,
+    /// Has sent what it has to show.
+    pub greeted: bool,
+    pub authenticated: bool,
     pub everyone: Option<usize>,
     reader: Reader,
     /// Replies of `said` that came before their handler's own.
@@ -208,6 +230,7 @@ struct Message<'a> {
     topic: Option<&'a str>,
     #[serde(borrow)]
     data: &'a RawValue,
+    publisher: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -232,6 +255,11 @@ struct Receipt {
 #[derive(Deserialize)]
 struct Failure<'a> {
     code: &'a str,
+}
+
+#[derive(Deserialize)]
+struct AuthResult {
+    authenticated: bool,
 }
 
 #[derive(Deserialize)]
@@ -268,6 +296,9 @@ impl Client {
             pongs: VecDeque::new(),
             echoes: VecDeque::new(),
             topics: [Membership::Out; TOPICS.len()],
+            token: Token::Good,
+            greeted: false,
+            authenticated: false,
             everyone: None,
             reader: Reader::default(),
             said: 0,
@@ -345,7 +376,7 @@ impl Client {
             return;
         }
         self.is_open = true;
-        if self.plan == Plan::Native {
+        if self.plan == Plan::Native && !scene.rules.auth {
             let period = self.everyone.expect("asked for when it connected");
             scene.ledger.periods[period].acked = scene.step;
         }
@@ -431,6 +462,7 @@ impl Client {
                 self.said += 1;
                 return;
             }
+            "token_expiring" if self.token == Token::Short => return,
             "disconnect" => {
                 let Disconnect { code, reconnect } = payload(&said);
                 assert_eq!(reconnect, matches!(code, 1012 | 4000..=4499), "{}", shown());
@@ -462,6 +494,11 @@ impl Client {
         let message: Message = payload(said);
         let Data { n } = serde_json::from_str(message.data.get()).expect("data of ours");
         assert_eq!(message.data.get(), data_text(n, &scene.rules), "data that is not byte for byte what was published");
+        let publisher = match scene.ledger.publishes[n].source {
+            Source::Client(number) if scene.rules.auth => Some(format!("u{number}")),
+            _ => None,
+        };
+        assert_eq!(message.publisher, publisher.as_deref());
         let period = match message.topic {
             None => self.everyone.expect("a native client"),
             Some(name) => {
@@ -513,7 +550,16 @@ impl Client {
         };
         let ledger = &mut scene.ledger;
         match (want, said.kind) {
-            (Want::Pong, "pong") | (Want::NotAuthenticated, "auth_result") => {}
+            (Want::Pong, "pong") => {}
+            (Want::Authenticated | Want::NotAuthenticated, "auth_result") => {
+                let AuthResult { authenticated } = payload(said);
+                assert!(authenticated || self.token == Token::Short || *want == Want::NotAuthenticated, "{self:?}");
+                assert!(!authenticated || *want == Want::Authenticated, "{self:?}");
+                if authenticated && !self.authenticated {
+                    self.authenticated = true;
+                    ledger.periods[self.everyone.expect("a native client")].acked = scene.step;
+                }
+            }
             (&Want::Subscribed { topic, period }, _) => {
                 acks(format!("Subscribed to {}", TOPICS[topic]), Some(TOPICS[topic]));
                 ledger.periods[period].acked = scene.step;
@@ -568,6 +614,9 @@ impl Client {
                 let known = match code {
                     1012 => drains,
                     4001 | 4002 => rules.timers,
+                    4003 => self.token == Token::Short,
+                    4501 => self.token == Token::Short && !self.authenticated,
+                    4502 => rules.auth && !self.authenticated,
                     4008 => !rules.roomy || self.was_stalled,
                     4506 => self.errors >= rules.errors_max,
                     _ => false,
