@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings, make_token};
 use tidewheel::io::sim::{Dice, World};
 
-use crate::client::{ALLOWED, BROADCAST, Client, Id, Leaving, Membership, Plan, Rules, Scene, TOPICS, Token, Want};
+use crate::client::Client;
 use crate::ledger::Source;
+use crate::terms::{ALLOWED, BROADCAST, Id, Leaving, Membership, Plan, Rules, Scene, TOPICS, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, PING, TEXT};
 
 /// The `data` of publish `number`: as long as chance and the limits say, the same wherever it is asked for.

@@ -11,6 +11,7 @@ mod run;
 mod scenarios;
 mod sizes;
 mod stage;
+mod terms;
 mod wire;
 
 use std::any::Any;
@@ -19,9 +20,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use client::Tamper;
 use handlers::ON_PURPOSE;
 use run::run;
+use terms::Tamper;
 
 #[test]
 fn every_promise_is_kept_whatever_happens() {

@@ -19,10 +19,11 @@ use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery};
 use tokio::sync::oneshot;
 
-use crate::client::{BROADCAST, Client, Rules, Scene, TOPICS, Tamper};
+use crate::client::Client;
 use crate::compose::{data_text, key};
 use crate::handlers::{Waiting, router};
 use crate::ledger::{Ledger, NEVER, Source};
+use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
 #[derive(Debug)]
