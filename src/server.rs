@@ -49,7 +49,7 @@ use crate::io::{affinity, clock, listener};
 use crate::metrics::{CloseReason, Counter, ShardMetrics};
 use crate::pubsub::{Bus, Delivery, Registry};
 use crate::shard::settings::Settings;
-use crate::shard::{Inbox, Order, Shard, Shared, Turn, refused_for_room};
+use crate::shard::{Inbox, Order, Shard, Shared, Turn};
 
 /// Why an engine did not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -333,7 +333,7 @@ impl EngineHandle {
     ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<F> {
         let placed = order.and_then(|order| {
             let (answer, answered) = oneshot::channel();
-            self.inner.inboxes[shard].push(order(answer)).map_err(|_| refused_for_room())?;
+            self.inner.inboxes[shard].push(order(answer))?;
             Ok(answered)
         });
         async move { placed?.await.unwrap_or_else(|_| Err(Refused::gone())) }

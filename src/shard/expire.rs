@@ -63,8 +63,12 @@ impl<I: Io> Shard<I> {
         let settings = &self.settings;
         let now_ms = self.now.monotonic_ms();
         let at = |since: Ms, after_ms: u64| now_ms - u64::from((now_ms as Ms).wrapping_sub(since)) + after_ms;
+        // After an absence of the shard what peers sent is read before they are judged.
+        let lenient_ms = self.lenient_until_ms;
         match conn.phase {
-            Phase::Handshake(_) => return Some((at(conn.since, settings.handshake_timeout_ms), Due::Handshake)),
+            Phase::Handshake(_) => {
+                return Some((at(conn.since, settings.handshake_timeout_ms).max(lenient_ms), Due::Handshake));
+            }
             Phase::Settling(_) | Phase::Closing | Phase::Finishing { .. } => {
                 return Some((at(conn.since, settings.close_timeout_ms), Due::Close));
             }
@@ -80,10 +84,8 @@ impl<I: Io> Shard<I> {
         };
         let native = conn.endpoint == crate::conn::Endpoint::Native;
         if native && settings.auth_required && conn.identity.is_none() {
-            consider(at(conn.since, settings.auth_timeout_ms), Due::Auth);
+            consider(at(conn.since, settings.auth_timeout_ms).max(lenient_ms), Due::Auth);
         }
-        // After a freeze what peers sent is read before they are judged.
-        let lenient_ms = self.lenient_until_ms;
         if settings.idle_timeout_ms > 0 {
             consider(at(conn.active, settings.idle_timeout_ms).max(lenient_ms), Due::Idle);
         }
@@ -105,7 +107,7 @@ impl<I: Io> Shard<I> {
         match conn.outbound.over_age(&settings.outbound, now_ms as Ms) {
             Ok(None) => {}
             Ok(Some(look)) => consider(now_ms + u64::from(look.wrapping_sub(now_ms as Ms)), Due::Age),
-            Err(crate::conn::Aged) => consider(now_ms, Due::Age),
+            Err(crate::conn::Aged) => consider(now_ms.max(lenient_ms), Due::Age),
         }
         earliest
     }

@@ -33,7 +33,7 @@ use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
 use executor::Executor;
-pub use orders::{Inbox, Order, refused_for_room};
+pub use orders::{Inbox, Order};
 use publish::Owed;
 use settings::Settings;
 
@@ -84,7 +84,7 @@ pub struct Shard<I: Io> {
 
     accepting: accept::Accepting,
     draining: Option<orders::Draining>,
-    /// Until then nobody is judged idle: the shard was frozen, and reads first. Milliseconds of the shard's clock.
+    /// Until then nobody is judged idle or late: the shard was away, and reads first. Milliseconds of its clock.
     lenient_until_ms: u64,
 }
 
@@ -145,9 +145,9 @@ impl<I: Io> Shard<I> {
         // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
         let done = self.is_done();
         let wait = if done { Wait::No } else { self.nap() };
-        let due_ms = self.due_ms(wait);
+        let before_ms = self.now.monotonic_ms();
         self.now = self.io.wait(wait)?;
-        self.notice_freeze(due_ms);
+        self.notice_absence(before_ms);
 
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
         self.retry_held(); // messages that waited for room on the bus
@@ -191,7 +191,9 @@ impl<I: Io> Shard<I> {
             return Wait::No;
         }
         let now = self.now.monotonic_ms();
-        let retry = (!self.held.is_empty()).then_some(now + HELD_RETRY_MS);
+        // What waits for room on the bus is not told when there is some.
+        let waits = !self.held.is_empty() || self.inbox.has_orders();
+        let retry = waits.then_some(now + HELD_RETRY_MS);
         let deadline = [self.wheel.next_deadline_ms(), self.accept_retry_ms(), self.drain_deadline_ms(), retry]
             .into_iter()
             .flatten()
@@ -202,24 +204,20 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn has_work(&self) -> bool {
-        !self.dirty.is_empty() || self.bus.has_mail() || self.executor.has_ready() || !self.inbox.is_empty()
+    fn has_work(&mut self) -> bool {
+        !self.dirty.is_empty()
+            || self.bus.has_mail()
+            || self.executor.has_ready()
+            || self.inbox.wants_drain()
+            || (self.inbox.has_orders() && self.has_room_to_publish())
     }
 
-    fn due_ms(&self, wait: Wait) -> u64 {
-        match wait {
-            Wait::No => self.now.monotonic_ms(),
-            Wait::AtMost(most) => self.now.monotonic_ms() + most.as_millis() as u64,
-            Wait::Forever => u64::MAX,
-        }
-    }
-
-    /// Time has passed that the shard did not ask for: it was frozen. What peers sent meanwhile is still in the
-    /// kernel, so nobody is judged silent until it has been read.
-    fn notice_freeze(&mut self, due_ms: u64) {
-        let now = self.now.monotonic_ms();
-        if now.saturating_sub(due_ms) > settings::FREEZE_MS {
-            self.lenient_until_ms = now + settings::FREEZE_MS;
+    /// The shard has not looked at its sockets for a while: it slept or was frozen, and cannot tell which. What peers
+    /// sent meanwhile may still be in the kernel, so nobody is judged silent or slow until it has been read.
+    fn notice_absence(&mut self, before_ms: u64) {
+        let now_ms = self.now.monotonic_ms();
+        if now_ms.saturating_sub(before_ms) > settings::ABSENCE_MS {
+            self.lenient_until_ms = now_ms + settings::READ_FIRST_MS;
         }
     }
 

@@ -1,6 +1,5 @@
 //! What other threads want of a shard: publishes of the embedding program, and the drain.
-//! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits. Nor does anything wait in
-//! the inbox of a shard that has ended.
+//! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,7 +48,7 @@ pub struct Inbox {
     /// Milliseconds until the deadline of a drain that has been ordered, plus one; 0 if none has. Not a queued order: it
     /// must always find room.
     drain_ms: AtomicU64,
-    /// The shard has ended and takes nothing any more.
+    /// The shard has ended.
     closed: AtomicBool,
     doorbell: OnceLock<Arc<dyn Doorbell>>,
 }
@@ -72,26 +71,25 @@ impl std::fmt::Debug for Inbox {
 }
 
 impl Inbox {
-    /// Leaves an order and wakes the shard. One that has ended drops it, which its sender can tell from the answer.
+    /// Leaves an order and wakes the shard. An order that the shard ends without having taken is dropped, and with it
+    /// the sender of its answer.
     ///
     /// # Errors
-    /// The order, if the inbox is full.
-    pub fn push(&self, order: Order) -> Result<(), Order> {
-        self.orders.push(order)?;
-        if self.closed.load(Ordering::SeqCst) {
-            self.drop_orders();
-        }
+    /// `limit_exceeded` if the inbox is full, `not_found` if the shard has ended.
+    pub fn push(&self, order: Order) -> Result<(), Refused> {
+        self.orders.push(order).map_err(|_| refused_for_room())?;
         self.ring();
+        // Looked at after the push: whoever closes empties the queue afterwards, so one of the two sees the order.
+        if self.closed.load(Ordering::SeqCst) {
+            self.close();
+            return Err(Refused::gone());
+        }
         Ok(())
     }
 
-    /// The shard has ended.
+    /// Nobody takes orders any more.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.drop_orders();
-    }
-
-    fn drop_orders(&self) {
         while self.orders.pop().is_some() {}
     }
 
@@ -102,9 +100,14 @@ impl Inbox {
         self.ring();
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.drain_ms.load(Ordering::SeqCst) == 0
+    /// Whether a drain has been ordered that the shard has not taken up.
+    pub(super) fn wants_drain(&self) -> bool {
+        self.drain_ms.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether orders wait.
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.is_empty()
     }
 
     fn ring(&self) {
@@ -134,13 +137,13 @@ const LAST_COMPLETIONS_MS: u64 = 1_000;
 
 impl<I: Io> Shard<I> {
     pub(super) fn take_orders(&mut self) {
-        if self.inbox.is_empty() {
-            return;
-        }
-        if let Some(deadline_ms) = self.inbox.drain_ms.swap(0, Ordering::SeqCst).checked_sub(1) {
+        if self.inbox.wants_drain()
+            && let Some(deadline_ms) = self.inbox.drain_ms.swap(0, Ordering::SeqCst).checked_sub(1)
+        {
             self.drain(deadline_ms);
         }
-        while self.has_room_to_publish()
+        while self.inbox.has_orders()
+            && self.has_room_to_publish()
             && let Some(order) = self.inbox.orders.pop()
         {
             match order {
@@ -200,9 +203,10 @@ impl<I: Io> Shard<I> {
         }
         draining.enforced = true;
         tracing::warn!(shard = self.id.0, connections = self.conns.len(), "drain deadline: cutting who is left");
-        let everyone: Vec<ConnKey> = self.conns.keys().collect();
-        self.metrics.cut.add(everyone.len() as u64);
-        for key in everyone {
+        let still_here = self.conns.iter().filter(|(_, conn)| !matches!(conn.phase, Phase::Gone));
+        let still_here: Vec<ConnKey> = still_here.map(|(key, _)| key).collect();
+        self.metrics.cut.add(still_here.len() as u64);
+        for key in still_here {
             self.retire(key, CloseReason::Drain);
         }
     }
@@ -216,6 +220,6 @@ impl<I: Io> Shard<I> {
 }
 
 /// The refusal of a publish that has no room.
-pub fn refused_for_room() -> Refused {
+pub(super) fn refused_for_room() -> Refused {
     Refused::new(ErrorCode::LimitExceeded, "the engine is busy; publish again later")
 }

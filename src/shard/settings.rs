@@ -71,7 +71,11 @@ pub const LINGER_MS: u64 = 1_000;
 pub const SUBPROTOCOL: &str = "tidewheel.v1";
 /// How long accepting pauses when a table is full and no connection ends meanwhile.
 pub const ACCEPT_RETRY_MS: u64 = 100;
-/// Later than asked by this much, a shard has been frozen (SIGSTOP, a suspended machine) and reads before it judges.
-pub const FREEZE_MS: u64 = 1_000;
+/// A shard that did not look at its sockets for longer than this may have been frozen (SIGSTOP, a suspended machine).
+pub const ABSENCE_MS: u64 = 250;
+/// For how long such a shard reads before it judges anyone: some turns, for kernels that bring bytes in the second one
+/// and for receives that find no buffer.
+pub const READ_FIRST_MS: u64 = 100;
 
+const _: () = assert!(READ_FIRST_MS < ABSENCE_MS, "waiting for the judgement is no absence");
 const _: () = assert!(envelope::ID_LENGTH_MAX <= 64, "a request id is kept while its reply waits");

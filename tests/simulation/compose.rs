@@ -38,14 +38,14 @@ impl Client {
 
     /// Does one of the things clients do.
     pub fn act(&mut self, world: &World, scene: &mut Scene, dice: &mut Dice) {
-        if dice.chance(0.03) {
+        if dice.chance(scene.rules.unrest) {
             let stalled = dice.coin();
             self.was_stalled |= stalled;
             world.client_stall(self.id, stalled);
         }
         if self.is_open && self.may_ask() && self.to_send.len() + world.client_unsent(self.id) < UNSENT_MAX {
             self.compose(scene, dice);
-            if dice.chance(0.02) {
+            if dice.chance(scene.rules.unrest) {
                 self.leave(world, scene, dice);
             }
         } else if !self.is_open && self.leaving.is_none() && dice.chance(0.01) {
@@ -257,7 +257,7 @@ impl Client {
                 Leaving::Asked(4501)
             }
             8 if self.plan == Plan::Native => {
-                self.ask(Want::Done, "bye", "{\"code\":3999}", dice);
+                self.ask(Want::Bye, "bye", "{\"code\":3999}", dice);
                 Leaving::Asked(3999)
             }
             _ => Leaving::Reset,

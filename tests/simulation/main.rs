@@ -8,6 +8,9 @@ mod compose;
 mod handlers;
 mod ledger;
 mod run;
+mod scenarios;
+mod sizes;
+mod stage;
 mod wire;
 
 use std::any::Any;
@@ -29,10 +32,9 @@ fn every_promise_is_kept_whatever_happens() {
         outcome.seen.into_iter().for_each(|(what, count)| *seen.entry(what).or_default() += count);
     });
     let seen = seen.into_inner().unwrap();
+    // With `--nocapture`: how often what happened.
+    tell(&format!("{seeds} runs: {seen:?}"));
     // A simulation that hits no bound tests little; what cannot happen without authentication is left out.
-    if std::env::var_os("TIDEWHEEL_SIM_SEEDS").is_some() {
-        eprintln!("{seeds} runs: {seen:?}");
-    }
     let never: Vec<_> = seen.iter().filter(|&(what, count)| *count == 0 && !ELSEWHERE.contains(what)).collect();
     assert!(seeds < 1_000 || never.is_empty(), "never happened in {seeds} runs: {never:?} of {seen:?}");
 }
@@ -96,6 +98,11 @@ fn for_each_seed(test: &str, run: impl Fn(u64) + Sync) -> u64 {
         );
     }
     last - first
+}
+
+#[expect(clippy::print_stdout, reason = "captured by the test harness unless asked for")]
+fn tell(text: &str) {
+    println!("{text}");
 }
 
 /// Panics on purpose say nothing; all others do where they happen, unless they are caught and told by the caller.

@@ -53,7 +53,7 @@ pub struct Run {
 
 /// Runs a whole life of an engine.
 pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
-    let mut dice = Dice::new(seed ^ 0x71de_3e1);
+    let mut dice = Dice::new(seed ^ 0x71d3);
     let faults = match dice.below(10) {
         0..=2 => Faults::default(),
         3 => Faults::all(),
@@ -120,6 +120,7 @@ impl Run {
             timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
             tight: true,
             rough,
+            unrest: [0.0, 0.005, 0.03][dice.below(3)],
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
         let scene = Scene { step: 0, rules, ledger: Ledger::default(), drained_at: NEVER, tamper };
@@ -388,7 +389,7 @@ impl Run {
         assert_eq!(sum(&|metrics| metrics.opened.get()), closed, "opened and closed");
         assert!(self.still_there().is_empty(), "clients that never saw their end: {:?}", self.still_there());
         let tails: Vec<_> = self.clients.iter().map(|client| client.tail(self.scene.drained_at)).collect();
-        self.scene.ledger.judge(&tails);
+        let exact = self.scene.ledger.judge(&tails);
 
         let mut seen: Vec<(&str, u64)> = CloseReason::ALL
             .iter()
@@ -396,6 +397,7 @@ impl Run {
             .collect();
         seen.extend([
             ("cut at the drain", sum(&|metrics| metrics.cut.get())),
+            ("exact receipts", exact),
             ("starved", sum(&|metrics| metrics.starved.get())),
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),

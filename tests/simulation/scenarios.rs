@@ -1,0 +1,195 @@
+//! Single mishaps, each played step by step: what the runs from seeds found, or would find too seldom.
+
+use std::time::Duration;
+
+use tidewheel::Delivery;
+use tidewheel::app::context::Refused;
+use tidewheel::id::ShardId;
+use tidewheel::io::sim::Faults;
+use tidewheel::shard::Order;
+use tidewheel::shard::settings::Settings;
+use tokio::sync::oneshot;
+
+use crate::stage::Stage;
+
+const PUBLISH: &str = r#"{"id":1,"type":"publish","payload":{"topic":"t","data":1}}"#;
+const SUBSCRIBE: &str = r#"{"id":0,"type":"subscribe","payload":{"topic":"t"}}"#;
+
+#[test]
+fn the_last_words_come_after_what_is_owed() {
+    let mut stage = Stage::new(1, 8, |_| {});
+    let client = stage.client(0);
+    let wait = r#"{"id":1,"type":"wait"}"#;
+    stage.send(client, &[wait, r#"{"id":2,"type":"bye","payload":{"code":3999}}"#]);
+    stage.rest();
+    assert_eq!(stage.told(client), "ack 2");
+    stage.waiting.release(0, true);
+    stage.rest();
+    assert_eq!(stage.told(client), "ack 1, disconnect, close 3999");
+}
+
+#[test]
+fn publishes_before_a_protocol_error_are_acked() {
+    let mut stage = Stage::new(2, 8, |_| {});
+    let (publisher, subscriber) = (stage.client(0), stage.client(1));
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    stage.send(publisher, &[PUBLISH]);
+    stage.world.client_send(stage.id(publisher), b"\x81\x00 without a mask");
+    stage.deliver();
+    stage.turns(0, 50);
+    assert_eq!(stage.told(publisher), "", "shard 1 has not counted yet");
+    stage.rest();
+    assert_eq!(stage.told(publisher), "ack 1, close 1002");
+    assert_eq!(stage.told(subscriber), "ack 0, message");
+}
+
+#[test]
+fn a_shard_without_connections_counts_for_others_that_drain() {
+    let mut stage = Stage::new(2, 8, |_| {});
+    let client = stage.client(0);
+    stage.send(client, &[r#"{"id":1,"type":"wait"}"#]);
+    stage.rest();
+    stage.inboxes.iter().for_each(|inbox| inbox.drain(30_000));
+    stage.turns(1, 10);
+    let mut answered = stage.broadcast(0);
+    stage.rest();
+    assert_eq!(answered.try_recv().unwrap().unwrap(), Delivery::default(), "counted by both shards");
+    stage.waiting.release(0, true);
+    stage.rest();
+    assert_eq!(stage.told(client), "ack 1, disconnect, close 1012");
+    stage.world.client_shutdown(stage.id(client));
+    stage.rest();
+    assert_eq!(stage.done, [true, true], "before the deadline");
+    assert!(stage.world.now().monotonic_ms() < 10_000);
+}
+
+#[test]
+fn what_waits_behind_publishes_is_bounded() {
+    let limit = 2_000;
+    let small = |settings: &mut Settings| settings.outbound.bytes_max = limit;
+    let mut stage = Stage::new(2, 1_000, small);
+    let (publisher, subscriber) = (stage.client(0), stage.client(1));
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    let list = r#"{"id":2,"type":"list_subscriptions"}"#;
+    for _ in 0..100 {
+        stage.send(publisher, &[PUBLISH, list, list]);
+        stage.deliver();
+        stage.turns(0, 10);
+        let [_, outbound, _] = stage.shards[0].heaviest();
+        assert!(outbound <= limit as usize + 500, "{outbound} bytes wait");
+    }
+    stage.rest();
+    let told = stage.told(publisher);
+    assert_eq!((told.matches("ack").count(), told.matches("subscriptions").count()), (100, 200), "{told}");
+}
+
+#[test]
+fn a_connection_that_was_held_is_pinged_again() {
+    let change = |settings: &mut Settings| {
+        settings.outbound.bytes_max = 300;
+        (settings.ping_interval_ms, settings.pong_timeout_ms) = (1_000, 500);
+    };
+    let mut stage = Stage::new(1, 8, change);
+    let client = stage.client(0);
+    stage.world.client_stall(stage.id(client), true);
+    let list = r#"{"id":1,"type":"list_subscriptions"}"#;
+    (0..2_000).for_each(|_| stage.send(client, &[list]));
+    stage.rest();
+    stage.pass(1_500); // the timer of the ping comes while the connection is not read from
+    stage.world.client_stall(stage.id(client), false);
+    stage.rest();
+    let told = stage.told(client);
+    assert_eq!(told.matches("subscriptions 1").count(), 2_000, "{told}");
+    stage.pass(1_200);
+    assert_eq!(stage.told(client), "opcode 9");
+}
+
+#[test]
+fn a_subscriber_that_gets_messages_is_not_idle() {
+    let mut stage = Stage::new(2, 8, |settings| settings.idle_timeout_ms = 1_000);
+    let (publisher, subscriber) = (stage.client(0), stage.client(1));
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    assert_eq!(stage.told(subscriber), "ack 0");
+    for _ in 0..5 {
+        stage.pass(500);
+        stage.send(publisher, &[PUBLISH]);
+        stage.rest();
+        assert_eq!((stage.told(publisher), stage.told(subscriber)), ("ack 1".into(), "message".into()));
+    }
+    stage.pass(1_400);
+    assert_eq!(stage.told(subscriber), "disconnect, close 4001");
+}
+
+#[test]
+fn after_a_freeze_sockets_are_read_before_anyone_is_judged() {
+    let ping = r#"{"id":1,"type":"ping"}"#;
+    for frozen_ms in [3_000, 9_990, 10_005, 10_020, 10_100, 10_900, 12_990, 13_010, 60_000] {
+        for (idle_timeout_ms, ping_interval_ms) in [(10_000, 0), (0, 10_000)] {
+            for seed in 0..20 {
+                let change = |settings: &mut Settings| {
+                    (settings.idle_timeout_ms, settings.ping_interval_ms) = (idle_timeout_ms, ping_interval_ms);
+                    settings.pong_timeout_ms = 3_000;
+                    settings.outbound.age_max_ms = 3_000;
+                };
+                let mut stage = Stage::from_seed(seed, 1, 8, change);
+                let client = stage.client(0);
+                stage.send(client, &[ping]);
+                // The kernel may take some turns to bring what it has.
+                stage.world.set_faults(Faults { delay: 0.5, starve: 0.3, ..Faults::default() });
+                stage.world.advance(Duration::from_millis(frozen_ms));
+                stage.rest();
+                let told = stage.told(client).replace("opcode 9, ", "");
+                assert_eq!(
+                    told, "pong 1",
+                    "frozen for {frozen_ms} ms, idle {idle_timeout_ms}, ping {ping_interval_ms}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_order_to_a_shard_that_has_ended_is_refused() {
+    let mut stage = Stage::new(1, 8, |_| {});
+    let mut before = stage.broadcast(0);
+    stage.inboxes[0].drain(1_000);
+    stage.rest();
+    assert_eq!((stage.done[0], before.try_recv().unwrap().unwrap()), (true, Delivery::default()));
+    let mut late = stage.broadcast(0);
+    stage.shards.clear();
+    assert_eq!(late.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed, "nobody takes it any more");
+    let (answer, _answered) = oneshot::channel();
+    let refused = stage.inboxes[0].push(Order::Broadcast { data: b"1".to_vec(), answer }).unwrap_err();
+    assert_eq!(refused, Refused::gone());
+}
+
+#[test]
+fn orders_that_find_the_bus_full_wait_asleep() {
+    let mut stage = Stage::new(2, 1, |_| {});
+    let mut answers: Vec<_> = (0..3).map(|_| stage.broadcast(0)).collect();
+    stage.turns(0, 10);
+    assert!(stage.world.asleep(ShardId(0)), "shard 1 has not counted, and nothing can be done meanwhile");
+    stage.rest();
+    stage.pass(10);
+    for answer in &mut answers {
+        assert_eq!(answer.try_recv().unwrap().unwrap(), Delivery::default());
+    }
+}
+
+#[test]
+fn who_has_gone_by_the_deadline_was_not_cut() {
+    let mut stage = Stage::new(1, 8, |_| {});
+    let (slow, gone) = (stage.client(0), stage.client(0));
+    stage.world.client_stall(stage.id(slow), true);
+    stage.send(slow, &[r#"{"id":1,"type":"wait"}"#]);
+    stage.rest();
+    stage.inboxes[0].drain(1_000);
+    stage.rest();
+    stage.world.client_shutdown(stage.id(gone));
+    stage.rest();
+    stage.pass(1_500);
+    assert_eq!((stage.done[0], stage.metrics[0].cut.get()), (true, 1));
+}
