@@ -67,7 +67,7 @@ impl<I: Io> Shard<I> {
             self.mark_dirty(key);
         }
         if held {
-            self.resume(key);
+            self.want_resume(key);
         }
     }
 
