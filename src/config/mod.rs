@@ -102,9 +102,9 @@ section! {
         /// descriptors and memory allow, computed and logged at the start.
         max_total_connections: Auto<u32> = Auto::Auto,
         /// Seconds without a message in either direction and without a ping from the client until close 4001, 1 to
-        /// 31,536,000. 0: never. The server's own pings and their pongs do not count.
+        /// 2,592,000. 0: never. The server's own pings and their pongs do not count.
         idle_timeout_seconds: u64 = 300,
-        /// Seconds without a byte from the client until it is pinged, 1 to 31,536,000. 0: never pinged.
+        /// Seconds without a byte from the client until it is pinged, 1 to 2,592,000. 0: never pinged.
         ping_interval_seconds: u64 = 30,
         /// Time for the pong after a ping until close 4002, 100ms to 1h.
         #[serde(deserialize_with = "units::duration")]
@@ -131,7 +131,7 @@ section! {
         /// Bytes queued, 1B to 1GiB. One message is admitted into an empty queue whatever its size.
         #[serde(deserialize_with = "units::size")]
         max_bytes: usize = 1_000_000,
-        /// Frames queued, 1 to 1,048,576.
+        /// Frames queued, 1 to 524,288.
         max_frames: usize = 1024,
         /// How long a message may wait behind a send that makes no progress, 100ms to 1h; one that trickles is found within
         /// twice that.
@@ -176,7 +176,7 @@ section! {
 section! {
     /// Bounds for one connection, and the one for handlers.
     Limits {
-        /// Errors answered to one connection until close 4506, 1 to 1,000,000.
+        /// Errors answered to one connection until close 4506, 1 to 65,535.
         errors: u32 = 50,
         /// Topics one connection may be subscribed to, 1 to 65,535; beyond, `limit_exceeded`.
         subscriptions_per_connection: usize = 128,

@@ -9,7 +9,7 @@ use super::units::{show_duration, show_size};
 use super::{Algorithm, Auto, Config, Problems};
 use crate::id::SLOT_MAX;
 
-const YEAR_SECONDS: u64 = 365 * 24 * 60 * 60;
+const MONTH_SECONDS: u64 = 30 * 24 * 60 * 60;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest time that means anything at the resolution of a shard's timers.
@@ -43,20 +43,20 @@ impl Config {
         if let Auto::Value(connections) = websocket.max_total_connections {
             number(problems, "websocket.max_total_connections", connections, 1..=SLOT_MAX + 1);
         }
-        number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=YEAR_SECONDS);
-        number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=YEAR_SECONDS);
+        number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=MONTH_SECONDS);
+        number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=MONTH_SECONDS);
         duration(problems, "websocket.pong_timeout", websocket.pong_timeout, SHORTEST..=HOUR);
         duration(problems, "websocket.handshake_timeout", websocket.handshake_timeout, SHORTEST..=HOUR);
         duration(problems, "websocket.close_timeout", websocket.close_timeout, SHORTEST..=HOUR);
         size(problems, "websocket.max_message_size", websocket.max_message_size, 1..=MESSAGE_SIZE_MAX);
         size(problems, "websocket.max_header_bytes", websocket.max_header_bytes, 256..=MIB);
         size(problems, "outbound.max_bytes", outbound.max_bytes, 1..=MESSAGE_SIZE_MAX);
-        number(problems, "outbound.max_frames", outbound.max_frames, 1..=MIB);
+        number(problems, "outbound.max_frames", outbound.max_frames, 1..=MIB / 2);
         duration(problems, "outbound.max_age", outbound.max_age, SHORTEST..=HOUR);
         duration(problems, "auth.timeout", auth.timeout, SHORTEST..=HOUR);
         duration(problems, "auth.leeway", auth.leeway, Duration::ZERO..=HOUR);
         duration(problems, "auth.expiry_grace", auth.expiry_grace, Duration::ZERO..=DAY);
-        number(problems, "limits.errors", limits.errors, 1..=1_000_000);
+        number(problems, "limits.errors", limits.errors, 1..=65_535);
         let subscriptions = limits.subscriptions_per_connection;
         number(problems, "limits.subscriptions_per_connection", subscriptions, 1..=65_535);
         number(problems, "limits.topic_length", limits.topic_length, 1..=4 * KIB);

@@ -66,9 +66,9 @@ pub struct Outbound {
 const _: () = assert!(size_of::<Outbound>() == 24);
 
 /// A frame at least this long is sent from where it lies; shorter ones that wait together are copied into one send.
-const GATHER_FRAME_MAX: usize = 16 * 1024;
+const GATHER_FRAME_MAX: usize = 64 * 1024;
 /// Bytes copied into one send at most.
-const GATHER_BYTES_MAX: usize = 64 * 1024;
+const GATHER_BYTES_MAX: usize = 128 * 1024;
 /// A private frame takes no more replies beyond this, so that a large reply does not grow by copying.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 

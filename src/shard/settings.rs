@@ -70,6 +70,8 @@ impl Settings {
 
 /// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
 pub const PARKED_PER_CONN_MAX: u16 = 32;
+/// Publishes that one connection may make before others that wait have their turn.
+pub const SHARE: u32 = 64;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

@@ -4,6 +4,7 @@
 
 mod auth;
 mod bad_input;
+mod churn;
 mod client;
 mod commands;
 mod credentials;

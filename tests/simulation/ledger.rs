@@ -93,16 +93,16 @@ impl Ledger {
         got.push(publish);
     }
 
-    /// Judges everything. `tails` are the clients', by number.
-    pub fn judge(&self, tails: &[Tail]) {
+    /// Judges everything. `tails` are the clients', by number. Returns how many receipts could be held against the exact
+    /// number of deliveries.
+    pub fn judge(&self, tails: &[Tail]) -> u64 {
         let mut received = vec![0_u64; self.publishes.len()];
         for period in &self.periods {
             self.judge_period(period, tails[period.client]);
             period.got.iter().for_each(|&publish| received[publish] += 1);
         }
-        for (number, publish) in self.publishes.iter().enumerate() {
-            self.judge_receipt(number, publish, received[number], tails);
-        }
+        let judge = |(number, publish)| self.judge_receipt(number, publish, received[number], tails);
+        self.publishes.iter().enumerate().map(judge).sum()
     }
 
     fn judge_period(&self, period: &Period, tail: Tail) {
@@ -145,8 +145,8 @@ impl Ledger {
         }
     }
 
-    fn judge_receipt(&self, number: usize, publish: &Publish, received: u64, tails: &[Tail]) {
-        let Some(receipt) = publish.receipt else { return };
+    fn judge_receipt(&self, number: usize, publish: &Publish, received: u64, tails: &[Tail]) -> u64 {
+        let Some(receipt) = publish.receipt else { return 0 };
         let (mut least, mut most, mut whole) = (0, 0, true);
         for period in self.periods.iter().filter(|period| period.topic == publish.topic) {
             let tail = tails[period.client];
@@ -165,5 +165,6 @@ impl Ledger {
         assert!((least..=most).contains(&receipt.matched), "matched is not the number of subscribers: {}", text());
         assert!(received <= receipt.queued, "more deliveries than queued: {}", text());
         assert!(!whole || received == receipt.queued, "queued is not the number of deliveries: {}", text());
+        u64::from(whole && received > 0)
     }
 }

@@ -9,6 +9,9 @@ mod handlers;
 mod ledger;
 mod run;
 mod scenarios;
+mod sizes;
+mod stage;
+mod terms;
 mod wire;
 
 use std::any::Any;
@@ -17,9 +20,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use client::Tamper;
 use handlers::ON_PURPOSE;
 use run::run;
+use terms::Tamper;
 
 #[test]
 fn every_promise_is_kept_whatever_happens() {
@@ -30,10 +33,9 @@ fn every_promise_is_kept_whatever_happens() {
         outcome.seen.into_iter().for_each(|(what, count)| *seen.entry(what).or_default() += count);
     });
     let seen = seen.into_inner().unwrap();
-    // A simulation that hits no bound tests little; what cannot happen without authentication is left out.
-    if std::env::var_os("TIDEWHEEL_SIM_SEEDS").is_some() {
-        eprintln!("{seeds} runs: {seen:?}");
-    }
+    // With `--nocapture`: how often what happened.
+    tell(&format!("{seeds} runs: {seen:?}"));
+    // A simulation that hits no bound tests little.
     let never: Vec<_> = seen.iter().filter(|&(what, count)| *count == 0 && !ELSEWHERE.contains(what)).collect();
     assert!(seeds < 1_000 || never.is_empty(), "never happened in {seeds} runs: {never:?} of {seen:?}");
 }
@@ -48,12 +50,11 @@ fn equal_seeds_make_equal_runs() {
 #[test]
 fn an_oracle_that_looks_away_is_caught() {
     let check = |tamper, complaint: &str| {
-        let caught = (0..200).find_map(|seed| {
-            let panic = catch_unwind(|| run(seed, Some(tamper))).err()?;
-            Some((seed, text_of(&*panic).to_owned()))
+        // Some swaps break the books before they break the order, so the first complaint need not be the one.
+        let is_caught = (0..200).any(|seed| {
+            catch_unwind(|| run(seed, Some(tamper))).is_err_and(|panic| text_of(&*panic).contains(complaint))
         });
-        let (seed, text) = caught.unwrap_or_else(|| panic!("{tamper:?} goes unnoticed"));
-        assert!(text.contains(complaint), "seed {seed}: {tamper:?} was caught, but as {text:?}");
+        assert!(is_caught, "{tamper:?} goes unnoticed, or under another name than {complaint:?}");
     };
     quiet();
     check(Tamper::LoseMessage, "");
@@ -99,6 +100,11 @@ fn for_each_seed(test: &str, run: impl Fn(u64) + Sync) -> u64 {
     last - first
 }
 
+#[expect(clippy::print_stdout, reason = "captured by the test harness unless asked for")]
+fn tell(text: &str) {
+    println!("{text}");
+}
+
 /// Panics on purpose say nothing; all others do where they happen, unless they are caught and told by the caller.
 fn quiet() {
     static ONCE: std::sync::Once = std::sync::Once::new();
@@ -123,4 +129,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["auth_timeout", "expired", "internal"];
+const ELSEWHERE: &[&str] = &["internal"];

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidewheel::app::auth::{AuthSettings, Authenticator};
 use tidewheel::conn::OutboundLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
@@ -18,10 +19,11 @@ use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery};
 use tokio::sync::oneshot;
 
-use crate::client::{BROADCAST, Client, Rules, Scene, TOPICS, Tamper};
-use crate::compose::data_text;
+use crate::client::Client;
+use crate::compose::{data_text, key};
 use crate::handlers::{Waiting, router};
 use crate::ledger::{Ledger, NEVER, Source};
+use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub struct Run {
 
 /// Runs a whole life of an engine.
 pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
-    let mut dice = Dice::new(seed ^ 0x71de_3e1);
+    let mut dice = Dice::new(seed ^ 0x71d3);
     let faults = match dice.below(10) {
         0..=2 => Faults::default(),
         3 => Faults::all(),
@@ -88,7 +90,10 @@ impl Run {
         let waiting = Waiting::default();
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            authenticator: None,
+            authenticator: settings.auth_required.then(|| {
+                let keys = vec![key()];
+                Authenticator::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("a good key")
+            }),
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
@@ -117,9 +122,11 @@ impl Run {
             message_bytes_max: settings.messages.message_bytes_max,
             header_bytes_max: settings.handshake.header_bytes_max,
             topic_length_max: settings.topic_length_max,
+            auth: settings.auth_required,
             timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
             tight: true,
             rough,
+            unrest: [0.0, 0.005, 0.03][dice.below(3)],
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
         let scene = Scene { step: 0, rules, ledger: Ledger::default(), drained_at: NEVER, tamper };
@@ -388,7 +395,7 @@ impl Run {
         assert_eq!(sum(&|metrics| metrics.opened.get()), closed, "opened and closed");
         assert!(self.still_there().is_empty(), "clients that never saw their end: {:?}", self.still_there());
         let tails: Vec<_> = self.clients.iter().map(|client| client.tail(self.scene.drained_at)).collect();
-        self.scene.ledger.judge(&tails);
+        let exact = self.scene.ledger.judge(&tails);
 
         let mut seen: Vec<(&str, u64)> = CloseReason::ALL
             .iter()
@@ -396,6 +403,7 @@ impl Run {
             .collect();
         seen.extend([
             ("cut at the drain", sum(&|metrics| metrics.cut.get())),
+            ("exact receipts", exact),
             ("starved", sum(&|metrics| metrics.starved.get())),
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
@@ -427,7 +435,9 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     if dice.chance(0.3) {
         settings.outbound = OutboundLimits { bytes_max: ROOMY_BYTES, frames_max: 1 << 16, age_max_ms: 1 << 30 };
     }
-    settings.auth_required = false;
+    settings.auth_required = dice.chance(0.3);
+    settings.auth_timeout_ms = some(dice, &[300, 10_000]);
+    settings.expiry_grace_ms = some(dice, &[0, 500, 25_000]);
     settings.handshake_timeout_ms = if hasty { 200 } else { 20_000 };
     settings.close_timeout_ms = if hasty { 100 } else { 10_000 };
     settings.idle_timeout_ms = if timers { some(dice, &[0, 1_000, 20_000]) } else { 0 };

@@ -1,163 +1,16 @@
 //! Single mishaps, each played step by step: what the runs from seeds found, or would find too seldom.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use tidewheel::Delivery;
+use tidewheel::app::context::Refused;
 use tidewheel::id::ShardId;
-use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
-use tidewheel::metrics::ShardMetrics;
-use tidewheel::pubsub::{Bus, Registry};
+use tidewheel::io::sim::Faults;
+use tidewheel::shard::Order;
 use tidewheel::shard::settings::Settings;
-use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
-use tidewheel::{Config, Delivery};
 use tokio::sync::oneshot;
 
-use crate::handlers::{Waiting, router};
-use crate::wire::{self, CLOSE, Reader, TEXT};
-
-/// An engine without faults whose every turn is told.
-struct Stage {
-    world: World,
-    shards: Vec<Shard<Sim>>,
-    done: Vec<bool>,
-    metrics: Vec<Arc<ShardMetrics>>,
-    inboxes: Vec<Arc<Inbox>>,
-    waiting: Waiting,
-    dice: Dice,
-    /// What clients have read, by number.
-    readers: Vec<(ClientId, Reader)>,
-}
-
-impl Stage {
-    fn new(shards: usize, bus_bound: usize, change: impl Fn(&mut Settings)) -> Self {
-        Self::from_seed(7, shards, bus_bound, change)
-    }
-
-    fn from_seed(seed: u64, shards: usize, bus_bound: usize, change: impl Fn(&mut Settings)) -> Self {
-        let world = World::new(seed, Faults::default());
-        let waiting = Waiting::default();
-        let shared = Arc::new(Shared {
-            router: router(&waiting),
-            authenticator: None,
-            registry: Arc::new(Registry::new(shards)),
-            bus: Bus::with_bound(shards, bus_bound),
-            shards,
-            connections: Default::default(),
-        });
-        let mut settings = Settings::new(&Config::default(), 100, 100);
-        settings.auth_required = false;
-        settings.idle_timeout_ms = 0;
-        settings.ping_interval_ms = 0;
-        settings.echo_path = Some("/echo".into());
-        change(&mut settings);
-        let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
-        let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
-        let open = |index: usize| {
-            let io = world.driver(ShardId(index as u16), SimConfig { table: 20, buffers: 8, buffer_size: 4096 });
-            let (metrics, inbox) = (metrics[index].clone(), inboxes[index].clone());
-            let (settings, shared) = (settings.clone(), shared.clone());
-            let mut shard = Shard::new(ShardId(index as u16), io, settings, shared, metrics, inbox, world.now());
-            shard.open();
-            shard
-        };
-        // A driver that never sleeps: time passes as the test says, and does not jump to deadlines.
-        let (shards, done) = ((0..shards).map(open).collect(), vec![false; shards]);
-        let _ = world.driver(ShardId(done.len() as u16), SimConfig { table: 0, buffers: 0, buffer_size: 0 });
-        let (dice, readers) = (Dice::new(1), Vec::new());
-        Self { world, shards, done, metrics, inboxes, waiting, dice, readers }
-    }
-
-    /// A client of this shard that has been upgraded.
-    fn client(&mut self, shard: usize) -> usize {
-        let id = self.world.connect_to(ShardId(shard as u16));
-        self.world.client_send(id, wire::request("/ws").as_bytes());
-        self.readers.push((id, Reader::default()));
-        self.rest();
-        let (_, reader) = self.readers.last_mut().unwrap();
-        reader.feed(&self.world.client_take(id));
-        assert_eq!(reader.response(), Some(101));
-        self.readers.len() - 1
-    }
-
-    fn id(&self, client: usize) -> ClientId {
-        self.readers[client].0
-    }
-
-    fn send(&mut self, client: usize, texts: &[&str]) {
-        let mut out = Vec::new();
-        texts.iter().for_each(|text| wire::frame(&mut out, 0x81, text.as_bytes(), &mut self.dice));
-        self.world.client_send(self.id(client), &out);
-    }
-
-    /// Lets the network deliver everything, and time pass, while no shard runs.
-    fn deliver(&self) {
-        self.world.advance(Duration::from_millis(50));
-    }
-
-    fn turn(&mut self, shard: usize) {
-        self.done[shard] = self.shards[shard].turn().unwrap() == Turn::Done;
-    }
-
-    /// Turns one shard some times; others are late.
-    fn turns(&mut self, shard: usize, times: usize) {
-        (0..times).for_each(|_| self.turn(shard));
-    }
-
-    /// Turns every shard until nothing is left to do now; less than a second passes.
-    fn rest(&mut self) {
-        let mut quiet = 0;
-        for _ in 0..100_000 {
-            let is_awake = |&shard: &usize| !self.done[shard] && !self.world.asleep(ShardId(shard as u16));
-            match (0..self.shards.len()).find(is_awake) {
-                Some(shard) => {
-                    self.turn(shard);
-                    quiet = 0;
-                }
-                None => {
-                    self.world.advance(Duration::from_millis(1));
-                    quiet += 1;
-                }
-            }
-            if quiet > 60 {
-                return;
-            }
-        }
-        panic!("the shards do not come to rest");
-    }
-
-    /// Lets time pass in which the shards run as they like.
-    fn pass(&mut self, time_ms: u64) {
-        let until = self.world.now().monotonic_ms() + time_ms;
-        while self.world.now().monotonic_ms() < until {
-            self.rest();
-        }
-    }
-
-    /// What the client was told since the last call: types of messages with their codes, and close codes.
-    fn told(&mut self, client: usize) -> String {
-        let (id, reader) = &mut self.readers[client];
-        reader.feed(&self.world.client_take(*id));
-        let mut told = Vec::new();
-        while let Some(frame) = reader.frame() {
-            told.push(match frame.opcode {
-                CLOSE => format!("close {}", u16::from_be_bytes(*frame.payload.first_chunk().unwrap())),
-                TEXT => {
-                    let value: serde_json::Value = serde_json::from_slice(&frame.payload).unwrap();
-                    let id = value.get("reply_to").map_or(String::new(), |id| format!(" {id}"));
-                    format!("{}{id}", value["type"].as_str().unwrap())
-                }
-                opcode => format!("opcode {opcode}"),
-            });
-        }
-        told.join(", ")
-    }
-
-    fn broadcast(&self, shard: usize) -> oneshot::Receiver<Result<Delivery, tidewheel::app::context::Refused>> {
-        let (answer, answered) = oneshot::channel();
-        self.inboxes[shard].push(Order::Broadcast { data: b"1".to_vec(), answer }).unwrap();
-        answered
-    }
-}
+use crate::stage::Stage;
 
 const PUBLISH: &str = r#"{"id":1,"type":"publish","payload":{"topic":"t","data":1}}"#;
 const SUBSCRIBE: &str = r#"{"id":0,"type":"subscribe","payload":{"topic":"t"}}"#;
@@ -309,7 +162,8 @@ fn an_order_to_a_shard_that_has_ended_is_refused() {
     stage.shards.clear();
     assert_eq!(late.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed, "nobody takes it any more");
     let (answer, _answered) = oneshot::channel();
-    assert!(stage.inboxes[0].push(Order::Broadcast { data: b"1".to_vec(), answer }).is_err());
+    let refused = stage.inboxes[0].push(Order::Broadcast { data: b"1".to_vec(), answer }).unwrap_err();
+    assert_eq!(refused, Refused::gone());
 }
 
 #[test]
