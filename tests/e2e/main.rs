@@ -12,6 +12,7 @@ mod drain;
 mod handlers;
 mod handshake;
 mod lifecycle;
+mod load;
 mod matrix;
 mod order;
 mod origins;
