@@ -65,14 +65,11 @@ impl<I: Io> Shard<I> {
         let mut decoder = std::mem::take(&mut conn.decoder);
         let limits = self.settings.messages;
         let mut input = Input::new(bytes);
-        loop {
+        while !input.is_empty() {
             match self.gate(key) {
+                Gate::Open => {}
+                Gate::Full => break,
                 Gate::Shut => return len,
-                Gate::Full if !input.is_empty() => {
-                    decoder.settle();
-                    break;
-                }
-                _ => {}
             }
             match decoder.next(&mut input, &limits) {
                 Ok(Some(event)) => self.on_event(key, event),
@@ -83,14 +80,15 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+        decoder.settle();
         let taken = len - input.rest().len();
-        if self.gate(key) == Gate::Shut {
-            return len;
+        match self.conns.get_mut(key) {
+            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
+                conn.decoder = decoder;
+                taken
+            }
+            _ => len,
         }
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.decoder = decoder;
-        }
-        taken
     }
 
     fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
