@@ -28,7 +28,9 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
-        conn.awaiting_pong = false;
+        if std::mem::take(&mut conn.awaiting_pong) {
+            self.reschedule(key); // the next ping may be due before the pong would have been
+        }
         if !armed {
             self.want_more(key);
         }
@@ -151,9 +153,14 @@ impl<I: Io> Shard<I> {
 
     /// Whether the connection's replies or handlers have reached their bound.
     pub(super) fn is_full(&self, key: ConnKey) -> bool {
-        let Some(conn) = self.conns.get(key) else { return false };
-        let waiting = conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
-        waiting >= self.settings.outbound.bytes_max as usize || conn.parked >= PARKED_PER_CONN_MAX
+        self.waiting_bytes(key) >= self.settings.outbound.bytes_max as usize
+            || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
+    }
+
+    /// Bytes that wait to be sent to the connection.
+    pub(super) fn waiting_bytes(&self, key: ConnKey) -> usize {
+        let Some(conn) = self.conns.get(key) else { return 0 };
+        conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest))
     }
 
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.
