@@ -122,7 +122,9 @@ labels! {
         BadRequest = "bad_request",
         /// 429: too many attempts from the same address prefix.
         RateLimited = "rate_limited",
-        /// 401: the token in a header was not valid.
+        /// 403: the page that asks may not connect.
+        Origin = "origin",
+        /// 401: the token in the request was not valid.
         Unauthorized = "unauthorized",
     }
 }

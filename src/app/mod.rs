@@ -10,6 +10,7 @@ pub mod context;
 pub mod envelope;
 pub mod handler;
 pub mod message;
+pub mod origin;
 pub mod router;
 
 pub use attempts::ConnectionAttempts;

@@ -201,6 +201,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::origin::OriginPattern::{Any, Opaque, SameHost};
     use crate::config::{Algorithm, Auto, ByteRate, ClientLimitPolicy, LogFormat, MessageRate, ReceiveWait, Secret};
 
     #[track_caller]
@@ -248,6 +249,14 @@ mod tests {
             c.websocket.max_connections_per_client = Some(7);
             c.websocket.client_limit_policy = ClientLimitPolicy::EvictIdle;
         });
+        check("origins: {allow: same_host}", |_| {});
+        check("origins: {allow: []}", |c| c.origins.allow = vec![]);
+        check("origins: {allow: [same_host, null, '*']}", |c| c.origins.allow = vec![SameHost, Opaque, Any]);
+        check("origins: {allow: ['null']}", |c| c.origins.allow = vec![Opaque]);
+        check("origins: {allow: 'null'}", |c| c.origins.allow = vec![Opaque]);
+        check("origins:\n  allow:\n    - https://*.example.com\n    - 'http://[::1]:3000'", |c| {
+            c.origins.allow = ["https://*.example.com", "http://[::1]:3000"].map(|one| one.parse().unwrap()).into();
+        });
         check("io: {wait: poll}\nlog: {format: json}", |c| {
             c.io.wait = ReceiveWait::Poll;
             c.log.format = LogFormat::Json;
@@ -291,6 +300,15 @@ mod tests {
             "listen: localhost",
             "line 1: `localhost` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080",
         );
+        check_problem(
+            "\norigins: {allow: [same_host, https://example.com/app]}",
+            "line 2: `https://example.com/app` is no origin: write same_host, null, '*', or scheme://host with a port if \
+             it has one and no path, such as https://example.com, https://*.example.com or http://localhost:3000",
+        );
+        check_problem(
+            "origins: {allow: null}",
+            "line 1: no value is there: write an origin such as https://example.com, or a list such as [same_host, null]",
+        );
         check_problem("path: /a\npath: /b", "line 2: `path` is there twice; remove one");
         check_problem("path: /a\n---\npath: /b", "line 3: a second document begins here; remove `---`");
         check_problem("path: null", "line 1: this key cannot be null; remove it for its default");
@@ -308,6 +326,10 @@ mod tests {
         check_env("TIDEWHEEL_AUTH_ISSUER", "", Ok(|_| {}));
         check_env("TIDEWHEEL_LIMITS_MESSAGES", "null", Ok(|c| c.limits.messages = None));
         check_env("TIDEWHEEL_LIMITS_BYTES_BURST", "5MB", Ok(|c| c.limits.bytes.as_mut().unwrap().burst = 5_000_000));
+        check_env("TIDEWHEEL_AUTH_COOKIE", "session", Ok(|c| c.auth.cookie = Some("session".to_owned())));
+        check_env("TIDEWHEEL_ORIGINS_ALLOW", "same_host, null", Ok(|c| c.origins.allow = vec![SameHost, Opaque]));
+        check_env("TIDEWHEEL_ORIGINS_ALLOW_MISSING", "false", Ok(|c| c.origins.allow_missing = false));
+        check_env("TIDEWHEEL_AUTH_QUERY", "true", Ok(|c| c.auth.query = true));
         check_env("TIDEWHEEL_SHARDS", "3", Ok(|c| c.shards = Auto::Value(3)));
         check_env(
             "TIDEWHEEL_LISTEN",
@@ -365,7 +387,8 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values = ["null", "7", "7s", "false", "poll", "reject", "json", "debug", "HS512", "127.0.0.1:7"];
+            let values =
+                ["null", "7", "7s", "false", "true", "poll", "reject", "json", "debug", "HS512", "127.0.0.1:7", "*"];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

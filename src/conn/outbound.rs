@@ -105,9 +105,8 @@ impl Outbound {
 
     /// Appends a reply: `write` adds one or more complete wire frames to the batch that leaves next.
     pub fn reply(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
-        let open = self.back().filter(|&back| {
-            palette.is_private(back) && palette.bytes(back).len() < BATCH_BYTES_MAX && palette.append(back).is_some()
-        });
+        let has_room = |batch: &mut Vec<u8>| batch.len() < BATCH_BYTES_MAX;
+        let open = self.back().filter(|&back| palette.append(back).is_some_and(has_room));
         let frame = open.unwrap_or_else(|| {
             let frame = palette.open();
             self.push(frame, now);

@@ -57,17 +57,20 @@ impl<I: Io> Shard<I> {
             return self.fault(key, ErrorCode::InvalidMessage, why, id);
         }
         match self.verify(request.token) {
-            Ok(Claims { identity, max_connections }) => {
-                match self.shared.clients.admit(&identity.user_id, max_connections, (self.id, key)) {
-                    Ok(evicted) => {
-                        self.metrics.authenticated.add(1);
-                        self.adopt_identity(key, identity, id);
-                        evicted.into_iter().for_each(|place| self.send_away(place));
-                    }
-                    Err(too_many) => self.turn_away(key, ErrorCode::LimitExceeded, &too_many, id),
-                }
-            }
+            Ok(claims) => self.enter(key, claims, id),
             Err(error) => self.turn_away(key, ErrorCode::Unauthorized, &error, id),
+        }
+    }
+
+    /// Makes the connection one of its client's, where that may have one more or another makes room for it.
+    pub(super) fn enter(&mut self, key: ConnKey, claims: Claims, id: Option<MessageIdRef<'_>>) {
+        let Claims { identity, max_connections } = claims;
+        match self.shared.clients.admit(&identity.user_id, max_connections, (self.id, key)) {
+            Ok(evicted) => {
+                self.adopt_identity(key, identity, id);
+                evicted.into_iter().for_each(|place| self.send_away(place));
+            }
+            Err(too_many) => self.turn_away(key, ErrorCode::LimitExceeded, &too_many, id),
         }
     }
 
@@ -111,7 +114,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn verify(&self, token: &str) -> Result<Claims, String> {
+    pub(super) fn verify(&self, token: &str) -> Result<Claims, String> {
         match &self.shared.authenticator {
             Some(authenticator) => {
                 Authenticator::verify(authenticator, token, self.now.unix_ms).map_err(|error| error.to_string())
@@ -120,11 +123,14 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Makes the connection that of a user, and tells it so.
     fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
         let shard = self.id;
         let Some(conn) = self.conns.get_mut(key) else { return };
         let identity = Rc::new(identity);
-        conn.identity = Some(identity.clone());
+        if conn.identity.replace(identity.clone()).is_none() {
+            self.metrics.authenticated.add(1);
+        }
         conn.expiry_announced = false;
         let session = crate::id::SessionId::new(shard, key, conn.random);
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");

@@ -28,7 +28,9 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
-        conn.awaiting_pong = false;
+        if std::mem::take(&mut conn.awaiting_pong) {
+            self.reschedule(key); // the next ping may be due before the pong would have been
+        }
         if !armed {
             self.want_more(key);
         }
@@ -63,14 +65,11 @@ impl<I: Io> Shard<I> {
         let mut decoder = std::mem::take(&mut conn.decoder);
         let limits = self.settings.messages;
         let mut input = Input::new(bytes);
-        loop {
+        while !input.is_empty() {
             match self.gate(key) {
+                Gate::Open => {}
+                Gate::Full => break,
                 Gate::Shut => return len,
-                Gate::Full if !input.is_empty() => {
-                    decoder.settle();
-                    break;
-                }
-                _ => {}
             }
             match decoder.next(&mut input, &limits) {
                 Ok(Some(event)) => self.on_event(key, event),
@@ -81,14 +80,15 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+        decoder.settle();
         let taken = len - input.rest().len();
-        if self.gate(key) == Gate::Shut {
-            return len;
+        match self.conns.get_mut(key) {
+            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
+                conn.decoder = decoder;
+                taken
+            }
+            _ => len,
         }
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.decoder = decoder;
-        }
-        taken
     }
 
     fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
@@ -154,9 +154,14 @@ impl<I: Io> Shard<I> {
 
     /// Whether the connection's replies or handlers have reached their bound.
     pub(super) fn is_full(&self, key: ConnKey) -> bool {
-        let Some(conn) = self.conns.get(key) else { return false };
-        let waiting = conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
-        waiting >= self.settings.outbound.bytes_max as usize || conn.parked >= PARKED_PER_CONN_MAX
+        self.waiting_bytes(key) >= self.settings.outbound.bytes_max as usize
+            || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
+    }
+
+    /// Bytes that wait to be sent to the connection.
+    pub(super) fn waiting_bytes(&self, key: ConnKey) -> usize {
+        let Some(conn) = self.conns.get(key) else { return 0 };
+        conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest))
     }
 
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.

@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::app::auth::Authenticator;
@@ -233,6 +233,7 @@ impl<I: Io> Shard<I> {
     fn has_work(&mut self) -> bool {
         !self.dirty.is_empty()
             || self.can_retry()
+            || !self.desk.is_empty()
             || self.bus.has_mail()
             || self.executor.has_ready()
             || self.inbox.wants_drain()
@@ -319,6 +320,8 @@ impl<I: Io> Shard<I> {
 impl<I: Io> Drop for Shard<I> {
     fn drop(&mut self) {
         self.inbox.close();
+        // None, unless the shard broke: others that drain need not wait for its connections.
+        self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
     }
 }
 

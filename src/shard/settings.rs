@@ -1,7 +1,8 @@
 //! The numbers a shard works with, out of the configuration and in the units of the loop.
 
+use crate::app::auth::Carriers;
 use crate::app::envelope;
-use crate::config::Config;
+use crate::config::{Config, Origins};
 use crate::conn::{OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
@@ -12,6 +13,7 @@ use crate::ws::{HandshakeLimits, Limits};
 pub struct Settings {
     pub path: String,
     pub echo_path: Option<String>,
+    pub origins: Origins,
     pub connections_max: u32,
     pub slots: u32,
     pub handshake: HandshakeLimits,
@@ -20,6 +22,7 @@ pub struct Settings {
     pub outbound: OutboundLimits,
     pub handshake_timeout_ms: u64,
     pub auth_required: bool,
+    pub credentials: Carriers,
     pub auth_timeout_ms: u64,
     pub expiry_grace_ms: u64,
     pub idle_timeout_ms: u64,
@@ -40,6 +43,7 @@ impl Settings {
         Self {
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
+            origins: config.origins.clone(),
             connections_max,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
@@ -61,6 +65,7 @@ impl Settings {
             },
             handshake_timeout_ms: ms(config.websocket.handshake_timeout),
             auth_required: config.auth.required,
+            credentials: Carriers { cookie: config.auth.cookie.clone(), query: config.auth.query },
             auth_timeout_ms: ms(config.auth.timeout),
             expiry_grace_ms: ms(config.auth.expiry_grace),
             idle_timeout_ms: config.websocket.idle_timeout_seconds * 1000,

@@ -12,7 +12,7 @@ use super::server::Server;
 pub const SECRET: &str = "a secret of at least sixty-four bytes, as RFC 7518 wants for HS512";
 
 /// Seconds since 1970.
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -29,7 +29,7 @@ pub fn token(claims: Value) -> String {
     signed(claims, Algorithm::HS256, KeyMaterial::Secret(SECRET.into()))
 }
 
-fn in_an_hour() -> Value {
+pub fn in_an_hour() -> Value {
     json!({"sub": "alice", "exp": now_s() + 3600})
 }
 

@@ -272,6 +272,25 @@ fn a_client_that_is_rejected() {
     second.quiet();
 }
 
+/// A token in the upgrade request counts like one in a message.
+#[test]
+fn a_client_that_is_known_from_its_request() {
+    for (policy, is_let_in) in [("evict_oldest", true), ("reject", false)] {
+        let server = clients(&format!("max_connections_per_client: 1, client_limit_policy: {policy}"));
+        let bearer = format!("Bearer {}", token(json!({"sub": "alice"})));
+        let connect = || Client::connect_to(server.address, "/ws", &[("authorization", &bearer)]).0;
+        let (mut first, mut second) = (connect(), connect());
+        for (client, is_let_in) in [(&mut first, true), (&mut second, is_let_in)] {
+            assert_eq!(client.expect("auth_result")["authenticated"], is_let_in);
+        }
+        let (mut stays, mut goes) = if is_let_in { (second, first) } else { (first, second) };
+        goes.parted(if is_let_in { 4503 } else { 4501 }, false);
+        stays.quiet();
+        drop((stays, goes));
+        server.rest();
+    }
+}
+
 /// Fifty connections of one client at once, a hundred times: five stay, and who comes later takes the place of one.
 #[test]
 fn exactly_as_many_as_allowed_stay_of_any_crowd() {

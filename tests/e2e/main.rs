@@ -4,15 +4,19 @@
 
 mod auth;
 mod bad_input;
+mod churn;
 mod client;
 mod commands;
+mod credentials;
 mod drain;
 mod handlers;
 mod handshake;
 mod lifecycle;
 mod limits;
+mod load;
 mod matrix;
 mod order;
+mod origins;
 mod ports;
 mod process;
 mod python;

@@ -11,152 +11,9 @@ use tidewheel::Delivery;
 use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 
 use crate::compose::data_text;
-use crate::ledger::{Ledger, NEVER, Period, Step, Tail};
+use crate::ledger::{NEVER, Period, Source, Step, Tail};
+use crate::terms::{End, Id, Leaving, Membership, Plan, Scene, TOPICS, Tamper, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
-
-/// Topics there are; one more stands for broadcasts.
-pub const TOPICS: [&str; 4] = ["a", "b.c", "d", "e.f.g"];
-pub const BROADCAST: usize = TOPICS.len();
-
-/// What the run allows, as far as clients must know it.
-#[derive(Debug)]
-pub struct Rules {
-    pub subscriptions_max: usize,
-    pub errors_max: usize,
-    pub message_bytes_max: usize,
-    pub header_bytes_max: usize,
-    pub topic_length_max: usize,
-    /// Idle and ping timeouts are on.
-    pub timers: bool,
-    /// A newcomer may find no place.
-    pub tight: bool,
-    /// The network breaks connections, or time jumps.
-    pub rough: bool,
-    /// Queues are so large that nobody is a slow consumer.
-    pub roomy: bool,
-    /// How probable it is, each time, that a client leaves or stops reading.
-    pub unrest: f64,
-}
-
-/// What a canary does to what a client has read.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tamper {
-    LoseMessage,
-    RepeatMessage,
-    SwapMessages,
-    LoseReply,
-    RepeatReply,
-    LieInReceipt,
-    ExpectOneMore,
-}
-
-/// What all clients share.
-#[derive(Debug)]
-pub struct Scene {
-    pub step: Step,
-    pub rules: Rules,
-    pub ledger: Ledger,
-    pub drained_at: Step,
-    pub tamper: Option<Tamper>,
-}
-
-/// A request's name: none, a number or a text, all from a number that is used once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Id {
-    None,
-    Number(u64),
-    Text(u64),
-}
-
-/// What a request must be answered with.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Want {
-    Pong,
-    Subscribed {
-        topic: usize,
-        period: usize,
-    },
-    Unsubscribed {
-        topic: usize,
-        period: usize,
-    },
-    Again {
-        topic: usize,
-    },
-    Listing(BTreeSet<&'static str>),
-    Published(usize),
-    Error(&'static str),
-    NotAuthenticated,
-    /// Of handlers. Each may be refused when too many wait.
-    Done,
-    Bye,
-    Sum(u64),
-    Said {
-        times: u32,
-    },
-    Posted(usize),
-    Joined {
-        topic: usize,
-        period: usize,
-    },
-    Left {
-        topic: usize,
-        period: usize,
-    },
-    Fails(&'static str),
-}
-
-impl Want {
-    fn is_of_handler(&self) -> bool {
-        use Want::*;
-        matches!(self, Done | Bye | Sum(_) | Said { .. } | Posted(_) | Joined { .. } | Left { .. } | Fails(_))
-    }
-}
-
-/// Where a client stands with a topic, by what it has asked for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Membership {
-    Out,
-    In(usize),
-    Leaving(usize),
-    /// Asked for through a handler, whose reply is not there yet.
-    Unsure(usize),
-}
-
-/// What the client connected for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Plan {
-    Native,
-    Echo,
-    /// A request that is answered with this status.
-    Bad(u16),
-    /// A request that never ends.
-    Unfinished,
-}
-
-/// How the client itself ends, once it has said so.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Leaving {
-    Close(u16),
-    Fin,
-    Mistake(u16),
-    Reset,
-    /// By a handler or a bad token: the server closes with this code.
-    Asked(u16),
-}
-
-/// How it came out.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum End {
-    /// As the client wanted, with everything that was owed.
-    Wanted,
-    /// The server parted, with a code.
-    Parted(u16),
-    /// Without a last word, for a reason that excuses it.
-    Cut,
-    /// Never became a WebSocket.
-    Refused,
-}
 
 pub struct Client {
     pub id: ClientId,
@@ -181,6 +38,10 @@ pub struct Client {
     pub pongs: VecDeque<Vec<u8>>,
     pub echoes: VecDeque<(u8, Vec<u8>)>,
     pub topics: [Membership; TOPICS.len()],
+    pub token: Token,
+    /// Has sent what it has to show.
+    pub greeted: bool,
+    pub authenticated: bool,
     pub everyone: Option<usize>,
     reader: Reader,
     /// Replies of `said` that came before their handler's own.
@@ -208,6 +69,7 @@ struct Message<'a> {
     topic: Option<&'a str>,
     #[serde(borrow)]
     data: &'a RawValue,
+    publisher: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -232,6 +94,11 @@ struct Receipt {
 #[derive(Deserialize)]
 struct Failure<'a> {
     code: &'a str,
+}
+
+#[derive(Deserialize)]
+struct AuthResult {
+    authenticated: bool,
 }
 
 #[derive(Deserialize)]
@@ -268,6 +135,9 @@ impl Client {
             pongs: VecDeque::new(),
             echoes: VecDeque::new(),
             topics: [Membership::Out; TOPICS.len()],
+            token: Token::Good,
+            greeted: false,
+            authenticated: false,
             everyone: None,
             reader: Reader::default(),
             said: 0,
@@ -345,7 +215,7 @@ impl Client {
             return;
         }
         self.is_open = true;
-        if self.plan == Plan::Native {
+        if self.plan == Plan::Native && !scene.rules.auth {
             let period = self.everyone.expect("asked for when it connected");
             scene.ledger.periods[period].acked = scene.step;
         }
@@ -431,6 +301,7 @@ impl Client {
                 self.said += 1;
                 return;
             }
+            "token_expiring" if self.token == Token::Short => return,
             "disconnect" => {
                 let Disconnect { code, reconnect } = payload(&said);
                 assert_eq!(reconnect, matches!(code, 1012 | 4000..=4499), "{}", shown());
@@ -462,6 +333,11 @@ impl Client {
         let message: Message = payload(said);
         let Data { n } = serde_json::from_str(message.data.get()).expect("data of ours");
         assert_eq!(message.data.get(), data_text(n, &scene.rules), "data that is not byte for byte what was published");
+        let publisher = match scene.ledger.publishes[n].source {
+            Source::Client(number) if scene.rules.auth => Some(format!("u{number}")),
+            _ => None,
+        };
+        assert_eq!(message.publisher, publisher.as_deref());
         let period = match message.topic {
             None => self.everyone.expect("a native client"),
             Some(name) => {
@@ -513,7 +389,16 @@ impl Client {
         };
         let ledger = &mut scene.ledger;
         match (want, said.kind) {
-            (Want::Pong, "pong") | (Want::NotAuthenticated, "auth_result") => {}
+            (Want::Pong, "pong") => {}
+            (Want::Authenticated | Want::NotAuthenticated, "auth_result") => {
+                let AuthResult { authenticated } = payload(said);
+                assert!(authenticated || self.token == Token::Short || *want == Want::NotAuthenticated, "{self:?}");
+                assert!(!authenticated || *want == Want::Authenticated, "{self:?}");
+                if authenticated && !self.authenticated {
+                    self.authenticated = true;
+                    ledger.periods[self.everyone.expect("a native client")].acked = scene.step;
+                }
+            }
             (&Want::Subscribed { topic, period }, _) => {
                 acks(format!("Subscribed to {}", TOPICS[topic]), Some(TOPICS[topic]));
                 ledger.periods[period].acked = scene.step;
@@ -568,6 +453,9 @@ impl Client {
                 let known = match code {
                     1012 => drains,
                     4001 | 4002 => rules.timers,
+                    4003 => self.token == Token::Short,
+                    4501 => self.token == Token::Short && !self.authenticated,
+                    4502 => rules.auth && !self.authenticated,
                     4008 => !rules.roomy || self.was_stalled,
                     4506 => self.errors >= rules.errors_max,
                     _ => false,

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings, make_token};
 use tidewheel::io::sim::{Dice, World};
 
-use crate::client::{BROADCAST, Client, Id, Leaving, Membership, Plan, Rules, Scene, TOPICS, Want};
+use crate::client::Client;
 use crate::ledger::Source;
+use crate::terms::{ALLOWED, BROADCAST, Id, Leaving, Membership, Plan, Rules, Scene, TOPICS, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, PING, TEXT};
 
 /// The `data` of publish `number`: as long as chance and the limits say, the same wherever it is asked for.
@@ -30,8 +32,15 @@ impl Client {
             Plan::Unfinished if dice.coin() => client.leaving = Some((Leaving::Fin, scene.step)),
             _ => {}
         }
+        client.token = match dice.below(10) {
+            0..=5 => Token::Good,
+            6 => Token::Narrow,
+            7 => Token::Short,
+            8 => Token::Bad,
+            _ => Token::None,
+        };
         if matches!(client.plan, Plan::Native | Plan::Echo) && dice.chance(0.2) {
-            client.compose(scene, dice);
+            client.compose(world, scene, dice);
         }
         client
     }
@@ -44,7 +53,7 @@ impl Client {
             world.client_stall(self.id, stalled);
         }
         if self.is_open && self.may_ask() && self.to_send.len() + world.client_unsent(self.id) < UNSENT_MAX {
-            self.compose(scene, dice);
+            self.compose(world, scene, dice);
             if dice.chance(scene.rules.unrest) {
                 self.leave(world, scene, dice);
             }
@@ -78,7 +87,20 @@ impl Client {
     }
 
     /// Some requests, in one piece.
-    fn compose(&mut self, scene: &mut Scene, dice: &mut Dice) {
+    fn compose(&mut self, world: &World, scene: &mut Scene, dice: &mut Dice) {
+        if scene.rules.auth && self.plan == Plan::Native {
+            if !self.greeted {
+                self.greet(world, scene, dice);
+            } else if self.authenticated && dice.chance(0.02) {
+                let token = self.make_token(world, dice);
+                self.ask(Want::Authenticated, "refresh", &token, dice);
+            }
+            match self.token {
+                Token::Bad => return,
+                Token::None => return self.compose_unauthorized(dice),
+                Token::Good | Token::Narrow | Token::Short => {}
+            }
+        }
         let many = if dice.chance(0.05) { 20 } else { 4 };
         for _ in 0..1 + dice.below(many) {
             match self.plan {
@@ -92,6 +114,50 @@ impl Client {
                 self.pongs.push_back(payload);
             }
         }
+    }
+
+    /// Shows what it has to show, first of all.
+    fn greet(&mut self, world: &World, scene: &Scene, dice: &mut Dice) {
+        self.greeted = true;
+        let token = self.make_token(world, dice);
+        match self.token {
+            Token::None => {}
+            Token::Bad => {
+                self.ask(Want::NotAuthenticated, "authenticate", &token, dice);
+                self.leaving = Some((Leaving::Asked(4501), scene.step));
+            }
+            Token::Good | Token::Narrow | Token::Short => {
+                self.ask(Want::Authenticated, "authenticate", &token, dice);
+            }
+        }
+    }
+
+    fn make_token(&self, world: &World, dice: &mut Dice) -> String {
+        let seconds =
+            world.now().unix_ms / 1000 + if self.token == Token::Short { 1 + dice.below(20) as u64 } else { 1 << 30 };
+        let topics: Vec<&str> = (0..TOPICS.len()).filter(|&topic| ALLOWED[topic]).map(|topic| TOPICS[topic]).collect();
+        let mut claims = serde_json::json!({"sub": format!("u{}", self.number), "exp": seconds});
+        if self.token == Token::Narrow {
+            claims["topics"] = serde_json::json!({"subscribe": topics, "publish": topics});
+        }
+        let mut token = make_token(&claims, &key()).expect("a token");
+        if self.token == Token::Bad {
+            token.insert(dice.below(token.len()), 'A');
+        }
+        format!("{{\"token\":\"{token}\"}}")
+    }
+
+    fn compose_unauthorized(&mut self, dice: &mut Dice) {
+        match dice.below(4) {
+            0 => self.ask(Want::Pong, "ping", "", dice),
+            1 if dice.chance(0.2) => self.ask(Want::Error("unauthorized"), "subscribe", "{\"topic\":\"a\"}", dice),
+            2 if dice.chance(0.2) => self.ask(Want::Error("unauthorized"), "add", "{}", dice),
+            _ => {}
+        }
+    }
+
+    fn is_forbidden(&self, topic: usize, rules: &Rules) -> bool {
+        rules.auth && self.token == Token::Narrow && !ALLOWED[topic]
     }
 
     fn compose_echo(&mut self, scene: &Scene, dice: &mut Dice) {
@@ -116,6 +182,10 @@ impl Client {
             8..=14 => {
                 let exclude_self = dice.chance(0.2);
                 let topic = dice.below(TOPICS.len());
+                if self.is_forbidden(topic, &scene.rules) {
+                    let payload = format!("{{\"topic\":\"{}\",\"data\":0}}", TOPICS[topic]);
+                    return self.ask(Want::Error("forbidden"), "publish", &payload, dice);
+                }
                 let except = exclude_self.then_some(self.number);
                 let number = scene.ledger.publish(Source::Client(self.number), topic, scene.step, except);
                 let data = data_text(number, &scene.rules);
@@ -133,6 +203,9 @@ impl Client {
         let payload = format!("{{\"topic\":\"{}\"}}", TOPICS[topic]);
         if self.is_unsure() {
             return;
+        }
+        if self.is_forbidden(topic, &scene.rules) {
+            return self.ask(Want::Error("forbidden"), "subscribe", &payload, dice);
         }
         let held = self.topics.iter().filter(|held| matches!(held, Membership::In(_))).count();
         match self.topics[topic] {
@@ -177,6 +250,9 @@ impl Client {
             1 => self.ask(Want::Error("invalid_message"), "subscribe", "{}", dice),
             2 => self.ask(Want::Error("invalid_message"), "publish", "{\"topic\":\"a..b\",\"data\":1}", dice),
             3 => self.ask(Want::Error("too_large"), "subscribe", &long, dice),
+            4 if scene.rules.auth => {
+                self.ask(Want::Error("invalid_message"), "authenticate", "{\"token\":\"t\"}", dice)
+            }
             4 => self.ask(Want::Error("unauthorized"), "refresh", "{\"token\":\"t\"}", dice),
             5 => self.ask(Want::Fails("invalid_message"), "add", "{\"a\":1}", dice),
             6 => {
@@ -252,11 +328,11 @@ impl Client {
             }
             4..=5 => Leaving::Fin,
             6..=7 => Leaving::Mistake(self.compose_mistake(scene, dice)),
-            8 if self.plan == Plan::Native && dice.coin() => {
+            8 if self.plan == Plan::Native && !scene.rules.auth && dice.coin() => {
                 self.ask(Want::NotAuthenticated, "authenticate", "{\"token\":\"t\"}", dice);
                 Leaving::Asked(4501)
             }
-            8 if self.plan == Plan::Native => {
+            8 if self.plan == Plan::Native && (self.authenticated || !scene.rules.auth) => {
                 self.ask(Want::Bye, "bye", "{\"code\":3999}", dice);
                 Leaving::Asked(3999)
             }
@@ -374,6 +450,11 @@ impl Client {
         wire::frame(&mut out, 0x80 | opcode, payload, dice);
         self.to_send.extend(out);
     }
+}
+
+/// The key that tokens are signed with.
+pub fn key() -> KeySettings {
+    KeySettings { algorithm: Algorithm::HS256, key: KeyMaterial::Secret(vec![7; 32]), id: None }
 }
 
 fn upgrade_request(dice: &mut Dice, rules: &Rules) -> (Plan, String) {

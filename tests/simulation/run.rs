@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidewheel::app::Clients;
+use tidewheel::app::auth::{AuthSettings, Authenticator};
 use tidewheel::config::ClientLimitPolicy;
 use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
@@ -20,10 +21,11 @@ use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery};
 use tokio::sync::oneshot;
 
-use crate::client::{BROADCAST, Client, Rules, Scene, TOPICS, Tamper};
-use crate::compose::data_text;
+use crate::client::Client;
+use crate::compose::{data_text, key};
 use crate::handlers::{Waiting, router};
 use crate::ledger::{Ledger, NEVER, Source};
+use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -90,11 +92,14 @@ impl Run {
         let waiting = Waiting::default();
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            authenticator: None,
+            authenticator: settings.auth_required.then(|| {
+                let keys = vec![key()];
+                Authenticator::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("a good key")
+            }),
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
-            clients: Clients::new(None, ClientLimitPolicy::Reject),
+            clients: Clients::new(Some(1), ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
         });
@@ -121,6 +126,7 @@ impl Run {
             message_bytes_max: settings.messages.message_bytes_max,
             header_bytes_max: settings.handshake.header_bytes_max,
             topic_length_max: settings.topic_length_max,
+            auth: settings.auth_required,
             timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
             tight: true,
             rough,
@@ -384,6 +390,7 @@ impl Run {
             assert!(left.is_empty(), "shard {index} has leftovers: {left:?}");
         }
         assert!(self.shared.registry.is_empty(), "topics are left in the registry");
+        assert!(self.shared.clients.is_empty(), "clients are listed that are not there");
         assert_eq!(self.shared.connections.load(Ordering::Relaxed), 0, "connections are counted that are not there");
         if let Err(left) = self.world.audit() {
             panic!("{left}");
@@ -433,9 +440,11 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     if dice.chance(0.3) {
         settings.outbound = OutboundLimits { bytes_max: ROOMY_BYTES, frames_max: 1 << 16, age_max_ms: 1 << 30 };
     }
-    // What a refused message leads to is another matter in every reply; `scenarios` looks at it.
+    // What a refused message leads to is another matter in every reply.
     settings.rates = RateLimits::default();
-    settings.auth_required = false;
+    settings.auth_required = dice.chance(0.3);
+    settings.auth_timeout_ms = some(dice, &[300, 10_000]);
+    settings.expiry_grace_ms = some(dice, &[0, 500, 25_000]);
     settings.handshake_timeout_ms = if hasty { 200 } else { 20_000 };
     settings.close_timeout_ms = if hasty { 100 } else { 10_000 };
     settings.idle_timeout_ms = if timers { some(dice, &[0, 1_000, 20_000]) } else { 0 };
