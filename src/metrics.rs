@@ -116,7 +116,9 @@ labels! {
         Draining = "draining",
         /// 400, 404, 405, 414, 426, 431: the request was not an upgrade this server answers.
         BadRequest = "bad_request",
-        /// 401: the token in a header was not valid.
+        /// 403: the page that asks may not connect.
+        Origin = "origin",
+        /// 401: the token in the request was not valid.
         Unauthorized = "unauthorized",
     }
 }

@@ -26,6 +26,7 @@
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -201,8 +202,9 @@ impl EngineBuilder {
             metrics: inner.metrics[index].clone(),
             inbox: inner.inboxes[index].clone(),
             runtime: control.tokio_handle().clone(),
+            engine: inner.clone(),
         });
-        let (threads, started) = launch(plans)?;
+        let (threads, started) = launch(plans);
         let engine = Engine { inner, threads, control: Some(control), addresses, capacity, features };
         if let Err(error) = started {
             engine.inner.drain();
@@ -214,8 +216,9 @@ impl EngineBuilder {
     }
 }
 
-/// A running engine. Dropping it leaves it running; [`Engine::wait`] waits for its end.
+/// A running engine. Dropping it leaves it running for as long as the process; [`Engine::wait`] waits for its end.
 #[derive(Debug)]
+#[must_use = "`wait` for its end, or keep it and `drain` it by its handle"]
 pub struct Engine {
     inner: Arc<Inner>,
     threads: Vec<ShardThread>,
@@ -226,6 +229,16 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Checks everything of a configuration that can be checked without serving: values, and the key for tokens.
+    ///
+    /// # Errors
+    /// What [`EngineBuilder::start`] would say.
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        config.validate()?;
+        authenticator(config)?;
+        Ok(())
+    }
+
     /// Begins an engine with this configuration.
     pub fn builder(config: Config) -> EngineBuilder {
         EngineBuilder { config, router: Router::default(), wrong: None, signals: false, admin: true }
@@ -265,22 +278,20 @@ impl Engine {
     pub fn wait(mut self) -> Summary {
         let mut broken = 0;
         for thread in std::mem::take(&mut self.threads) {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    broken += 1;
-                    tracing::error!(%error, "a shard's ring broke");
-                }
-                Err(_) => {
-                    broken += 1;
-                    tracing::error!("a shard panicked");
-                }
-            }
+            // The shard's thread has said why.
+            broken += usize::from(!matches!(thread.join(), Ok(Ok(()))));
         }
         self.inner.phase.advance(Stage::Stopped);
         // Shards have left the runtime, so it may go.
         drop(self.control.take());
         self.inner.summary(broken)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // The shards go on, and their handlers need the control plane's timers.
+        std::mem::forget(self.control.take());
     }
 }
 
@@ -354,9 +365,13 @@ struct Inner {
 
 impl Inner {
     fn drain(&self) {
+        self.drain_within(self.deadline_ms);
+    }
+
+    fn drain_within(&self, deadline_ms: u64) {
         self.phase.advance(Stage::Draining);
         for inbox in &self.inboxes {
-            inbox.drain(self.deadline_ms);
+            inbox.drain(deadline_ms);
         }
     }
 
@@ -416,6 +431,13 @@ impl Capacity {
     fn of_machine(config: &Config, shards: usize) -> io::Result<Self> {
         let descriptors = probe::raise_descriptor_limit()?.min(TABLE_MAX);
         // Direct descriptors: the limit holds for each ring's table, not for all together.
+        if descriptors <= TABLE_SPARE {
+            return Err(io::Error::other(format!(
+                "{descriptors} descriptors are too few to serve anyone; raise `nofile` (ulimit -Hn, LimitNOFILE=) to \
+                 {} or more",
+                2 * TABLE_SPARE
+            )));
+        }
         let by_descriptors = (descriptors - TABLE_SPARE).saturating_mul(shards as u64);
         let (connections, computed) = match config.websocket.max_total_connections {
             Auto::Value(connections) => (u64::from(connections), false),
@@ -443,10 +465,23 @@ struct Plan {
     metrics: Arc<ShardMetrics>,
     inbox: Arc<Inbox>,
     runtime: tokio::runtime::Handle,
+    engine: Arc<Inner>,
 }
 
 impl Plan {
-    fn run(self, started: &mpsc::Sender<io::Result<()>>) -> io::Result<()> {
+    /// The shard's whole life. If it breaks, the engine ends: what it owes the others (counts, connections) never comes.
+    fn run_guarded(self, started: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
+        let (shard, engine) = (self.shard, self.engine.clone());
+        let outcome = catch_unwind(AssertUnwindSafe(move || self.run(started)));
+        let outcome = outcome.unwrap_or_else(|_| Err(io::Error::other("the shard panicked")));
+        if let Err(error) = &outcome {
+            tracing::error!(shard = shard.0, %error, "a shard broke; the engine ends");
+            engine.drain_within(engine.deadline_ms.min(BROKEN_DEADLINE_MS));
+        }
+        outcome
+    }
+
+    fn run(self, started: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
         if let Err(error) = affinity::pin(self.core) {
             tracing::warn!(shard = self.shard.0, core = self.core, %error, "the shard's thread is not pinned");
         }
@@ -462,26 +497,30 @@ impl Plan {
         let mut shard = Shard::new(self.shard, io, self.settings, self.shared, self.metrics, self.inbox, clock::now());
         shard.open();
         let _ = started.send(Ok(())); // the engine has given up already
+        drop(started); // so that whoever waits for the others learns of one that died
         while shard.turn()? == Turn::Again {}
         Ok(())
     }
 }
 
 /// Starts the shards' threads and waits until each accepts, or the first that could not start.
-fn launch(plans: impl Iterator<Item = Plan>) -> io::Result<(Vec<ShardThread>, io::Result<()>)> {
+fn launch(plans: impl Iterator<Item = Plan>) -> (Vec<ShardThread>, io::Result<()>) {
     let (started, wait_started) = mpsc::channel();
     let mut threads = Vec::new();
     for plan in plans {
         let started = started.clone();
         let name = format!("shard-{}", plan.shard.0);
-        threads.push(thread::Builder::new().name(name).spawn(move || plan.run(&started))?);
+        match thread::Builder::new().name(name).spawn(move || plan.run_guarded(started)) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => return (threads, Err(error)),
+        }
     }
     drop(started);
     let mut outcomes = threads
         .iter()
         .map(|_| wait_started.recv().unwrap_or_else(|_| Err(io::Error::other("a shard ended while starting"))));
     let outcome = outcomes.find(Result::is_err).unwrap_or(Ok(()));
-    Ok((threads, outcome))
+    (threads, outcome)
 }
 
 /// Listens on a port that is free or about to be: the kernel takes the rings of a killed process down, and their accepts
@@ -557,6 +596,8 @@ fn available_memory_bytes() -> u64 {
 }
 
 const SHARDS_MAX: u16 = 255;
+/// How long an engine with a broken shard takes to say goodbye.
+const BROKEN_DEADLINE_MS: u64 = 2_000;
 /// Largest descriptor table the kernel makes.
 const TABLE_MAX: u64 = 1 << 20;
 /// Table places beyond the connections: those that are closing, and those that are told that the server is full.

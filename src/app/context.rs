@@ -58,6 +58,11 @@ pub struct Desk {
 }
 
 impl Desk {
+    /// Whether nothing was noted.
+    pub fn is_empty(&self) -> bool {
+        self.actions.borrow().is_empty()
+    }
+
     /// Takes what was noted, in order.
     pub fn take(&self) -> Vec<(ConnKey, Action)> {
         std::mem::take(&mut self.actions.borrow_mut())
@@ -88,7 +93,8 @@ impl Context {
         self.identity.as_deref().map(|identity| &*identity.user_id)
     }
 
-    /// Sends a message to this connection, before the handler's reply. Nothing happens if the connection has ended.
+    /// Sends a message to this connection, before the handler's reply. Nothing happens if the connection has ended; a
+    /// client that already has four times `outbound.max_bytes` waiting is disconnected (4008).
     pub fn send(&self, message: OutgoingMessage) {
         self.note(Action::Send(message));
     }

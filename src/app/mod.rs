@@ -8,6 +8,7 @@ pub mod context;
 pub mod envelope;
 pub mod handler;
 pub mod message;
+pub mod origin;
 pub mod router;
 
 pub use context::Context;

@@ -18,7 +18,7 @@ impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut config = super::load(Some(&self.config))?;
         let access = Access::decide(&mut config)?;
-        config.validate()?;
+        tidewheel::Engine::check(&config)?;
         output::print(&format!("{}: valid\n{access}\n", self.config.display()))
     }
 }

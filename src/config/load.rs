@@ -198,6 +198,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::origin::OriginPattern::{Any, Opaque, SameHost};
     use crate::config::{Algorithm, Auto, LogFormat, ReceiveWait, Secret};
 
     #[track_caller]
@@ -238,6 +239,14 @@ mod tests {
         check("auth: {secret: 0123}", |c| c.auth.secret = Some(Secret::new("0123")));
         check("auth: {algorithm: ES256}", |c| c.auth.algorithm = Some(Algorithm::ES256));
         check("auth: {secret: null}", |_| {});
+        check("origins: {allow: same_host}", |_| {});
+        check("origins: {allow: []}", |c| c.origins.allow = vec![]);
+        check("origins: {allow: [same_host, null, '*']}", |c| c.origins.allow = vec![SameHost, Opaque, Any]);
+        check("origins: {allow: ['null']}", |c| c.origins.allow = vec![Opaque]);
+        check("origins: {allow: 'null'}", |c| c.origins.allow = vec![Opaque]);
+        check("origins:\n  allow:\n    - https://*.example.com\n    - 'http://[::1]:3000'", |c| {
+            c.origins.allow = ["https://*.example.com", "http://[::1]:3000"].map(|one| one.parse().unwrap()).into();
+        });
         check("io: {wait: poll}\nlog: {format: json}", |c| {
             c.io.wait = ReceiveWait::Poll;
             c.log.format = LogFormat::Json;
@@ -279,6 +288,15 @@ mod tests {
             "listen: localhost",
             "line 1: `localhost` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080",
         );
+        check_problem(
+            "\norigins: {allow: [same_host, https://example.com/app]}",
+            "line 2: `https://example.com/app` is no origin: write same_host, null, '*', or scheme://host with a port if \
+             it has one and no path, such as https://example.com, https://*.example.com or http://localhost:3000",
+        );
+        check_problem(
+            "origins: {allow: null}",
+            "line 1: no value is there: write an origin such as https://example.com, or a list such as [same_host, null]",
+        );
         check_problem("path: /a\npath: /b", "line 2: `path` is there twice; remove one");
         check_problem("path: /a\n---\npath: /b", "line 3: a second document begins here; remove `---`");
         check_problem("path: null", "line 1: this key cannot be null; remove it for its default");
@@ -294,6 +312,10 @@ mod tests {
         check_env("TIDEWHEEL_AUTH_REQUIRED", "false", Ok(|c| c.auth.required = false));
         check_env("TIDEWHEEL_AUTH_SECRET", "\"\\ {1}", Ok(|c| c.auth.secret = Some(Secret::new("\"\\ {1}"))));
         check_env("TIDEWHEEL_AUTH_ISSUER", "", Ok(|_| {}));
+        check_env("TIDEWHEEL_AUTH_COOKIE", "session", Ok(|c| c.auth.cookie = Some("session".to_owned())));
+        check_env("TIDEWHEEL_ORIGINS_ALLOW", "same_host, null", Ok(|c| c.origins.allow = vec![SameHost, Opaque]));
+        check_env("TIDEWHEEL_ORIGINS_ALLOW_MISSING", "false", Ok(|c| c.origins.allow_missing = false));
+        check_env("TIDEWHEEL_AUTH_QUERY", "true", Ok(|c| c.auth.query = true));
         check_env("TIDEWHEEL_SHARDS", "3", Ok(|c| c.shards = Auto::Value(3)));
         check_env(
             "TIDEWHEEL_LISTEN",
@@ -344,7 +366,7 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values = ["7", "7s", "false", "poll", "json", "debug", "HS512", "127.0.0.1:7"];
+            let values = ["7", "7s", "false", "true", "poll", "json", "debug", "HS512", "127.0.0.1:7", "*"];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

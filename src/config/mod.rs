@@ -8,6 +8,7 @@
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
 mod load;
+pub mod origin;
 mod units;
 mod validate;
 
@@ -20,6 +21,7 @@ pub use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
 pub use load::{Problems, environment};
+use origin::OriginPattern;
 
 /// Declares a section: its struct, its defaults, and the walk over its keys that the environment needs.
 macro_rules! section {
@@ -55,7 +57,7 @@ section! {
     /// The whole configuration. Unless a key says otherwise, it is read once, at the start.
     Config {
         /// Addresses that accept WebSocket connections, one or a list (at least one). Port 0: the kernel chooses.
-        #[serde(deserialize_with = "units::one_or_list")]
+        #[serde(deserialize_with = "units::addresses")]
         listen: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
         /// Path of the endpoint: starts with `/`, without query.
         path: String = "/ws".to_owned(),
@@ -75,6 +77,9 @@ section! {
         /// What one client may use.
         #[serde(deserialize_with = "units::section")]
         limits: Limits = Limits::default(),
+        /// Which pages may connect.
+        #[serde(deserialize_with = "units::section")]
+        origins: Origins = Origins::default(),
         /// How the server stops.
         #[serde(deserialize_with = "units::section")]
         drain: Drain = Drain::default(),
@@ -97,9 +102,9 @@ section! {
         /// descriptors and memory allow, computed and logged at the start.
         max_total_connections: Auto<u32> = Auto::Auto,
         /// Seconds without a message in either direction and without a ping from the client until close 4001, 1 to
-        /// 31,536,000. 0: never. The server's own pings and their pongs do not count.
+        /// 2,592,000. 0: never. The server's own pings and their pongs do not count.
         idle_timeout_seconds: u64 = 300,
-        /// Seconds without a byte from the client until it is pinged, 1 to 31,536,000. 0: never pinged.
+        /// Seconds without a byte from the client until it is pinged, 1 to 2,592,000. 0: never pinged.
         ping_interval_seconds: u64 = 30,
         /// Time for the pong after a ping until close 4002, 100ms to 1h.
         #[serde(deserialize_with = "units::duration")]
@@ -126,7 +131,7 @@ section! {
         /// Bytes queued, 1B to 1GiB. One message is admitted into an empty queue whatever its size.
         #[serde(deserialize_with = "units::size")]
         max_bytes: usize = 1_000_000,
-        /// Frames queued, 1 to 1,048,576.
+        /// Frames queued, 1 to 524,288.
         max_frames: usize = 1024,
         /// How long a message may wait behind a send that makes no progress, 100ms to 1h; one that trickles is found within
         /// twice that.
@@ -160,13 +165,18 @@ section! {
         /// Time after a token's expiry in which the client may refresh it, 0s to 24h; then close 4003.
         #[serde(deserialize_with = "units::duration")]
         expiry_grace: Duration = Duration::from_secs(25),
+        /// Name of the cookie that may carry a token in the upgrade request. `null`: none. Browsers add cookies to the
+        /// requests of every page, so `origins.allow` decides who may use it.
+        cookie: Option<String> = None,
+        /// Whether the upgrade request may carry a token as `?token=`, which others may log. false: the query is ignored.
+        query: bool = false,
     }
 }
 
 section! {
     /// Bounds for one connection, and the one for handlers.
     Limits {
-        /// Errors answered to one connection until close 4506, 1 to 1,000,000.
+        /// Errors answered to one connection until close 4506, 1 to 65,535.
         errors: u32 = 50,
         /// Topics one connection may be subscribed to, 1 to 65,535; beyond, `limit_exceeded`.
         subscriptions_per_connection: usize = 128,
@@ -174,6 +184,20 @@ section! {
         topic_length: usize = 255,
         /// Handler futures waiting on one shard, 1 to 1,048,576; beyond, `limit_exceeded`.
         parked_handlers: usize = 4096,
+    }
+}
+
+section! {
+    /// Which pages may connect, as told by the `Origin` that browsers send with every upgrade; others get 403.
+    Origins {
+        /// One or a list of: `same_host`, where the page's host is that of the request, on any port; an origin such as
+        /// `https://example.com` or `http://localhost:3000`, where no port means the scheme's own;
+        /// `https://*.example.com` for all hosts below that one; `null` for pages without an origin; `*` for all.
+        /// `[]`: no page.
+        #[serde(deserialize_with = "units::origins")]
+        allow: Vec<OriginPattern> = vec![OriginPattern::SameHost],
+        /// Whether a request without `Origin`, which is from no browser, is allowed.
+        allow_missing: bool = true,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 use super::Auto;
+use super::origin::OriginPattern;
 
 const DURATION_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZE_UNITS: [(&str, u64); 9] = [
@@ -80,31 +81,53 @@ pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// An address, a list of addresses, or, as the environment has no lists, addresses separated by commas.
-pub(super) fn one_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    struct Addresses;
+pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    one_or_list(deserializer, "an address such as 127.0.0.1:8080, or a list of them", parse_address)
+}
 
-    impl<'de> Visitor<'de> for Addresses {
-        type Value = Vec<SocketAddr>;
+pub(super) fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OriginPattern>, D::Error> {
+    one_or_list(deserializer, "an origin such as https://example.com, or a list such as [same_host, null]", |text| {
+        text.trim().parse()
+    })
+}
+
+/// One, a list, or, as the environment has no lists, several separated by commas. A `null` in a list is the word: what
+/// it means is up to `parse`.
+fn one_or_list<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, D::Error> {
+    struct OneOrList<T> {
+        expected: &'static str,
+        parse: fn(&str) -> Result<T, String>,
+    }
+
+    impl<'de, T> Visitor<'de> for OneOrList<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an address such as 127.0.0.1:8080, or a list of them")
+            f.write_str(self.expected)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Err(E::custom(format!("no value is there: write {}", self.expected)))
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            text.split(',').map(|address| parse_address(address).map_err(E::custom)).collect()
+            text.split(',').map(|one| (self.parse)(one).map_err(E::custom)).collect()
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut addresses = Vec::new();
-            while let Some(address) = list.next_element::<String>()? {
-                addresses.push(parse_address(&address).map_err(A::Error::custom)?);
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element::<Option<String>>()? {
+                all.push((self.parse)(one.as_deref().unwrap_or("null")).map_err(A::Error::custom)?);
             }
-            Ok(addresses)
+            Ok(all)
         }
     }
 
-    deserializer.deserialize_any(Addresses)
+    deserializer.deserialize_any(OneOrList { expected, parse })
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

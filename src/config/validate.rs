@@ -9,7 +9,7 @@ use super::units::{show_duration, show_size};
 use super::{Algorithm, Auto, Config, Problems};
 use crate::id::SLOT_MAX;
 
-const YEAR_SECONDS: u64 = 365 * 24 * 60 * 60;
+const MONTH_SECONDS: u64 = 30 * 24 * 60 * 60;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest time that means anything at the resolution of a shard's timers.
@@ -31,6 +31,7 @@ impl Config {
         self.check_ranges(&mut problems);
         self.check_endpoints(&mut problems);
         self.check_key(&mut problems);
+        self.check_cookie(&mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
@@ -42,20 +43,20 @@ impl Config {
         if let Auto::Value(connections) = websocket.max_total_connections {
             number(problems, "websocket.max_total_connections", connections, 1..=SLOT_MAX + 1);
         }
-        number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=YEAR_SECONDS);
-        number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=YEAR_SECONDS);
+        number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=MONTH_SECONDS);
+        number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=MONTH_SECONDS);
         duration(problems, "websocket.pong_timeout", websocket.pong_timeout, SHORTEST..=HOUR);
         duration(problems, "websocket.handshake_timeout", websocket.handshake_timeout, SHORTEST..=HOUR);
         duration(problems, "websocket.close_timeout", websocket.close_timeout, SHORTEST..=HOUR);
         size(problems, "websocket.max_message_size", websocket.max_message_size, 1..=MESSAGE_SIZE_MAX);
         size(problems, "websocket.max_header_bytes", websocket.max_header_bytes, 256..=MIB);
         size(problems, "outbound.max_bytes", outbound.max_bytes, 1..=MESSAGE_SIZE_MAX);
-        number(problems, "outbound.max_frames", outbound.max_frames, 1..=MIB);
+        number(problems, "outbound.max_frames", outbound.max_frames, 1..=MIB / 2);
         duration(problems, "outbound.max_age", outbound.max_age, SHORTEST..=HOUR);
         duration(problems, "auth.timeout", auth.timeout, SHORTEST..=HOUR);
         duration(problems, "auth.leeway", auth.leeway, Duration::ZERO..=HOUR);
         duration(problems, "auth.expiry_grace", auth.expiry_grace, Duration::ZERO..=DAY);
-        number(problems, "limits.errors", limits.errors, 1..=1_000_000);
+        number(problems, "limits.errors", limits.errors, 1..=65_535);
         let subscriptions = limits.subscriptions_per_connection;
         number(problems, "limits.subscriptions_per_connection", subscriptions, 1..=65_535);
         number(problems, "limits.topic_length", limits.topic_length, 1..=4 * KIB);
@@ -122,6 +123,17 @@ impl Config {
                 auth.algorithm.unwrap_or_default()
             )),
             _ => {}
+        }
+    }
+
+    fn check_cookie(&self, problems: &mut Vec<String>) {
+        // A token as in RFC 6265 §4.1.1.
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
+        if let Some(cookie) = &self.auth.cookie
+            && (cookie.is_empty() || !cookie.bytes().all(is_plain))
+        {
+            let what = "is not the name of a cookie; write letters, digits, `-` and `_`, such as session, or null";
+            problems.push(format!("auth.cookie: `{cookie}` {what}"));
         }
     }
 }
@@ -242,6 +254,10 @@ mod tests {
         check("auth: {public_key_file: b, algorithm: HS256}", &["auth.algorithm: HS256 does not work with auth.pub"]);
         check("auth: {public_key_file: b, algorithm: EdDSA}", &[]);
         check("auth: {public_key_file: b}", &[]);
+        check("auth: {secret: a, cookie: __Host-sid}", &[]);
+        check("auth: {secret: a, cookie: ''}", &["auth.cookie: `` is not the name of a cookie"]);
+        check("auth: {secret: a, cookie: a=b}", &["auth.cookie: `a=b` is not the name of a cookie"]);
+        check("auth: {secret: a, cookie: é}", &["auth.cookie: `é` is not the name of a cookie"]);
     }
 
     #[test]

@@ -83,11 +83,33 @@ pub enum Then {
 /// What was received and has to wait.
 #[derive(Debug, Default)]
 pub struct Held {
-    /// A subscribe request that came behind unanswered publishes: its ack waits behind theirs, and messages of the topic
-    /// must not overtake the ack.
-    pub subscribe: Option<(Option<MessageId>, Box<str>)>,
-    /// Bytes that are not decoded yet, because what they might need has no room.
+    /// The request that waits; what follows it waits behind it.
+    pub request: Option<Deferred>,
+    /// Bytes that are not decoded yet, beginning at `from`.
     pub bytes: Vec<u8>,
+    /// How many of `bytes` are done with.
+    pub from: usize,
+}
+
+impl Held {
+    /// Bytes of memory that a client has made wait.
+    pub fn waiting_bytes(&self) -> usize {
+        let data = match &self.request {
+            Some(Deferred::Publish { data, .. }) => data.len(),
+            _ => 0,
+        };
+        self.bytes.len() + data
+    }
+}
+
+/// A request that was understood and cannot be carried out yet.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the members of the request")]
+pub enum Deferred {
+    /// It came behind unanswered publishes: its ack waits behind theirs, and no message of the topic may overtake it.
+    Subscribe { id: Option<MessageId>, topic: Box<str> },
+    /// There is no room for a publish on its way, or others have waited longer for some.
+    Publish { id: Option<MessageId>, topic: Box<str>, data: Box<[u8]>, exclude_self: bool },
 }
 
 /// What the connection's messages mean.

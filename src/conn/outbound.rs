@@ -66,9 +66,9 @@ pub struct Outbound {
 const _: () = assert!(size_of::<Outbound>() == 24);
 
 /// A frame at least this long is sent from where it lies; shorter ones that wait together are copied into one send.
-const GATHER_FRAME_MAX: usize = 16 * 1024;
+const GATHER_FRAME_MAX: usize = 64 * 1024;
 /// Bytes copied into one send at most.
-const GATHER_BYTES_MAX: usize = 64 * 1024;
+const GATHER_BYTES_MAX: usize = 128 * 1024;
 /// A private frame takes no more replies beyond this, so that a large reply does not grow by copying.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 
@@ -105,9 +105,8 @@ impl Outbound {
 
     /// Appends a reply: `write` adds one or more complete wire frames to the batch that leaves next.
     pub fn reply(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
-        let open = self.back().filter(|&back| {
-            palette.is_private(back) && palette.bytes(back).len() < BATCH_BYTES_MAX && palette.append(back).is_some()
-        });
+        let has_room = |batch: &mut Vec<u8>| batch.len() < BATCH_BYTES_MAX;
+        let open = self.back().filter(|&back| palette.append(back).is_some_and(has_room));
         let frame = open.unwrap_or_else(|| {
             let frame = palette.open();
             self.push(frame, now);

@@ -16,31 +16,21 @@ use crate::sync::{AtomicU64, Ordering};
 
 use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
 
-/// What one shard tells another.
+/// A publish for another shard: put the frame on the queues of your members and say how many.
 #[derive(Debug)]
-pub enum Mail {
-    /// Put the frame on the queues of your members of the topic and say how many; `None`: of all your connections.
-    Publish {
-        /// The topic; `None` for a broadcast to every connection.
-        topic: Option<Arc<Topic>>,
-        /// The frame.
-        frame: Arc<SharedFrame>,
-        /// The sender's entry that awaits the counts.
-        receipt: ReceiptIndex,
-    },
-    /// The counts of a publish of yours.
-    Counted {
-        /// Your entry.
-        receipt: ReceiptIndex,
-        /// The counts.
-        delivery: Delivery,
-    },
+pub struct Publish {
+    /// The topic; `None` for a broadcast to every connection.
+    pub topic: Option<Arc<Topic>>,
+    /// The frame.
+    pub frame: Arc<SharedFrame>,
+    /// The sender's entry that awaits the counts.
+    pub receipt: ReceiptIndex,
 }
 
 #[derive(Debug)]
 struct Pair {
-    publishes: ArrayQueue<Mail>,
-    counts: ArrayQueue<Mail>,
+    publishes: ArrayQueue<Publish>,
+    counts: ArrayQueue<(ReceiptIndex, Delivery)>,
 }
 
 /// All queues between the shards of an engine.
@@ -65,8 +55,10 @@ impl Bus {
 
     /// A bus on which each shard may have `publishes_max` (≥ 1) publishes under way.
     pub fn with_bound(shards: usize, publishes_max: usize) -> Arc<Self> {
-        let queue = || ArrayQueue::new(publishes_max);
-        let pair = |from, to| (from != to).then(|| Pair { publishes: queue(), counts: queue() });
+        let pair = |from, to| {
+            (from != to)
+                .then(|| Pair { publishes: ArrayQueue::new(publishes_max), counts: ArrayQueue::new(publishes_max) })
+        };
         let pairs = (0..shards * shards).map(|at| pair(at / shards, at % shards)).collect();
         let waiting = (0..shards).map(|_| CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
         Arc::new(Self { pairs, waiting, shards, publishes_max })
@@ -129,8 +121,8 @@ impl BusPort {
         debug_assert!(self.room > 0);
         self.room = self.room.saturating_sub(1);
         for shard in to.iter() {
-            let mail = Mail::Publish { topic: topic.cloned(), frame: frame.clone(), receipt };
-            let full = self.bus.pair(self.shard, shard).publishes.push(mail).is_err();
+            let publish = Publish { topic: topic.cloned(), frame: frame.clone(), receipt };
+            let full = self.bus.pair(self.shard, shard).publishes.push(publish).is_err();
             assert!(!full, "only this shard pushes here, and it has looked for room");
             self.posted(shard);
         }
@@ -138,7 +130,7 @@ impl BusPort {
 
     /// Answers a publish of another shard.
     pub fn answer(&mut self, to: ShardId, receipt: ReceiptIndex, delivery: Delivery) {
-        let full = self.bus.pair(self.shard, to).counts.push(Mail::Counted { receipt, delivery }).is_err();
+        let full = self.bus.pair(self.shard, to).counts.push((receipt, delivery)).is_err();
         assert!(!full, "there is room for the counts of every publish that may be waiting");
         self.posted(to);
     }
@@ -162,10 +154,14 @@ impl BusPort {
         senders
     }
 
-    /// The next mail from `sender`, in its order; counts first.
-    pub fn receive(&mut self, sender: ShardId) -> Option<Mail> {
-        let pair = self.bus.pair(sender, self.shard);
-        pair.counts.pop().or_else(|| pair.publishes.pop())
+    /// The next counts from `sender`, in its order.
+    pub fn receive_count(&mut self, sender: ShardId) -> Option<(ReceiptIndex, Delivery)> {
+        self.bus.pair(sender, self.shard).counts.pop()
+    }
+
+    /// The next publish from `sender`, in its order.
+    pub fn receive_publish(&mut self, sender: ShardId) -> Option<Publish> {
+        self.bus.pair(sender, self.shard).publishes.pop()
     }
 
     /// There is mail of `sender` that this turn did not get to.
@@ -211,11 +207,11 @@ mod tests {
         assert!(b.has_mail());
         assert_eq!(b.take_senders().iter().collect::<Vec<_>>(), [ShardId(0)]);
         for expected in 0..pushed {
-            let Some(Mail::Publish { frame, .. }) = b.receive(ShardId(0)) else { panic!("mail {expected}") };
+            let Some(Publish { frame, .. }) = b.receive_publish(ShardId(0)) else { panic!("mail {expected}") };
             assert_eq!(frame.plain(), expected.to_le_bytes());
         }
-        assert!(b.receive(ShardId(0)).is_none() && !b.has_mail() && a.has_room());
+        assert!(b.receive_publish(ShardId(0)).is_none() && !b.has_mail() && a.has_room());
         b.answer(ShardId(0), receipt, Delivery::default());
-        assert!(a.has_mail() && matches!(a.receive(ShardId(1)), Some(Mail::Counted { .. })));
+        assert!(a.has_mail() && a.receive_count(ShardId(1)).is_some());
     }
 }

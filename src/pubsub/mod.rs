@@ -15,7 +15,7 @@ mod receipts;
 mod registry;
 mod topics;
 
-pub use bus::{Bus, BusPort, Mail};
+pub use bus::{Bus, BusPort, Publish};
 pub use fanout::{Delivery, fan_out};
 pub use receipts::{Answered, Receipts};
 pub use registry::{Registry, ShardSet, Topic};

@@ -59,6 +59,7 @@ impl<I: Io> Shard<I> {
                 self.unpark(done);
             }
         }
+        self.act(); // what destructors of cancelled handlers asked for
     }
 
     fn unpark(&mut self, done: Done) {
@@ -78,6 +79,9 @@ impl<I: Io> Shard<I> {
             }
             Ended::Returned(Err(HandlerError { code, message, cause })) => {
                 if let Some(cause) = cause {
+                    // The user's own `Display` and `Drop`.
+                    let cause = catch_unwind(AssertUnwindSafe(move || cause.to_string()));
+                    let cause = cause.unwrap_or_else(|panic| describe(&*panic));
                     let session = self.conns.get(key).map(|conn| self.session_id(key, conn));
                     tracing::warn!(?session, %cause, "handler failed");
                 }
@@ -95,10 +99,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Whether what waits for the connection is several times what may: published messages stop at the bound, requests are
+    /// not read beyond it, and a handler that sends without being asked stops here.
+    fn is_flooded(&self, key: ConnKey) -> bool {
+        let flood = 4 * self.settings.outbound.bytes_max as usize;
+        self.conns.get(key).is_some_and(|conn| conn.outbound.bytes() >= flood)
+    }
+
     /// Does what handlers asked for, in the order in which they asked.
     fn act(&mut self) {
         for (key, action) in self.desk.take() {
             match action {
+                // A handler that sends on and on to a client that does not read.
+                Action::Send(_) if self.is_flooded(key) => self.part_slow(key, "a handler sends more than it reads"),
                 Action::Send(message) => self.push(key, |envelope| envelope.raw(message.kind(), message.payload())),
                 Action::Publish { topic, data, answer } => match self.check_name(&topic) {
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),

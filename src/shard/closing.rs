@@ -144,19 +144,17 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Closing takes too long. What is still owed, a handler that never ends say, is given up once, so that the client
-    /// gets the last words all the same; who does not take them either is cut off.
+    /// Closing takes too long. A handler that is still waiting is given up once, so that the client gets the last words all
+    /// the same; who does not take them either, or is owed a receipt that another shard does not give, is cut off.
     pub(super) fn give_up(&mut self, key: ConnKey) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !matches!(conn.phase, Phase::Settling(_)) {
+        if !matches!(conn.phase, Phase::Settling(_)) || conn.receipts.is_some() {
             return self.retire(key, CloseReason::Internal);
         }
         conn.since = now;
-        self.receipts.detach(&mut conn.receipts);
-        if std::mem::take(&mut conn.parked) > 0 {
-            self.executor.cancel(key);
-        }
+        conn.parked = 0;
+        self.executor.cancel(key);
         self.settle(key);
     }
 

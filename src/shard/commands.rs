@@ -57,7 +57,6 @@ impl<I: Io> Shard<I> {
         }
         match self.verify(request.token) {
             Ok(claims) => {
-                self.metrics.authenticated.add(1);
                 self.adopt_identity(key, claims.identity, id);
             }
             Err(error) => {
@@ -91,7 +90,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn verify(&self, token: &str) -> Result<Claims, String> {
+    pub(super) fn verify(&self, token: &str) -> Result<Claims, String> {
         match &self.shared.authenticator {
             Some(authenticator) => {
                 Authenticator::verify(authenticator, token, self.now.unix_ms).map_err(|error| error.to_string())
@@ -100,11 +99,14 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
+    /// Makes the connection that of a user, and tells it so.
+    pub(super) fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
         let shard = self.id;
         let Some(conn) = self.conns.get_mut(key) else { return };
         let identity = Rc::new(identity);
-        conn.identity = Some(identity.clone());
+        if conn.identity.replace(identity.clone()).is_none() {
+            self.metrics.authenticated.add(1);
+        }
         conn.expiry_announced = false;
         let session = crate::id::SessionId::new(shard, key, conn.random);
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");

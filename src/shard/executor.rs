@@ -113,7 +113,10 @@ impl Executor {
     /// The next slot whose future was woken, out of those that were when `left` was counted.
     pub fn next_ready(&self, left: &mut usize) -> Option<u32> {
         *left = left.checked_sub(1)?;
-        self.ready.queue.pop()
+        let index = self.ready.queue.pop()?;
+        // Only here, where it has left the queue, and before the poll: a wake from now on queues it again.
+        self.slots[index as usize].state.queued.swap(false, Ordering::AcqRel);
+        Some(index)
     }
 
     /// How many slots are woken now; futures that wake themselves at once wait for the next turn.
@@ -124,7 +127,6 @@ impl Executor {
     /// Polls the future of a slot, if it still has one.
     pub fn poll(&mut self, index: u32) -> Option<Done> {
         let slot = &mut self.slots[index as usize];
-        slot.state.queued.store(false, Ordering::Release);
         let task = slot.task.as_mut()?;
         let mut context = Context::from_waker(&slot.waker);
         let polled = catch_unwind(AssertUnwindSafe(|| task.future.as_mut().poll(&mut context)));
@@ -167,4 +169,56 @@ fn drop_quietly<T>(value: T) {
 pub fn describe(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::OutgoingMessage;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    struct Silent;
+
+    impl Doorbell for Silent {
+        fn ring(&self) {}
+    }
+
+    const CONN: ConnKey = ConnKey { slot: 0, generation: 1 };
+
+    /// A future that leaves its waker on a list and ends when it is polled for the second time.
+    fn second_poll_ends(wakers: &Rc<RefCell<Vec<Waker>>>) -> HandlerFuture {
+        let wakers = wakers.clone();
+        let mut polls = 0;
+        Box::pin(std::future::poll_fn(move |context| {
+            wakers.borrow_mut().push(context.waker().clone());
+            polls += 1;
+            if polls == 2 { Poll::Ready(Ok(OutgoingMessage::new("done", &()).unwrap())) } else { Poll::Pending }
+        }))
+    }
+
+    fn poll_all(executor: &mut Executor) -> usize {
+        let mut left = executor.ready();
+        let mut done = 0;
+        while let Some(index) = executor.next_ready(&mut left) {
+            done += usize::from(executor.poll(index).is_some());
+        }
+        done
+    }
+
+    #[test]
+    fn a_slot_that_is_used_again_while_a_stale_wake_of_it_is_queued_loses_nobody_a_wake() {
+        let mut executor = Executor::new(2, Arc::new(Silent));
+        let wakers = Rc::default();
+        assert!(executor.start(CONN, None, second_poll_ends(&wakers)).is_none());
+        wakers.borrow()[0].wake_by_ref();
+        executor.cancel(CONN);
+        for _ in 0..2 {
+            assert!(executor.has_room());
+            assert!(executor.start(CONN, None, second_poll_ends(&wakers)).is_none());
+        }
+        wakers.borrow().iter().for_each(Waker::wake_by_ref);
+        assert_eq!(poll_all(&mut executor), 2, "both were woken");
+        assert_eq!((executor.len(), executor.has_ready()), (0, false));
+    }
 }

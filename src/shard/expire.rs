@@ -70,7 +70,16 @@ impl<I: Io> Shard<I> {
                 return Some((at(conn.since, settings.handshake_timeout_ms).max(lenient_ms), Due::Handshake));
             }
             Phase::Settling(_) | Phase::Closing | Phase::Finishing { .. } => {
-                return Some((at(conn.since, settings.close_timeout_ms), Due::Close));
+                let close_ms = at(conn.since, settings.close_timeout_ms);
+                // A drain lets what is owed and queued leave for as long as it lasts.
+                let drained_ms = match (&self.draining, &conn.phase) {
+                    (Some(draining), Phase::Settling(_)) => {
+                        draining.deadline_ms.saturating_sub(settings.close_timeout_ms)
+                    }
+                    (Some(draining), _) if !conn.outbound.is_empty() => draining.deadline_ms,
+                    _ => 0,
+                };
+                return Some((close_ms.max(drained_ms), Due::Close));
             }
             Phase::Lingering => return Some((at(conn.since, LINGER_MS), Due::Linger)),
             Phase::Gone => return None,

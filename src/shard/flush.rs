@@ -63,11 +63,16 @@ impl<I: Io> Shard<I> {
         }
         let more = !conn.outbound.is_empty() || matches!(conn.phase, Phase::Finishing { .. });
         let held = conn.held.is_some();
+        if !more && matches!(conn.phase, Phase::Closing) {
+            // The close frame has left: from now on the peer's is awaited.
+            conn.since = self.now.monotonic_ms() as u32;
+            self.reschedule(key);
+        }
         if more {
             self.mark_dirty(key);
         }
         if held {
-            self.resume(key);
+            self.want_resume(key);
         }
     }
 

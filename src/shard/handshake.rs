@@ -1,7 +1,10 @@
 //! From a TCP connection to a WebSocket, or to an HTTP error that says why not.
 //! Law: the head's memory follows its bytes up to `max_header_bytes`; bytes after the head are frames.
 
-use crate::conn::{Endpoint, Phase};
+use std::borrow::Cow;
+
+use crate::app::origin;
+use crate::conn::{Endpoint, Identity, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
@@ -13,8 +16,8 @@ use super::settings::SUBPROTOCOL;
 
 /// What a finished request leads to.
 enum Verdict {
-    Open(Endpoint),
-    Refuse { status: u16, why: &'static str, cause: Refusal },
+    Open { endpoint: Endpoint, identity: Option<Identity> },
+    Refuse { status: u16, why: Cow<'static, str>, cause: Refusal },
 }
 
 impl<I: Io> Shard<I> {
@@ -50,16 +53,23 @@ impl<I: Io> Shard<I> {
         match ws::parse_request(bytes, seen, &self.settings.handshake) {
             Ok(Progress::NeedMore) => None,
             Ok(Progress::Complete { request, head_bytes }) => match self.judge(key, &request) {
-                Verdict::Open(endpoint) => {
+                Verdict::Open { endpoint, identity } => {
                     self.upgrade(key, &request, endpoint);
+                    if let Some(identity) = identity {
+                        self.adopt_identity(key, identity, None);
+                    }
                     Some(head_bytes)
                 }
                 Verdict::Refuse { status, why, cause } => {
                     self.metrics.refused[cause as usize].add(1);
+                    tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, request.origin, "handshake refused");
                     let after = (self.io.random() % 4 + 1).to_string();
-                    let retry = [("Retry-After", after.as_str())];
-                    let headers = if status == 503 { &retry[..] } else { &[] };
-                    self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
+                    let headers: &[_] = match status {
+                        401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
+                        503 => &[("Retry-After", &after)],
+                        _ => &[],
+                    };
+                    self.refuse(key, |out| ws::refuse(out, status, &why, headers), CloseReason::BadHandshake);
                     None
                 }
             },
@@ -73,21 +83,48 @@ impl<I: Io> Shard<I> {
     }
 
     fn judge(&self, key: ConnKey, request: &Upgrade<'_>) -> Verdict {
+        let refuse = |status, why: &'static str, cause| Verdict::Refuse { status, why: why.into(), cause };
         if self.accepting == Accepting::Stopped {
-            let why = "the server is draining; connect again later";
-            return Verdict::Refuse { status: 503, why, cause: Refusal::Draining };
+            return refuse(503, "the server is draining; connect again later", Refusal::Draining);
         }
         if self.conns.get(key).is_some_and(|conn| conn.surplus) {
             let why = "the server holds as many connections as it may; connect again later";
-            return Verdict::Refuse { status: 503, why, cause: Refusal::Full };
+            return refuse(503, why, Refusal::Full);
         }
-        if request.path == self.settings.path {
-            Verdict::Open(Endpoint::Native)
+        let endpoint = if request.path == self.settings.path {
+            Endpoint::Native
         } else if Some(request.path) == self.settings.echo_path.as_deref() {
-            Verdict::Open(Endpoint::Echo)
+            Endpoint::Echo
         } else {
-            let why = "no WebSocket endpoint at this path";
-            Verdict::Refuse { status: 404, why, cause: Refusal::BadRequest }
+            return refuse(404, "no WebSocket endpoint at this path", Refusal::BadRequest);
+        };
+        if !origin::is_allowed(&self.settings.origins, request.origin, request.host) {
+            let why = match request.origin {
+                Some(_) => "pages of this Origin may not connect; origins.allow lists those that may",
+                None => "Origin header missing: only pages may connect",
+            };
+            return refuse(403, why, Refusal::Origin);
+        }
+        match endpoint {
+            Endpoint::Native => self.judge_credential(request),
+            Endpoint::Echo => Verdict::Open { endpoint, identity: None },
+        }
+    }
+
+    /// A token in the request must be good; there need not be one, since `authenticate` may come later.
+    fn judge_credential(&self, request: &Upgrade<'_>) -> Verdict {
+        if self.shared.authenticator.is_none() {
+            return Verdict::Open { endpoint: Endpoint::Native, identity: None };
+        }
+        let verified = match self.settings.credentials.token(request) {
+            Ok(token) => token.map(|token| self.verify(token)).transpose(),
+            Err(two) => {
+                return Verdict::Refuse { status: 400, why: two.to_string().into(), cause: Refusal::BadRequest };
+            }
+        };
+        match verified {
+            Ok(claims) => Verdict::Open { endpoint: Endpoint::Native, identity: claims.map(|claims| claims.identity) },
+            Err(why) => Verdict::Refuse { status: 401, why: why.into(), cause: Refusal::Unauthorized },
         }
     }
 

@@ -1,27 +1,25 @@
 //! From received bytes to commands and handlers.
 //!
-//! Law: a message is decoded only when everything it may need has room: on the bus, among the receipts, in the
-//! connection's own queue. If not, its bytes are held, the connection is not read from, and the message is tried again.
+//! Law: a message is decoded only when its reply has room in the connection's own queue. If not, its bytes are held and
+//! the connection is not read from (see `held.rs`).
 
-use crate::conn::{Endpoint, Held, Phase};
-use crate::id::{ConnKey, MessageId, MessageIdRef};
+use crate::conn::{Endpoint, Phase};
+use crate::id::ConnKey;
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
 use crate::ws::{self, Event, Input, Opcode};
 
 use super::Shard;
-use super::settings::PARKED_PER_CONN_MAX;
+use super::settings::{PARKED_PER_CONN_MAX, SHARE};
 
 /// Whether a connection's next message may be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
+pub(super) enum Gate {
     Open,
     /// Nothing of it is of interest any more.
     Shut,
-    /// The bus or the receipts are full: shared with others, tried again every turn.
-    FullBus,
-    /// Its own queue or its own handlers are full: tried again when those get shorter.
-    FullOwn,
+    /// What came before it waits, or its replies have no room.
+    Full,
 }
 
 impl<I: Io> Shard<I> {
@@ -30,10 +28,13 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
-        conn.awaiting_pong = false;
+        if std::mem::take(&mut conn.awaiting_pong) {
+            self.reschedule(key); // the next ping may be due before the pong would have been
+        }
         if !armed {
             self.want_more(key);
         }
+        self.share = SHARE;
         self.on_bytes(key, &mut bytes);
     }
 
@@ -50,21 +51,25 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Decodes what the bytes hold and acts on each message.
+    /// Decodes what has just arrived, and holds what may not be decoded yet.
     pub(super) fn on_frames(&mut self, key: ConnKey, bytes: &mut [u8]) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let taken = self.decode(key, bytes);
+        self.hold(key, &bytes[taken..]);
+    }
+
+    /// Decodes and acts on one message after the other; returns how many bytes are done with.
+    pub(super) fn decode(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
+        let len = bytes.len();
+        let Some(conn) = self.conns.get_mut(key) else { return len };
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
         let mut decoder = std::mem::take(&mut conn.decoder);
         let limits = self.settings.messages;
         let mut input = Input::new(bytes);
-        loop {
+        while !input.is_empty() {
             match self.gate(key) {
-                Gate::Shut => break,
-                full @ (Gate::FullBus | Gate::FullOwn) if !input.is_empty() => {
-                    self.hold(key, input.rest(), full);
-                    break;
-                }
-                _ => {}
+                Gate::Open => {}
+                Gate::Full => break,
+                Gate::Shut => return len,
             }
             match decoder.next(&mut input, &limits) {
                 Ok(Some(event)) => self.on_event(key, event),
@@ -75,10 +80,14 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
-        if self.gate(key) != Gate::Shut
-            && let Some(conn) = self.conns.get_mut(key)
-        {
-            conn.decoder = decoder;
+        decoder.settle();
+        let taken = len - input.rest().len();
+        match self.conns.get_mut(key) {
+            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
+                conn.decoder = decoder;
+                taken
+            }
+            _ => len,
         }
     }
 
@@ -131,88 +140,25 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn gate(&mut self, key: ConnKey) -> Gate {
-        let Some(conn) = self.conns.get_mut(key) else { return Gate::Shut };
+    pub(super) fn gate(&self, key: ConnKey) -> Gate {
+        let Some(conn) = self.conns.get(key) else { return Gate::Shut };
         match conn.phase {
-            Phase::Open => {}
-            Phase::Settling(_) | Phase::Closing => return Gate::Open,
-            _ => return Gate::Shut,
-        }
-        if conn.held.is_some() {
-            return Gate::FullOwn;
-        }
-        let waiting = conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
-        if waiting >= self.settings.outbound.bytes_max as usize || conn.parked >= PARKED_PER_CONN_MAX {
-            Gate::FullOwn
-        } else if !self.bus.has_room() || !self.receipts.has_room() {
-            Gate::FullBus
-        } else {
-            Gate::Open
+            Phase::Open if conn.held.is_some() || self.is_full(key) => Gate::Full,
+            Phase::Open | Phase::Settling(_) | Phase::Closing => Gate::Open,
+            _ => Gate::Shut,
         }
     }
 
-    fn hold(&mut self, key: ConnKey, rest: &[u8], full: Gate) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
-        self.io.pause(key);
-        if full == Gate::FullBus {
-            self.metrics.bus_full.add(1);
-            self.want_resume(key);
-        }
+    /// Whether the connection's replies or handlers have reached their bound.
+    pub(super) fn is_full(&self, key: ConnKey) -> bool {
+        self.waiting_bytes(key) >= self.settings.outbound.bytes_max as usize
+            || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
     }
 
-    /// Tries held messages again in the next turn: not from within the handling of another message.
-    pub(super) fn want_resume(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.retrying {
-            conn.retrying = true;
-            self.held.push(key);
-        }
-    }
-
-    /// Puts a subscribe request off until the publishes before it are answered: its ack must come after theirs, and no
-    /// message of the topic before its ack. What follows it is put off too.
-    pub(super) fn hold_subscribe(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let subscribe = Some((id.map(MessageId::from), topic.into()));
-        conn.held = Some(Box::new(Held { subscribe, bytes: Vec::new() }));
-        self.io.pause(key);
-    }
-
-    /// Tries held messages again whose room is shared with others.
-    pub(super) fn retry_held(&mut self) {
-        for key in std::mem::take(&mut self.held) {
-            let Some(conn) = self.conns.get_mut(key) else { continue };
-            conn.retrying = false;
-            self.resume(key);
-        }
-    }
-
-    /// Tries a connection's held messages again, if it has any.
-    pub(super) fn resume(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.held.as_ref().is_some_and(|held| held.subscribe.is_some()) && conn.receipts.is_some() {
-            return;
-        }
-        let Some(held) = conn.held.take() else { return };
-        let Held { subscribe, mut bytes } = *held;
-        if let Some((id, topic)) = subscribe
-            && conn.is_open()
-        {
-            self.subscribe_to(key, id.as_ref().map(MessageId::borrow), &topic);
-        }
-        self.on_frames(key, &mut bytes);
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.held.is_some() {
-            return;
-        }
-        match conn.phase {
-            Phase::Open if conn.receive_ended => self.finish_silently(key, CloseReason::Lost),
-            _ => {
-                self.want_more(key);
-                self.reschedule(key); // it is pinged again
-            }
-        }
+    /// Bytes that wait to be sent to the connection.
+    pub(super) fn waiting_bytes(&self, key: ConnKey) -> usize {
+        let Some(conn) = self.conns.get(key) else { return 0 };
+        conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest))
     }
 
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.

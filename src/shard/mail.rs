@@ -1,43 +1,43 @@
 //! What other shards have published, and their counts for what this one did.
-//! Law: a shard takes a bounded number of publishes from each sender in a turn, so that no neighbour starves its own
-//! connections; counts first, since somebody waits for them.
+//! Law: counts are always taken, since somebody waits for them; publishes as far as the turn's budget goes, beginning
+//! with another sender each turn, so that no neighbour starves its own connections or another neighbour.
 
 use crate::id::ShardId;
 use crate::io::Io;
-use crate::pubsub::Mail;
+use crate::pubsub::Publish;
 
 use super::Shard;
-
-/// Publishes taken from one sender in one turn.
-const TURN_MAX: usize = 1024;
 
 impl<I: Io> Shard<I> {
     pub(super) fn take_mail(&mut self) {
         if !self.bus.has_mail() {
             return;
         }
-        for sender in self.bus.take_senders().iter() {
+        let senders = self.bus.take_senders();
+        self.first_sender = (self.first_sender + 1) % self.shared.shards as u16;
+        let first = self.first_sender;
+        let (later, sooner): (Vec<_>, Vec<_>) = senders.iter().partition(|sender| sender.0 < first);
+        for sender in sooner.into_iter().chain(later) {
             self.take_mail_of(sender);
         }
     }
 
     fn take_mail_of(&mut self, sender: ShardId) {
-        for _ in 0..TURN_MAX {
-            match self.bus.receive(sender) {
-                Some(Mail::Counted { receipt, delivery }) => self.on_counted(receipt, delivery),
-                Some(Mail::Publish { topic, frame, receipt }) => {
-                    let delivery = match topic {
-                        None => self.deliver_to_all(frame),
-                        Some(topic) => match topic.local(self.id) {
-                            Some(index) => self.deliver(index, frame, None),
-                            // The last member left while the frame was on its way.
-                            None => Default::default(),
-                        },
-                    };
-                    self.bus.answer(sender, receipt, delivery);
-                }
-                None => return,
-            }
+        while let Some((receipt, delivery)) = self.bus.receive_count(sender) {
+            self.on_counted(receipt, delivery);
+        }
+        while !self.mail_budget.is_spent() {
+            let Some(Publish { topic, frame, receipt }) = self.bus.receive_publish(sender) else { return };
+            self.mail_budget.spend(&frame);
+            let delivery = match topic {
+                None => self.deliver_to_all(frame),
+                Some(topic) => match topic.local(self.id) {
+                    Some(index) => self.deliver(index, frame, None),
+                    // The last member left while the frame was on its way.
+                    None => Default::default(),
+                },
+            };
+            self.bus.answer(sender, receipt, delivery);
         }
         self.bus.postpone(sender);
     }

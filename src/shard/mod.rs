@@ -11,16 +11,18 @@ mod executor;
 mod expire;
 mod flush;
 mod handshake;
+mod held;
 mod inbound;
 mod mail;
 mod orders;
 mod publish;
 pub mod settings;
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::app::Router;
@@ -34,7 +36,7 @@ use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
 use executor::Executor;
 pub use orders::{Inbox, Order};
-use publish::Owed;
+use publish::{Budget, Owed};
 use settings::Settings;
 
 /// What all shards of an engine share.
@@ -78,8 +80,20 @@ pub struct Shard<I: Io> {
     over: Vec<u32>,
     /// Connections to start reading from again at the end of the turn.
     rearm: Vec<ConnKey>,
-    /// Connections whose next message waits for room on the bus.
-    held: Vec<ConnKey>,
+    /// Connections whose publish waits for its turn and for room on the bus, in order.
+    held: VecDeque<ConnKey>,
+    /// Connections whose held messages may go on: their own queue or handlers got shorter, or they got their acks.
+    freed: Vec<ConnKey>,
+    /// The line of `held` is being served, so who is served is not sent back to its end.
+    retrying: bool,
+    /// Publishes that the connection at hand may still make before others have their turn.
+    share: u32,
+    /// What this turn's own publishes may still put on queues.
+    budget: Budget,
+    /// What other shards' publishes may, in this turn.
+    mail_budget: Budget,
+    /// Whose mail was taken first.
+    first_sender: u16,
     gather: Gather,
 
     accepting: accept::Accepting,
@@ -125,7 +139,13 @@ impl<I: Io> Shard<I> {
             dirty: Vec::new(),
             over: Vec::new(),
             rearm: Vec::new(),
-            held: Vec::new(),
+            held: VecDeque::new(),
+            freed: Vec::new(),
+            retrying: false,
+            share: 0,
+            budget: Budget::default(),
+            mail_budget: Budget::default(),
+            first_sender: 0,
             gather: Gather::default(),
             accepting: accept::Accepting::default(),
             draining: None,
@@ -149,8 +169,9 @@ impl<I: Io> Shard<I> {
         self.now = self.io.wait(wait)?;
         self.notice_absence(before_ms);
 
+        self.refill();
+        self.retry_held(); // messages that waited: for room, for acks
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
-        self.retry_held(); // messages that waited for room on the bus
         self.take_mail(); // what other shards published, and their counts
         self.take_orders(); // what other threads want: publishes, the drain
         self.poll_handlers(); // futures that were woken
@@ -206,10 +227,12 @@ impl<I: Io> Shard<I> {
 
     fn has_work(&mut self) -> bool {
         !self.dirty.is_empty()
+            || self.can_retry()
+            || !self.desk.is_empty()
             || self.bus.has_mail()
             || self.executor.has_ready()
             || self.inbox.wants_drain()
-            || (self.inbox.has_orders() && self.has_room_to_publish())
+            || (self.inbox.has_orders() && self.has_room_on_bus())
     }
 
     /// The shard has not looked at its sockets for a while: it slept or was frozen, and cannot tell which. What peers
@@ -219,6 +242,11 @@ impl<I: Io> Shard<I> {
         if now_ms.saturating_sub(before_ms) > settings::ABSENCE_MS {
             self.lenient_until_ms = now_ms + settings::READ_FIRST_MS;
         }
+    }
+
+    fn refill(&mut self) {
+        self.budget = Budget::of_turn(&self.settings.outbound);
+        self.mail_budget = self.budget;
     }
 
     fn rearm(&mut self) {
@@ -263,7 +291,7 @@ impl<I: Io> Shard<I> {
     /// The most bytes of any one connection that may not be looked at yet, the most that wait for one, and how many
     /// connections are listed to be tried again: for tests of the bounds.
     pub fn heaviest(&self) -> [usize; 3] {
-        let held = |conn: &Conn| conn.held.as_ref().map_or(0, |held| held.bytes.len());
+        let held = |conn: &Conn| conn.held.as_ref().map_or(0, |held| held.waiting_bytes());
         let outbound =
             |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
         let most = |of: &dyn Fn(&Conn) -> usize| self.conns.iter().map(|(_, conn)| of(conn)).max().unwrap_or(0);
@@ -287,6 +315,8 @@ impl<I: Io> Shard<I> {
 impl<I: Io> Drop for Shard<I> {
     fn drop(&mut self) {
         self.inbox.close();
+        // None, unless the shard broke: others that drain need not wait for its connections.
+        self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
     }
 }
 

@@ -125,7 +125,8 @@ impl Inbox {
 /// A drain under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Draining {
-    deadline_ms: u64,
+    /// On the shard's clock.
+    pub(super) deadline_ms: u64,
     /// Everybody left has been cut.
     enforced: bool,
 }

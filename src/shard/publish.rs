@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::app::context::Answer;
 use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, PublishReceipt};
+use crate::conn::OutboundLimits;
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame};
 use crate::metrics::Drop;
@@ -11,6 +12,33 @@ use crate::pubsub::{Delivery, ShardSet, Topic, fan_out};
 use crate::ws::{self, Opcode};
 
 use super::Shard;
+
+/// What one turn may still put on queues. A turn sends each connection what one send holds, so a burst of publishes is
+/// spread over turns: a subscriber that reads all the time keeps up with it, however long it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Budget {
+    frames: u32,
+    bytes: u32,
+}
+
+impl Budget {
+    /// A quarter of what a queue may hold, and at most half of what one send carries: there is one budget for this
+    /// shard's own publishes and one for the mail.
+    pub(super) fn of_turn(limits: &OutboundLimits) -> Self {
+        Self { frames: (limits.frames_max / 4).max(1), bytes: (limits.bytes_max / 4).clamp(1, TURN_BYTES_MAX) }
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.frames == 0 || self.bytes == 0
+    }
+
+    pub(super) fn spend(&mut self, frame: &SharedFrame) {
+        self.frames = self.frames.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(frame.plain().len() as u32);
+    }
+}
+
+const TURN_BYTES_MAX: u32 = 64 * 1024;
 
 /// What is owed for a publish that other shards still count.
 pub(super) enum Owed {
@@ -39,14 +67,30 @@ impl<I: Io> Shard<I> {
         if let Err((code, text)) = allowed {
             return self.fault(key, code, &text, id);
         }
+        if self.must_wait() {
+            return self.hold_publish(key, id, request.topic, request.data, request.exclude_self);
+        }
+        self.publish_to(key, id, request.topic, request.data, request.exclude_self);
+    }
+
+    /// Publishes for a client that may, with room on the way.
+    pub(super) fn publish_to(
+        &mut self,
+        key: ConnKey,
+        id: Option<MessageIdRef<'_>>,
+        topic: &str,
+        data: &[u8],
+        exclude_self: bool,
+    ) {
+        self.share = self.share.saturating_sub(1);
         let publisher = self.conns.get(key).and_then(|conn| conn.identity.clone());
         let publisher = publisher.as_deref().map(|identity| &*identity.user_id);
-        let frame = self.encode(|envelope| envelope.message(request.topic, request.data, publisher));
-        let spread = self.spread(request.topic, frame, request.exclude_self.then_some(key.slot));
+        let frame = self.encode(|envelope| envelope.message(topic, data, publisher));
+        let spread = self.spread(topic, frame, exclude_self.then_some(key.slot));
         if spread.others.is_empty() {
-            return self.acknowledge(key, id, request.topic, spread.delivery);
+            return self.acknowledge(key, id, topic, spread.delivery);
         }
-        let owed = Owed::Client { slot: key.slot, id: id.map(MessageId::from), topic: request.topic.into() };
+        let owed = Owed::Client { slot: key.slot, id: id.map(MessageId::from), topic: topic.into() };
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (awaited, counted) = (spread.others.len(), spread.delivery);
         let receipt = self.receipts.open(owed, awaited, counted, Some(&mut conn.receipts));
@@ -63,6 +107,7 @@ impl<I: Io> Shard<I> {
     /// Sends to every connection of every shard, subscribed or not. The caller has looked for room on the bus.
     pub(super) fn broadcast_for(&mut self, data: &[u8], answer: Answer<Delivery>) {
         let frame = self.encode(|envelope| envelope.broadcast(data));
+        self.budget.spend(&frame);
         let delivery = self.deliver_to_all(frame.clone());
         self.answer_when_counted(Spread { delivery, others: self.bus.others(), topic: None, frame }, answer);
     }
@@ -76,8 +121,13 @@ impl<I: Io> Shard<I> {
         self.bus.publish(spread.others, spread.topic.as_ref(), &spread.frame, receipt);
     }
 
-    /// Whether a publish has room on its way.
+    /// Whether a publish has room on its way, and this turn takes more of them.
     pub(super) fn has_room_to_publish(&mut self) -> bool {
+        !self.budget.is_spent() && self.has_room_on_bus()
+    }
+
+    /// Whether a publish has room on its way.
+    pub(super) fn has_room_on_bus(&mut self) -> bool {
         self.bus.has_room() && self.receipts.has_room()
     }
 
@@ -93,6 +143,7 @@ impl<I: Io> Shard<I> {
     /// Puts the frame on the queues of this shard's members and finds out which other shards have some.
     fn spread(&mut self, topic: &str, frame: Arc<SharedFrame>, except: Option<u32>) -> Spread {
         self.metrics.published.add(1);
+        self.budget.spend(&frame);
         let topic = self.topics.resolve(topic);
         let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();
         others.remove(self.id);
@@ -171,9 +222,7 @@ impl<I: Io> Shard<I> {
             );
         }
         self.settle(key);
-        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
-            self.resume(key);
-        }
+        self.want_resume(key);
     }
 
     /// Writes an ack and the replies that waited behind it to the connection's queue, before younger publishes' acks.

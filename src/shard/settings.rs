@@ -1,7 +1,8 @@
 //! The numbers a shard works with, out of the configuration and in the units of the loop.
 
+use crate::app::auth::Carriers;
 use crate::app::envelope;
-use crate::config::Config;
+use crate::config::{Config, Origins};
 use crate::conn::OutboundLimits;
 use crate::ws::{HandshakeLimits, Limits};
 
@@ -11,6 +12,7 @@ use crate::ws::{HandshakeLimits, Limits};
 pub struct Settings {
     pub path: String,
     pub echo_path: Option<String>,
+    pub origins: Origins,
     pub connections_max: u32,
     pub slots: u32,
     pub handshake: HandshakeLimits,
@@ -18,6 +20,7 @@ pub struct Settings {
     pub outbound: OutboundLimits,
     pub handshake_timeout_ms: u64,
     pub auth_required: bool,
+    pub credentials: Carriers,
     pub auth_timeout_ms: u64,
     pub expiry_grace_ms: u64,
     pub idle_timeout_ms: u64,
@@ -38,6 +41,7 @@ impl Settings {
         Self {
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
+            origins: config.origins.clone(),
             connections_max,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
@@ -49,6 +53,7 @@ impl Settings {
             },
             handshake_timeout_ms: ms(config.websocket.handshake_timeout),
             auth_required: config.auth.required,
+            credentials: Carriers { cookie: config.auth.cookie.clone(), query: config.auth.query },
             auth_timeout_ms: ms(config.auth.timeout),
             expiry_grace_ms: ms(config.auth.expiry_grace),
             idle_timeout_ms: config.websocket.idle_timeout_seconds * 1000,
@@ -65,6 +70,8 @@ impl Settings {
 
 /// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
 pub const PARKED_PER_CONN_MAX: u16 = 32;
+/// Publishes that one connection may make before others that wait have their turn.
+pub const SHARE: u32 = 64;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

@@ -9,10 +9,10 @@ use tidewheel::metrics::{CloseReason, ErrorCode};
 use super::client::Client;
 use super::server::Server;
 
-const SECRET: &str = "a secret of at least sixty-four bytes, as RFC 7518 wants for HS512";
+pub const SECRET: &str = "a secret of at least sixty-four bytes, as RFC 7518 wants for HS512";
 
 /// Seconds since 1970.
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -25,11 +25,11 @@ fn signed(claims: Value, algorithm: Algorithm, key: KeyMaterial) -> String {
 }
 
 /// A token that the usual server accepts, if the claims are good.
-fn token(claims: Value) -> String {
+pub fn token(claims: Value) -> String {
     signed(claims, Algorithm::HS256, KeyMaterial::Secret(SECRET.into()))
 }
 
-fn in_an_hour() -> Value {
+pub fn in_an_hour() -> Value {
     json!({"sub": "alice", "exp": now_s() + 3600})
 }
 

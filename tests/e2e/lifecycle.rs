@@ -135,7 +135,8 @@ fn narrow(address: SocketAddr) -> Raw {
 
 #[test]
 fn a_slow_consumer_sees_a_prefix_and_costs_nobody_anything() {
-    let server = Server::start("outbound: {max_bytes: 64KiB}\nwebsocket: {close_timeout: 60s}");
+    let server =
+        Server::start("outbound: {max_bytes: 64KiB}\nwebsocket: {close_timeout: 60s, ping_interval_seconds: 0}");
     let (mut publisher, mut neighbour) = server.connect_across();
     neighbour.subscribe("t");
     let mut slow = narrow(server.address);
@@ -194,7 +195,9 @@ fn a_slow_consumer_that_never_reads_is_dropped() {
 /// A client that asks and asks and does not read: its requests wait in its own kernel, not in the server.
 #[test]
 fn who_does_not_read_replies_is_not_read_from() {
-    let server = Server::start("outbound: {max_bytes: 64KiB, max_age: 1h}\nwebsocket: {idle_timeout_seconds: 0}");
+    let server = Server::start(
+        "outbound: {max_bytes: 64KiB, max_age: 1h}\nwebsocket: {idle_timeout_seconds: 0, ping_interval_seconds: 0}",
+    );
     let mut neighbour = server.connect();
     let mut greedy = narrow(server.address);
     let (count, padding) = (100_000, " ".repeat(200));

@@ -4,14 +4,18 @@
 
 mod auth;
 mod bad_input;
+mod churn;
 mod client;
 mod commands;
+mod credentials;
 mod drain;
 mod handlers;
 mod handshake;
 mod lifecycle;
+mod load;
 mod matrix;
 mod order;
+mod origins;
 mod ports;
 mod process;
 mod python;

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::auth::{SECRET, in_an_hour, token};
 use super::bad_input;
 use super::client::Client;
-use super::raw::Raw;
+use super::raw::{Raw, request_with};
 
 /// A running `tidewheel serve`, killed if the test ends before it does.
 struct Process {
@@ -203,13 +204,50 @@ fn logs_that_go_nowhere_cost_nothing() {
     drop(reader);
 }
 
+/// Everything is logged, and what a request carried is not in it.
+#[test]
+fn no_credential_is_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("log");
+    let settings = [
+        ("RUST_LOG", "trace"),
+        ("TIDEWHEEL_AUTH_SECRET", SECRET),
+        ("TIDEWHEEL_AUTH_COOKIE", "session"),
+        ("TIDEWHEEL_AUTH_QUERY", "true"),
+    ];
+    let mut server = Process::spawn(serve("127.0.0.1:0", &settings).stderr(fs::File::create(&file).unwrap()));
+    let good = token(in_an_hour());
+    for (path, lines, status) in [
+        ("/ws?page=hush", format!("Authorization: Bearer {good}\r\n"), 101),
+        ("/ws?token=hush", String::new(), 401),
+        ("/ws", "Sec-WebSocket-Protocol: tidewheel.v1, bearer.hush\r\n".into(), 401),
+        ("/ws", format!("Cookie: session=hush\r\nAuthorization: Bearer {good}\r\n"), 400),
+        ("/elsewhere?token=hush", format!("Authorization: Bearer {good}\r\n"), 404),
+        ("/ws", format!("Authorization: Bearer {good}\r\nX\r\n"), 400),
+    ] {
+        let mut raw = Raw::connect(server.address);
+        raw.write(request_with(path, &lines).as_bytes());
+        let head = raw.head();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {lines}: {head}");
+    }
+    server.signal("-TERM");
+    assert_eq!(server.wait(), Some(0));
+    let log = fs::read_to_string(&file).unwrap();
+    for said in ["authenticated", "401", "400", "404"] {
+        assert!(log.contains(said), "{said} is not in the log:\n{log}");
+    }
+    for part in good.split('.').chain(["hush"]) {
+        assert!(!log.contains(part), "{part} is in the log:\n{log}");
+    }
+}
+
 #[test]
 fn a_check_tells_all_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("bad.yaml");
     let mut yaml = fs::File::create(&file).unwrap();
     writeln!(yaml, "shards: 0\npath: ws\nwebsocket: {{max_message_size: 0B, pong_timeout: 1ms}}").unwrap();
-    writeln!(yaml, "outbound: {{max_frames: 0}}\nauth: {{secret: ''}}\nlimits: {{errors: 0}}").unwrap();
+    writeln!(yaml, "outbound: {{max_frames: 0}}\nauth: {{secret: '', cookie: 'a b'}}\nlimits: {{errors: 0}}").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidewheel"));
     let output = command.args(["check", "--config"]).arg(&file).env_clear().output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -221,6 +259,7 @@ fn a_check_tells_all_that_is_wrong() {
         "websocket.pong_timeout",
         "outbound.max_frames",
         "auth.secret",
+        "auth.cookie",
         "limits.errors",
     ] {
         assert!(text.lines().any(|line| line.starts_with(&format!("{key}: "))), "nothing on {key}:\n{text}");
@@ -252,7 +291,8 @@ fn a_freeze_is_no_silence_of_the_clients() {
 /// What twenty rounds of bad input used is given back.
 #[test]
 fn memory_comes_back() {
-    let server = Process::start(&[]);
+    // The neighbour does not read meanwhile, so it cannot answer pings.
+    let server = Process::start(&[("TIDEWHEEL_WEBSOCKET_PING_INTERVAL_SECONDS", "0")]);
     let mut neighbour = Client::connect(server.address);
     let round = || {
         thread::scope(|scope| {

@@ -178,9 +178,14 @@ impl Raw {
 
 /// An upgrade request with the key of RFC 6455 §1.3.
 pub fn request(path: &str) -> String {
+    request_with(path, "")
+}
+
+/// The same with more header lines, each with its line end.
+pub fn request_with(path: &str, lines: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{lines}\r\n"
     )
 }
 

@@ -123,13 +123,14 @@ impl Drop for Server {
     }
 }
 
-/// A configuration for this machine and moment: ports that the kernel chooses, and a drain that does not hold tests up.
+/// A configuration for this machine and moment: ports that the kernel chooses, no pings, since a test that is busy
+/// elsewhere does not answer them, and a drain that does not hold tests up.
 pub fn config(shards: usize, yaml: &str) -> Config {
     let mut text = format!("listen: 127.0.0.1:0\nadmin: {{listen: 127.0.0.1:0}}\nshards: {shards}\n");
     for (section, usual) in [
         ("auth:", "auth: {required: false}\n"),
         ("drain:", "drain: {deadline: 2s}\n"),
-        ("websocket:", "websocket: {max_total_connections: 4096}\n"),
+        ("websocket:", "websocket: {max_total_connections: 4096, ping_interval_seconds: 0}\n"),
     ] {
         if !yaml.lines().any(|line| line.starts_with(section)) {
             text.push_str(usual);

@@ -179,7 +179,7 @@ fn without_a_free_buffer_receiving_stops_and_goes_on_later() {
 #[test]
 fn a_full_table_stops_accepting_until_a_place_is_free() {
     let mut server = Server::sized(ReceiveMode::Recv, 2, 4, 64);
-    let clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
     let (first, second) = (server.admit(), server.admit());
     let error = match server.next() {
         Completion::AcceptStopped(error) => error,
@@ -188,18 +188,22 @@ fn a_full_table_stops_accepting_until_a_place_is_free() {
     assert_eq!(error.raw_os_error(), Some(libc::ENFILE));
     assert!(server.stray().is_none(), "told once");
     let enters = server.io.counters().enters;
-    let waiting = server.connect();
+    clients.push(server.connect());
     assert!(server.stray().is_none(), "nobody accepts");
     assert!(server.io.counters().enters - enters < 20, "an error must not be spun on");
 
-    server.close(first);
-    server.io.accept();
-    let third = server.admit();
-    server.io.receive(third);
-    (&waiting).write_all(b"in").unwrap();
-    assert_eq!(server.collect(third, 2), b"in", "who came meanwhile had only to wait");
+    // Who came meanwhile had only to wait, in the order in which they came.
+    let mut last = first;
+    for client in &mut clients[2..] {
+        server.io.close(last);
+        while !matches!(server.next(), Completion::Closed { conn } if conn == last) {}
+        last = server.admit();
+        assert!(matches!(server.next(), Completion::AcceptStopped(_)), "full again");
+        server.io.receive(last);
+        client.write_all(b"in").unwrap();
+        assert_eq!(server.collect(last, 2), b"in");
+    }
     server.close(second);
-    drop(clients);
 }
 
 #[test]

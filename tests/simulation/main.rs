@@ -50,12 +50,11 @@ fn equal_seeds_make_equal_runs() {
 #[test]
 fn an_oracle_that_looks_away_is_caught() {
     let check = |tamper, complaint: &str| {
-        let caught = (0..200).find_map(|seed| {
-            let panic = catch_unwind(|| run(seed, Some(tamper))).err()?;
-            Some((seed, text_of(&*panic).to_owned()))
+        // Some swaps break the books before they break the order, so the first complaint need not be the one.
+        let is_caught = (0..200).any(|seed| {
+            catch_unwind(|| run(seed, Some(tamper))).is_err_and(|panic| text_of(&*panic).contains(complaint))
         });
-        let (seed, text) = caught.unwrap_or_else(|| panic!("{tamper:?} goes unnoticed"));
-        assert!(text.contains(complaint), "seed {seed}: {tamper:?} was caught, but as {text:?}");
+        assert!(is_caught, "{tamper:?} goes unnoticed, or under another name than {complaint:?}");
     };
     quiet();
     check(Tamper::LoseMessage, "");

@@ -1,6 +1,7 @@
 //! Who a client is: JSON Web Tokens (RFC 7519), verified against the configured keys and an argument for the time.
 //! Law: a key verifies tokens of its one algorithm and no other; no error text holds any part of a token or a key.
 
+mod credential;
 mod keys;
 
 use std::num::NonZeroU64;
@@ -15,6 +16,7 @@ use self::keys::Key;
 use crate::conn::Identity;
 use crate::conn::permissions::{Permissions, PermissionsError};
 
+pub use self::credential::{Carrier, Carriers, TwoTokens};
 pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySettings, MakeTokenError, make_token};
 pub use jsonwebtoken::Algorithm;
 

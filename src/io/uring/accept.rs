@@ -2,7 +2,9 @@
 //!
 //! Law: an accept writes the peer's address into a place of its own, which stays where it is until the accept has
 //! completed. Accepts are single and many rather than one multishot, because a multishot accept does not tell the
-//! address, and asking for it later would cost a descriptor and three calls a connection.
+//! address, and asking for it later would cost a descriptor and three calls a connection. Each accept that is out has a
+//! place of the descriptor table kept for it, because the kernel drops a connection that it has accepted and finds no
+//! place for; who comes when all places are taken waits in the listener's queue.
 
 use std::cell::UnsafeCell;
 use std::io;
@@ -13,7 +15,7 @@ use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{cqueue, opcode, squeue};
 use socket2::{SockAddr, SockAddrStorage, socklen_t};
 
-use super::Uring;
+use super::{Deferred, Uring};
 use crate::io::recv_ring::RecvBuffer;
 use crate::io::token::{Op, Token};
 use crate::io::{Completion, Socket};
@@ -21,6 +23,10 @@ use crate::io::{Completion, Socket};
 /// The listening sockets of a driver and the accepts on them.
 pub(super) struct Acceptor {
     listeners: Vec<Listener>,
+    /// Places of the descriptor table that sockets have or that are kept for accepts.
+    taken: u32,
+    /// Places that the descriptor table has.
+    table: u32,
     /// The socket that was yielded last, and who is at its other end.
     last: Option<(u32, SocketAddr)>,
 }
@@ -40,6 +46,8 @@ enum State {
     /// Not accepting: not yet, or stopped by an error.
     Idle,
     Accepting,
+    /// Accepting as soon as the descriptor table has a place.
+    Full,
     /// Closes when the last accept is back.
     Stopping,
 }
@@ -50,7 +58,7 @@ struct Place {
 }
 
 impl Acceptor {
-    pub(super) fn new(sockets: Vec<TcpListener>) -> io::Result<Self> {
+    pub(super) fn new(sockets: Vec<TcpListener>, table: u32) -> io::Result<Self> {
         let mut listeners = Vec::new();
         for socket in sockets {
             // O_NONBLOCK would make an accept fail rather than wait.
@@ -59,7 +67,7 @@ impl Acceptor {
             let places = Box::new(std::array::from_fn(|_| place()));
             listeners.push(Listener { socket: Some(socket), state: State::Idle, out: 0, places });
         }
-        Ok(Self { listeners, last: None })
+        Ok(Self { listeners, taken: 0, table, last: None })
     }
 
     pub(super) fn listeners(&self) -> usize {
@@ -77,16 +85,35 @@ impl Acceptor {
 }
 
 impl Uring {
-    /// Has every accept of a listener out.
+    /// Has every accept of a listener out that the descriptor table has room for. Without any, accepting stops, which is
+    /// told once, until a place is free.
     pub(super) fn arm_accepts(&mut self, listener: usize) {
         let entry = &mut self.acceptor.listeners[listener];
         if entry.socket.is_none() || entry.state == State::Stopping {
             return;
         }
-        entry.state = State::Accepting;
+        let was_full = entry.state == State::Full;
         let free = !entry.out;
         for place in (0..ACCEPTS).filter(|place| free & 1 << place != 0) {
+            if self.acceptor.taken >= self.acceptor.table {
+                break;
+            }
             self.push_accept(listener, place);
+        }
+        let entry = &mut self.acceptor.listeners[listener];
+        entry.state = if entry.out == 0 { State::Full } else { State::Accepting };
+        if entry.state == State::Full && !was_full {
+            self.deferred.push_back(Deferred::TableFull);
+        }
+    }
+
+    /// A place of the descriptor table has come free: a socket was closed, or an accept came back without one.
+    pub(super) fn place_is_free(&mut self) {
+        self.acceptor.taken -= 1;
+        for listener in 0..self.acceptor.listeners() {
+            if self.acceptor.listeners[listener].state == State::Full {
+                self.arm_accepts(listener);
+            }
         }
     }
 
@@ -126,6 +153,7 @@ impl Uring {
             .build()
             .user_data(Token::of_driver(Op::Accept, (listener << 16 | place) as u32).0);
         self.holding += 1;
+        self.acceptor.taken += 1;
         // SAFETY: the place is boxed and neither read nor written before this accept completed; `Drop for Uring` frees
         // it only when `holding` is 0.
         unsafe { self.ring.push(&accept) };
@@ -148,11 +176,14 @@ impl Uring {
             // The others would only take a connection out of the queue to drop it.
             self.cancel_accepts(listener);
         }
+        if result < 0 {
+            self.place_is_free();
+        }
         let entry = &mut self.acceptor.listeners[listener];
         match entry.state {
-            State::Accepting => self.push_accept(listener, place),
+            State::Accepting => self.arm_accepts(listener),
             State::Stopping if entry.out == 0 => entry.socket = None,
-            State::Stopping | State::Idle => {}
+            State::Stopping | State::Idle | State::Full => {}
         }
         yielded
     }
@@ -166,6 +197,7 @@ impl Uring {
         socket.set_nonblocking(false)?;
         let (index, descriptors) = self.arrivals.insert(socket.into());
         self.holding += 1;
+        self.acceptor.taken += 1;
         let update = opcode::FilesUpdate::new(descriptors, 1).offset(ALLOCATE).build();
         // SAFETY: the kernel reads and writes the boxed number, which stays until this request has completed and is
         // dropped with the driver only when `holding` is 0.
@@ -182,6 +214,7 @@ impl Uring {
         Some(match u32::try_from(arrived.index()) {
             Ok(descriptor) if result > 0 => Completion::Accepted(Socket(descriptor)),
             _ => {
+                self.place_is_free();
                 Completion::AcceptStopped(io::Error::from_raw_os_error(if result < 0 { -result } else { libc::ENFILE }))
             }
         })
@@ -192,6 +225,8 @@ impl Uring {
         let close = opcode::Close::new(Fixed(descriptor)).build().flags(squeue::Flags::SKIP_SUCCESS);
         // SAFETY: a close names no memory.
         unsafe { self.ring.push(&close.user_data(Token::of_driver(Op::Forget, 0).0)) };
+        // It is before any accept that is pushed from now on looks for one.
+        self.place_is_free();
     }
 }
 

@@ -216,6 +216,7 @@ impl Uring {
 
     fn close_if_over(&mut self, conn: ConnKey) {
         if self.records.free_if_over(conn) {
+            self.place_is_free();
             self.deferred.push_back(Deferred::Closed(conn));
         }
     }

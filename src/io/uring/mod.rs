@@ -118,6 +118,8 @@ enum Deferred {
     Paused(ConnKey),
     /// The last request of a closing connection is over.
     Closed(ConnKey),
+    /// A listener has no accept out any more, because the descriptor table has no place for a newcomer.
+    TableFull,
 }
 
 impl Uring {
@@ -148,7 +150,7 @@ impl Uring {
             ring,
             mode,
             records: Records::default(),
-            acceptor: Acceptor::new(listeners)?,
+            acceptor: Acceptor::new(listeners, table)?,
             arrivals: Arrivals::default(),
             buffers,
             palette: Palette::default(),
@@ -269,6 +271,9 @@ impl Io for Uring {
         loop {
             match self.deferred.pop_front() {
                 Some(Deferred::Closed(conn)) => return Some(Completion::Closed { conn }),
+                Some(Deferred::TableFull) => {
+                    return Some(Completion::AcceptStopped(io::Error::from_raw_os_error(libc::ENFILE)));
+                }
                 Some(Deferred::Paused(conn)) => {
                     if let Some(record) = self.records.get(conn) {
                         record.clear(flag::ARMED | flag::PAUSING);

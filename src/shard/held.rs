@@ -1,0 +1,157 @@
+//! What was received and has to wait: for the connection's own queue or handlers to get shorter, for room on the bus, or
+//! for the publishes before it to be answered.
+//!
+//! Law: while something waits the connection is not read from, and nothing that follows overtakes it. Whoever waits for
+//! room that is shared stands in one line, in order; who comes later stands behind, and nobody takes more than a share
+//! at a time. Nothing but publishes waits for that room: a ping is answered whatever the bus does. Bound: one request,
+//! and what was on its way when reading was paused, at most the shard's receive buffers.
+
+use crate::conn::{Deferred, Held, Phase};
+use crate::id::{ConnKey, MessageId, MessageIdRef};
+use crate::io::Io;
+use crate::metrics::CloseReason;
+
+use super::Shard;
+use super::inbound::Gate;
+use super::settings::SHARE;
+
+impl<I: Io> Shard<I> {
+    /// Holds bytes behind what waits already, and stops reading, if anything waits at all.
+    pub(super) fn hold(&mut self, key: ConnKey, rest: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if rest.is_empty() && conn.held.is_none() {
+            return;
+        }
+        conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
+        self.io.pause(key);
+    }
+
+    /// Puts a subscribe request off until the publishes before it are answered.
+    pub(super) fn hold_subscribe(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str) {
+        let id = id.map(MessageId::from);
+        self.defer(key, Deferred::Subscribe { id, topic: topic.into() });
+    }
+
+    /// Puts a publish off until it is its turn and there is room.
+    pub(super) fn hold_publish(
+        &mut self,
+        key: ConnKey,
+        id: Option<MessageIdRef<'_>>,
+        topic: &str,
+        data: &[u8],
+        exclude_self: bool,
+    ) {
+        let id = id.map(MessageId::from);
+        self.defer(key, Deferred::Publish { id, topic: topic.into(), data: data.into(), exclude_self });
+        self.metrics.bus_full.add(1);
+        self.stand_in_line(key);
+    }
+
+    /// Whether a client's publish has to wait.
+    pub(super) fn must_wait(&mut self) -> bool {
+        self.share == 0 || (!self.held.is_empty() && !self.retrying) || !self.has_room_to_publish()
+    }
+
+    /// Something that the connection's held messages were waiting for has changed: they are tried in the next turn, not
+    /// from within the handling of another message.
+    pub(super) fn want_resume(&mut self, key: ConnKey) {
+        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
+            self.freed.push(key);
+        }
+    }
+
+    /// Tries held messages again: those whose own obstacle has gone, and those in line while there is room.
+    pub(super) fn retry_held(&mut self) {
+        for key in std::mem::take(&mut self.freed) {
+            self.resume(key);
+        }
+        self.retrying = true;
+        let mut left = self.held.len();
+        while left > 0
+            && self.has_room_to_publish()
+            && let Some(key) = self.held.pop_front()
+        {
+            left -= 1;
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.retrying = false;
+                self.resume(key);
+            }
+        }
+        self.retrying = false;
+    }
+
+    /// Whether held messages could be tried again now.
+    pub(super) fn can_retry(&mut self) -> bool {
+        !self.freed.is_empty() || (!self.held.is_empty() && self.has_room_on_bus())
+    }
+
+    /// Tries a connection's held messages again, if it has any.
+    fn resume(&mut self, key: ConnKey) {
+        self.share = SHARE;
+        let must_wait = self.must_wait();
+        let Some(conn) = self.conns.get(key) else { return };
+        let Some(held) = &conn.held else { return };
+        let waits = match held.request {
+            _ if !conn.is_open() => false,
+            Some(Deferred::Subscribe { .. }) => conn.receipts.is_some(),
+            Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key),
+            Some(Deferred::Publish { .. }) | None => self.is_full(key),
+        };
+        if waits {
+            return;
+        }
+        let Some(Held { request, mut bytes, from }) =
+            self.conns.get_mut(key).and_then(|conn| conn.held.take()).map(|held| *held)
+        else {
+            return;
+        };
+        self.carry_out(key, request);
+        let taken = from + self.decode(key, &mut bytes[from..]);
+        if self.gate(key) == Gate::Shut {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if taken < bytes.len() {
+            let held = conn.held.get_or_insert_default();
+            // Whatever holds it now was put there just now, without bytes.
+            (held.bytes, held.from) = (bytes, taken);
+        }
+        match conn.phase {
+            _ if conn.held.is_some() => self.io.pause(key),
+            Phase::Open if conn.receive_ended => self.finish_silently(key, CloseReason::Lost),
+            _ => {
+                self.want_more(key);
+                self.reschedule(key); // it is pinged again
+            }
+        }
+    }
+
+    fn carry_out(&mut self, key: ConnKey, request: Option<Deferred>) {
+        if !self.conns.get(key).is_some_and(|conn| conn.is_open()) {
+            return;
+        }
+        match request {
+            None => {}
+            Some(Deferred::Subscribe { id, topic }) => {
+                self.subscribe_to(key, id.as_ref().map(MessageId::borrow), &topic);
+            }
+            Some(Deferred::Publish { id, topic, data, exclude_self }) => {
+                self.publish_to(key, id.as_ref().map(MessageId::borrow), &topic, &data, exclude_self);
+            }
+        }
+    }
+
+    fn defer(&mut self, key: ConnKey, request: Deferred) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        debug_assert!(conn.held.is_none(), "what follows a held request is not decoded");
+        conn.held = Some(Box::new(Held { request: Some(request), ..Held::default() }));
+    }
+
+    fn stand_in_line(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.retrying {
+            conn.retrying = true;
+            self.held.push_back(key);
+        }
+    }
+}
