@@ -192,7 +192,7 @@ fn stopping_closes_the_port() {
     let plane = Plane::start(1);
     let address = plane.address;
     let mut open = plane.connect();
-    plane.control.stop();
+    drop(plane.control);
     assert_eq!(open.read(&mut [0; 16]).unwrap_or(0), 0, "the connection ended");
     assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     TcpListener::bind(address).unwrap();

@@ -1,7 +1,8 @@
 //! Idle connections: what each costs the server in memory.
 //!
 //! Law: every connection has shaken hands, authenticated and subscribed, and has been left alone for a while before the
-//! second look; what the server had before the first connection is not counted.
+//! second look; what the server had before the first connection is not counted. The kernel's memory is counted on the
+//! whole machine, in the slabs that sockets and their requests come from.
 
 use std::io;
 use std::net::TcpStream;
@@ -9,6 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use tidewheel::conn::{CONN_BYTES, Identity};
 
 use super::child::Server;
 use super::server::{Kind, SECRET};
@@ -39,7 +41,8 @@ pub fn report(connections: usize) -> io::Result<()> {
     table.row("left of the user memory when all have gone", &row(|column| column.kept), 0);
     table.row("server CPU µs to connect, shake hands, authenticate and subscribe", &row(|column| column.open_us), 1);
     table.row("server CPU µs to close, all at once", &row(|column| column.close_us), 1);
-    table.print()
+    table.print()?;
+    accounts(connections)
 }
 
 struct Column {
@@ -106,17 +109,52 @@ fn connect(server: &Server, index: usize) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// Bytes of the kernel's slabs in use, on the whole machine; needs root.
+/// Bytes in use of the slabs that sockets and requests come from, on the whole machine; needs root.
 fn kernel_bytes() -> io::Result<u64> {
     let Ok(slabs) = std::fs::read_to_string("/proc/slabinfo") else { return Ok(0) };
     let bytes = |line: &str| -> Option<u64> {
-        let mut fields = line.split_whitespace().skip(1);
+        let mut fields = line.split_whitespace();
+        if !SLABS.contains(&fields.next()?) {
+            return None;
+        }
         let active: u64 = fields.next()?.parse().ok()?;
         let size: u64 = fields.nth(1)?.parse().ok()?;
         Some(active * size)
     };
-    Ok(slabs.lines().skip(2).filter_map(bytes).sum())
+    Ok(slabs.lines().filter_map(bytes).sum())
 }
 
+/// Where the user memory goes, as far as it can be computed.
+fn accounts(connections: usize) -> io::Result<()> {
+    let each = |bytes: usize| bytes as f64 / connections as f64;
+    let in_pool = connections.next_multiple_of(POOL_CHUNK);
+    let in_driver = connections.next_multiple_of(DRIVER_CHUNK);
+    // A list of members doubles as it grows.
+    let members = connections.div_ceil(TOPICS).next_power_of_two() * TOPICS;
+    let identity = size_of::<Identity>() + 2 * size_of::<usize>();
+    let mut table = Table::new("of which, from the sizes of the structures", &["bytes"]);
+    let rows = [
+        ("the connection", CONN_BYTES * in_pool),
+        ("its slot's generation and free list", 8 * in_pool),
+        ("its timer", 12 * in_pool),
+        ("its record in the driver", 12 * in_driver),
+        ("identity, shared with handlers: two counts, a short user id, the expiry", identity * connections),
+        ("what the allocator adds to that", 8 * connections),
+        ("its place in the topic's list of members", 4 * members),
+    ];
+    for (name, bytes) in rows {
+        table.row(name, &[each(bytes)], 1);
+    }
+    table.row("together", &[each(rows.iter().map(|(_, bytes)| bytes).sum())], 1);
+    table.print()
+}
+
+/// Of Linux 6: sockets, their files, requests that wait, and what those allocate.
+const SLABS: &[&str] =
+    &["TCP", "sock_inode_cache", "filp", "lsm_file_cache", "io_kiocb", "kmalloc-96", "kmalloc-192", "kmalloc-512"];
+/// Entries of the pool, and of the timer wheel, that are allocated at a time.
+const POOL_CHUNK: usize = 512;
+/// Records of the driver that are allocated at a time.
+const DRIVER_CHUNK: usize = 4096;
 const TOPICS: usize = 200;
 const SETTLE: Duration = Duration::from_secs(2);

@@ -36,7 +36,7 @@ impl Table {
     /// # Errors
     /// Nobody reads it.
     pub fn print(&self) -> io::Result<()> {
-        io::stdout().write_all(self.text.as_bytes())
+        writeln!(io::stdout(), "{}", self.text)
     }
 }
 

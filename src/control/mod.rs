@@ -50,7 +50,8 @@ pub struct PageSettings {
     pub path: String,
 }
 
-/// The running control plane. Dropping it stops it; see [`ControlPlane::stop`].
+/// The running control plane. Dropping it ends every HTTP connection and joins the thread. Shards that entered
+/// [`ControlPlane::tokio_handle`] must have ended before: a tokio timer that is polled after its runtime has gone panics.
 pub struct ControlPlane {
     tokio: tokio::runtime::Handle,
     admin_address: Option<SocketAddr>,
@@ -83,10 +84,6 @@ impl ControlPlane {
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }
-
-    /// Ends every HTTP connection and joins the thread. Shards that entered [`Self::tokio_handle`] must have ended
-    /// before: a tokio timer that is polled after its runtime has gone panics.
-    pub fn stop(self) {}
 }
 
 impl Drop for ControlPlane {

@@ -164,6 +164,11 @@ pub trait Io {
     /// This shard's doorbell, for other threads.
     fn doorbell(&self) -> Arc<dyn Doorbell>;
 
+    /// How often the completion queue was full, so that completions waited in the kernel's own list.
+    fn overflows(&self) -> u64 {
+        0
+    }
+
     /// 64 bits that nobody can guess.
     fn random(&mut self) -> u64;
 

@@ -2,8 +2,8 @@
 //!
 //! Law: a topic in the map is alive and has interest; the last shard that leaves takes it out and marks it dead under
 //! the map's lock, so a publisher that still holds it looks it up again. The lock is touched when a shard gains its
-//! first or loses its last subscriber of a topic, and when a shard publishes to a topic it has not seen; never per
-//! message. Bound: at most one entry for each subscription that exists.
+//! first or loses its last subscriber of a topic, and when a shard publishes to a topic that it does not know or that
+//! nobody subscribes to; a known topic is read with atomic loads alone. Bound: at most one entry for each subscription that exists.
 
 use std::sync::Arc;
 

@@ -43,7 +43,7 @@ impl<I: Io> Shard<I> {
         let is_flood = self.is_flood(&socket);
         match self.conns.insert_with(|_| Conn::new(random, now)) {
             Ok(key) => {
-                // A reservation, not a check: of newcomers on all shards exactly as many as there is room for are
+                // A reservation, not a check: of newcomers on all shards never more than there is room for are
                 // below the limit. Who is not is told so when its request is complete.
                 let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 let is_full = before >= self.settings.connections_max as usize;

@@ -273,6 +273,7 @@ impl<I: Io> Shard<I> {
     fn publish_gauges(&mut self) {
         let metrics = &self.metrics;
         metrics.turns.add(1);
+        metrics.cq_overflow.set(self.io.overflows());
         metrics.frames.set(self.io.palette().live() as u64);
         metrics.topics.set(self.topics.len() as u64);
         metrics.subscriptions.set(self.topics.subscriptions() as u64);

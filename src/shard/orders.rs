@@ -117,8 +117,7 @@ impl Inbox {
     }
 
     pub(super) fn attach(&self, doorbell: Arc<dyn Doorbell>) {
-        // A restarted shard keeps its doorbell: it belongs to the shard's number, not to its thread.
-        let _ = self.doorbell.set(doorbell);
+        let _ = self.doorbell.set(doorbell); // the first of an inbox is the only one
     }
 }
 

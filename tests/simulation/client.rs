@@ -457,7 +457,7 @@ impl Client {
                     4501 => self.token == Token::Short && !self.authenticated,
                     4502 => rules.auth && !self.authenticated,
                     4008 => !rules.roomy || self.was_stalled,
-                    4506 => self.errors >= rules.errors_max,
+                    4506 => self.errors >= rules.errors_max || rules.rough,
                     _ => false,
                 };
                 assert!(asked || known, "closed with {code}, which nobody asked for: {self:?}");
@@ -500,9 +500,11 @@ impl Client {
             }
             (true, Some(code), Some(_)) => End::Parted(code),
             (true, None, Some(_)) => End::Wanted,
+            // Without a last word it cannot be told from a stream that was cut between two frames.
             (true, _, None)
                 if matches!(self.leaving, Some((Leaving::Fin, _)))
                     && clean
+                    && !excused
                     && !self.is_owed_replies()
                     && self.reader.rest().is_empty() =>
             {

@@ -425,6 +425,10 @@ impl Io for Uring {
         self.bells[self.shard.index()].clone()
     }
 
+    fn overflows(&self) -> u64 {
+        self.ring.counters.overflows
+    }
+
     fn random(&mut self) -> u64 {
         self.random.draw()
     }
