@@ -50,7 +50,7 @@ fn everyone_is_told_and_gets_what_was_acked() {
 #[test]
 fn the_deadline_holds_whatever_clients_do() {
     let mut server = Server::start(
-        "drain: {deadline: 2s}\nwebsocket: {close_timeout: 1h, idle_timeout_seconds: 0}\noutbound: {max_bytes: 100MB, max_frames: 100000, max_age: 1h}",
+        "drain: {deadline: 5s}\nwebsocket: {close_timeout: 1h, idle_timeout_seconds: 0}\noutbound: {max_bytes: 100MB, max_frames: 100000, max_age: 1h}",
     );
     let mut deaf = server.raw_open();
     deaf.text(r#"{"type":"subscribe","payload":{"topic":"t"}}"#);
