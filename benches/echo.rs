@@ -4,17 +4,17 @@
 //!
 //! Law: each server is a process of its own on the first core, the clients are on the last and check every byte.
 
-#[path = "../examples/measure/child.rs"]
+#[path = "measure/child.rs"]
 #[allow(dead_code, reason = "its memory is of no interest here")]
 mod child;
-#[path = "../examples/measure/lanes.rs"]
+#[path = "measure/lanes.rs"]
 mod lanes;
-#[path = "../examples/measure/load.rs"]
+#[path = "measure/load.rs"]
 #[allow(dead_code, reason = "CPU time alone is of interest here")]
 mod load;
-#[path = "../examples/measure/server.rs"]
+#[path = "measure/server.rs"]
 mod server;
-#[path = "../examples/measure/websocket.rs"]
+#[path = "measure/websocket.rs"]
 #[allow(dead_code, reason = "nobody asks or is pinged here")]
 mod websocket;
 
