@@ -600,6 +600,11 @@ fn available_memory_bytes() -> u64 {
     kib.map_or(1 << 30, |kib| kib * 1024)
 }
 
+/// User memory of an idle connection with a token and one subscription, in bytes: the connection and its slot, timer,
+/// driver record, identity (with what the allocator adds) and place in the topic's list. `measure idle` finds it.
+pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + 7;
+const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
+
 const SHARDS_MAX: u16 = 255;
 /// How long an engine with a broken shard takes to say goodbye.
 const BROKEN_DEADLINE_MS: u64 = 2_000;

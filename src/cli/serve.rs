@@ -100,7 +100,11 @@ fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
     };
     lines.push(("capacity", format!("{} connections, {origin}", capacity.connections)));
     let buffers_bytes = shards * config.io.receive_buffers * config.io.receive_buffer_size;
-    lines.push(("memory", format!("{:.1} MiB of receive buffers", buffers_bytes as f64 / MIB)));
+    let (buffers_mib, idle_bytes) = (buffers_bytes as f64 / MIB, tidewheel::server::IDLE_CONNECTION_BYTES);
+    let memory = format!(
+        "{buffers_mib:.1} MiB of receive buffers, {idle_bytes} bytes an idle connection and 4 KB in the kernel"
+    );
+    lines.push(("memory", memory));
 
     let mut banner = String::new();
     for (name, value) in lines {
