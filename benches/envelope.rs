@@ -8,7 +8,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use simd_json::prelude::*;
-use tidewheel::app::envelope::{self, EnvelopeWriter, MessageIdRef, PublishReceipt};
+use tidewheel::app::envelope::{self, EnvelopeWriter, MessageIdRef};
+use tidewheel::pubsub::Delivery;
 
 /// The same cut as `envelope::parse` and `Payload::publish` make: every part, and `data` as it was sent.
 #[derive(Deserialize)]
@@ -178,7 +179,7 @@ fn write(criterion: &mut Criterion) {
         });
     });
     group.bench_function("published", |bench| {
-        let receipt = PublishReceipt { matched: 1000, queued: 999, dropped: 1 };
+        let receipt = Delivery { matched: 1000, queued: 999, dropped: 1 };
         bench.iter(|| {
             out.clear();
             EnvelopeWriter::reply(&mut out, black_box(id), 1_700_000_000_000).published("orders.eu.7", receipt);

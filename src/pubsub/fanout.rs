@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::conn::{ConnPool, Enqueued, Ms, OutboundLimits};
 use crate::io::{Palette, SharedFrame};
 
-/// What became of one published frame; adds up: `matched = queued + dropped`.
+/// What became of one published frame; what a publish receipt says; adds up: `matched = queued + dropped`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Delivery {
     /// Connections that were subscribed.

@@ -27,9 +27,9 @@ impl<I: Io> Shard<I> {
         if !self.executor.has_room() {
             return self.fault(key, ErrorCode::LimitExceeded, "too many requests are waiting; try again later", id);
         }
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let session = crate::id::SessionId::new(self.id, key, conn.random);
-        let context = Context::new(session, key, conn.identity.clone(), self.desk.clone());
+        let Some(conn) = self.conns.get(key) else { return };
+        let identity = conn.identity.clone();
+        let context = Context::new(self.session_id(key, conn), key, identity, self.desk.clone());
         let owned_id = id.map(MessageId::from);
         let future = match catch_unwind(AssertUnwindSafe(|| handler.call(context, message))) {
             Ok(Ok(future)) => future,
@@ -41,6 +41,7 @@ impl<I: Io> Shard<I> {
                 return self.on_handler_done(Done { conn: key, id: owned_id, ended });
             }
         };
+        let Some(conn) = self.conns.get_mut(key) else { return };
         conn.parked += 1;
         let done = self.executor.start(key, owned_id, future);
         self.act();
@@ -94,9 +95,7 @@ impl<I: Io> Shard<I> {
                 self.fault(key, ErrorCode::InternalError, "the handler failed", id);
             }
         }
-        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
-            self.want_resume(key);
-        }
+        self.want_resume(key);
     }
 
     /// Whether what waits for the connection is several times what may: published messages stop at the bound, requests are

@@ -139,10 +139,10 @@ impl<I: Io> Shard<I> {
         if let Some(code) = code {
             conn.outbound.reply(self.io.palette(), now, |out| {
                 if let Some(Notice { reason, retry_after_ms }) = notice {
-                    let mark = ws::begin(out);
                     let (reconnect, delay_ms) = (retry_after_ms.is_some(), retry_after_ms.unwrap_or(0));
-                    EnvelopeWriter::push(out, unix_ms).disconnect(code, &reason, reconnect, delay_ms);
-                    ws::finish(out, mark, Opcode::Text);
+                    ws::frame_of(out, Opcode::Text, |out| {
+                        EnvelopeWriter::push(out, unix_ms).disconnect(code, &reason, reconnect, delay_ms);
+                    });
                 }
                 ws::close(out, code, &text);
             });

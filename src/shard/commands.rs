@@ -244,11 +244,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         conn.active = now;
-        let frame = |out: &mut Vec<u8>| {
-            let mark = ws::begin(out);
-            write(out);
-            ws::finish(out, mark, Opcode::Text);
-        };
+        let frame = |out: &mut Vec<u8>| ws::frame_of(out, Opcode::Text, write);
         match conn.receipts {
             Some(newest) => self.receipts.reply(newest, frame),
             None => conn.outbound.reply(self.io.palette(), now, frame),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::app::context::Answer;
-use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, PublishReceipt};
+use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef};
 use crate::conn::OutboundLimits;
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame};
@@ -134,9 +134,7 @@ impl<I: Io> Shard<I> {
     /// The wire frame of a message, encoded once for all its receivers.
     fn encode(&self, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
         let mut out = Vec::with_capacity(256);
-        let mark = ws::begin(&mut out);
-        write(EnvelopeWriter::push(&mut out, self.now.unix_ms));
-        ws::finish(&mut out, mark, Opcode::Text);
+        ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
         SharedFrame::new(out)
     }
 
@@ -191,8 +189,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn acknowledge(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, topic: &str, delivery: Delivery) {
-        let Delivery { matched, queued, dropped } = delivery;
-        self.reply(key, id, |envelope| envelope.published(topic, PublishReceipt { matched, queued, dropped }));
+        self.reply(key, id, |envelope| envelope.published(topic, delivery));
     }
 
     /// Another shard has counted.
@@ -235,12 +232,9 @@ impl<I: Io> Shard<I> {
         after: &[u8],
     ) {
         let (now, unix_ms) = (self.ms(), self.now.unix_ms);
-        let Delivery { matched, queued, dropped } = delivery;
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.outbound.reply(self.io.palette(), now, |out| {
-            let mark = ws::begin(out);
-            EnvelopeWriter::reply(out, id, unix_ms).published(topic, PublishReceipt { matched, queued, dropped });
-            ws::finish(out, mark, Opcode::Text);
+            ws::frame_of(out, Opcode::Text, |out| EnvelopeWriter::reply(out, id, unix_ms).published(topic, delivery));
             out.extend_from_slice(after);
         });
         self.metrics.messages_out.add(1);

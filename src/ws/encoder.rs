@@ -41,6 +41,13 @@ pub fn finish(out: &mut Vec<u8>, mark: Mark, opcode: Opcode) {
     out[start..start + header_bytes].copy_from_slice(&header[..header_bytes]);
 }
 
+/// Appends a frame whose payload `write` appends.
+pub fn frame_of(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
+    let mark = begin(out);
+    write(out);
+    finish(out, mark, opcode);
+}
+
 /// Appends a close frame; `reason` is cut to 123 bytes at a character boundary.
 pub fn close(out: &mut Vec<u8>, code: u16, reason: &str) {
     debug_assert!(may_be_sent(code), "{code}");

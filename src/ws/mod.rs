@@ -54,7 +54,7 @@ pub mod mask;
 pub mod message;
 
 pub use decoder::{Decoder, Input, Limits};
-pub use encoder::{Mark, begin, close, finish, frame};
+pub use encoder::{Mark, begin, close, finish, frame, frame_of};
 pub use error::ProtocolError;
 pub use frame::Extensions;
 pub use handshake::{HandshakeError, HandshakeLimits, Progress, Upgrade, accept, parse_request, refuse};

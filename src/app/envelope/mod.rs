@@ -37,7 +37,7 @@ use crate::metrics::ErrorCode;
 pub use crate::id::{MessageId, MessageIdRef};
 pub use incoming::{IncomingMessage, parse};
 pub use json::{DEPTH_MAX, Expected, Fault};
-pub use outgoing::{AckResponse, EnvelopeWriter, ErrorResponse, PublishReceipt};
+pub use outgoing::{AckResponse, EnvelopeWriter, ErrorResponse};
 pub use payload::{Authenticate, Payload, Publish, Subscribe, Unsubscribe};
 
 /// Longest text a message's `id` may be, in bytes after unescaping.

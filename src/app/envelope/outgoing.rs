@@ -10,6 +10,7 @@ use super::MessageIdRef;
 use super::json::plain_length;
 use crate::id::SessionId;
 use crate::metrics::ErrorCode;
+use crate::pubsub::Delivery;
 
 /// A message to a client that is about to be appended to `out`; the method chosen decides its `type` and payload.
 #[derive(Debug)]
@@ -39,17 +40,6 @@ pub struct ErrorResponse<'a> {
     pub code: ErrorCode,
     /// For people; names the culprit.
     pub message: Cow<'a, str>,
-}
-
-/// What became of a publish.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PublishReceipt {
-    /// Connections subscribed at that moment.
-    pub matched: u64,
-    /// Those on whose queue the message is.
-    pub queued: u64,
-    /// Those whose policy dropped it.
-    pub dropped: u64,
 }
 
 impl<'o> EnvelopeWriter<'o> {
@@ -111,7 +101,7 @@ impl<'o> EnvelopeWriter<'o> {
     }
 
     /// The message is on the queues of the subscribers of `topic` as `receipt` says.
-    pub fn published(self, topic: &str, receipt: PublishReceipt) {
+    pub fn published(self, topic: &str, receipt: Delivery) {
         self.out.extend_from_slice(br#"{"type":"ack","payload":{"success":true,"message":"Published to "#);
         let message = self.topic(topic);
         message.out.extend_from_slice(b",\"matched\":");
@@ -347,7 +337,7 @@ mod tests {
             let mut published = json!(ack("Published to"));
             let counts = json!({"matched": u64::MAX, "queued": 10, "dropped": 0});
             published.as_object_mut().unwrap().extend(counts.as_object().unwrap().clone());
-            let receipt = PublishReceipt { matched: u64::MAX, queued: 10, dropped: 0 };
+            let receipt = Delivery { matched: u64::MAX, queued: 10, dropped: 0 };
             check("ack", published, |message| message.published(topic, receipt));
             check("error", json!({"code": "not_found", "message": topic}), |message| {
                 message.error(ErrorCode::NotFound, &topic);
