@@ -360,7 +360,7 @@ fn canary_imports_point_down() {
     check("src/ws/frame.rs", "use crate::io::Io;", &["`ws` must not know `io`"]);
     check("src/io/uring.rs", "use crate::ws;", &["`io` must not know `ws`"]);
     check("src/id.rs", "use crate::{fixed::{RingQueue, SlotMap}, conn::{self, Conn}};", &["`id` must not know `conn`"]);
-    check("src/server.rs", "use super::main;", &["`main`"]);
+    check("src/server/mod.rs", "use super::main;", &["`main`"]);
     check("src/shard/mod.rs", "use tidewheel::server;", &["`server`"]);
     check("src/app/mod.rs", "use crate::Engine;", &["`Engine` is no module"]);
     check("src/cli/serve.rs", "use tidewheel::{Engine, config::Config};", &[]);

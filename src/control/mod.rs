@@ -9,6 +9,7 @@ mod http;
 pub mod logging;
 mod phase;
 mod runtime;
+mod shards;
 mod stream;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::ShardMetrics;
 pub use phase::{Phase, Stage};
+pub use shards::Shards;
 
 /// What the control plane is given at its start.
 pub struct ControlSettings {

@@ -7,6 +7,7 @@ mod accept;
 mod actions;
 mod closing;
 mod commands;
+mod drain;
 mod executor;
 mod expire;
 mod flush;
@@ -102,7 +103,7 @@ pub struct Shard<I: Io> {
     gather: Gather,
 
     accepting: accept::Accepting,
-    draining: Option<orders::Draining>,
+    draining: Option<drain::Draining>,
     /// Until then nobody is judged idle or late: the shard was away, and reads first. Milliseconds of its clock.
     lenient_until_ms: u64,
 }

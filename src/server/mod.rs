@@ -24,33 +24,35 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod capacity;
+mod launch;
+mod listen;
+
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::{fmt, io};
 
-use ahash::RandomState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::oneshot;
 
 use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
-use crate::app::context::{Answer, Refused, not_json};
+use crate::app::context::Refused;
 use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
 use crate::config::{Algorithm, Auto, Config, Problems, ReceiveWait};
-use crate::control::{self, ControlPlane, ControlSettings, PageSettings, Phase, Stage};
+use crate::control::{self, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
 use crate::id::ShardId;
+use crate::io::affinity;
 use crate::io::bell::Bell;
 use crate::io::probe::{self, Features, Unavailable};
-use crate::io::uring::{ReceiveMode, Uring, UringConfig};
-use crate::io::{affinity, clock, listener};
+use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ShardMetrics};
 use crate::pubsub::{Bus, Delivery, Registry};
+use crate::shard::Shared;
 use crate::shard::settings::Settings;
-use crate::shard::{Inbox, Order, Shard, Shared, Turn};
+pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
+use launch::{Plan, ShardThread, launch};
+use listen::{bind_admin, listen};
 
 /// Why an engine did not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -153,11 +155,10 @@ impl EngineBuilder {
 
         let metrics: Vec<_> = (0..shards).map(|_| Arc::<ShardMetrics>::default()).collect();
         let inner = Arc::new(Inner {
-            inboxes: (0..shards).map(|_| Arc::default()).collect(),
+            shards: Shards::new(shards),
             phase: Arc::default(),
             metrics: metrics.clone(),
             deadline_ms: self.config.drain.deadline.as_millis() as u64,
-            hasher: RandomState::new(),
         });
         let on_terminate = {
             let inner = inner.clone();
@@ -205,7 +206,7 @@ impl EngineBuilder {
             settings: Settings::new(&self.config, capacity.connections, capacity.table),
             shared: shared.clone(),
             metrics: inner.metrics[index].clone(),
-            inbox: inner.inboxes[index].clone(),
+            inbox: inner.shards.inboxes()[index].clone(),
             runtime: control.tokio_handle().clone(),
             engine: inner.clone(),
         });
@@ -271,7 +272,7 @@ impl Engine {
 
     /// How many shards there are.
     pub fn shards(&self) -> usize {
-        self.inner.inboxes.len()
+        self.inner.shards.inboxes().len()
     }
 
     /// A handle for other threads.
@@ -316,11 +317,7 @@ impl EngineHandle {
         topic: &str,
         data: &T,
     ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
-        let data = serde_json::to_vec(data).map_err(not_json);
-        // One topic always goes through the same shard, so that its messages keep their order.
-        let shard = self.inner.hasher.hash_one(topic) as usize % self.inner.inboxes.len();
-        let topic: Box<str> = topic.into();
-        self.order(shard, data.map(|data| move |answer| Order::Publish { topic, data, answer }))
+        self.inner.shards.publish(topic, data)
     }
 
     /// Sends to every connection, subscribed or not.
@@ -328,8 +325,7 @@ impl EngineHandle {
     /// # Errors
     /// `invalid_message` if the data is not JSON, `limit_exceeded` if the engine is busy.
     pub fn broadcast<T: Serialize>(&self, data: &T) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
-        let data = serde_json::to_vec(data).map_err(not_json);
-        self.order(0, data.map(|data| move |answer| Order::Broadcast { data, answer }))
+        self.inner.shards.broadcast(data)
     }
 
     /// Stops accepting, tells everyone, flushes what is queued, and ends within `drain.deadline`. Returns at once.
@@ -341,31 +337,14 @@ impl EngineHandle {
     pub fn metrics(&self) -> &[Arc<ShardMetrics>] {
         &self.inner.metrics
     }
-
-    fn order<F: FnOnce(Answer<Delivery>) -> Order>(
-        &self,
-        shard: usize,
-        order: Result<F, Refused>,
-    ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<F> {
-        let placed = order.and_then(|order| {
-            let (answer, answered) = oneshot::channel();
-            self.inner.inboxes[shard].push(order(answer))?;
-            Ok(answered)
-        });
-        async move { placed?.await.unwrap_or_else(|_| Err(Refused::gone())) }
-    }
 }
-
-/// Ends when its shard has drained, or with the error that broke its ring.
-type ShardThread = JoinHandle<io::Result<()>>;
 
 #[derive(Debug)]
 struct Inner {
-    inboxes: Box<[Arc<Inbox>]>,
+    shards: Shards,
     phase: Arc<Phase>,
     metrics: Vec<Arc<ShardMetrics>>,
     deadline_ms: u64,
-    hasher: RandomState,
 }
 
 impl Inner {
@@ -375,7 +354,7 @@ impl Inner {
 
     fn drain_within(&self, deadline_ms: u64) {
         self.phase.advance(Stage::Draining);
-        for inbox in &self.inboxes {
+        for inbox in self.shards.inboxes() {
             inbox.drain(deadline_ms);
         }
     }
@@ -420,138 +399,6 @@ impl fmt::Display for Summary {
     }
 }
 
-/// How many connections fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Connections of the whole engine.
-    pub connections: u32,
-    /// Places in each shard's descriptor table.
-    pub table: u32,
-    /// Whether `connections` was computed from the machine.
-    pub computed: bool,
-}
-
-impl Capacity {
-    /// What this machine's descriptors and memory allow, or the configured number if that is less.
-    fn of_machine(config: &Config, shards: usize) -> io::Result<Self> {
-        let descriptors = probe::raise_descriptor_limit()?.min(TABLE_MAX);
-        // Direct descriptors: the limit holds for each ring's table, not for all together.
-        if descriptors <= TABLE_SPARE {
-            return Err(io::Error::other(format!(
-                "{descriptors} descriptors are too few to serve anyone; raise `nofile` (ulimit -Hn, LimitNOFILE=) to \
-                 {} or more",
-                2 * TABLE_SPARE
-            )));
-        }
-        let by_descriptors = (descriptors - TABLE_SPARE).saturating_mul(shards as u64);
-        let (connections, computed) = match config.websocket.max_total_connections {
-            Auto::Value(connections) => (u64::from(connections), false),
-            Auto::Auto => (by_descriptors.min(available_memory_bytes() * 4 / 5 / CONNECTION_BYTES), true),
-        };
-        if connections > by_descriptors {
-            return Err(io::Error::other(format!(
-                "websocket.max_total_connections: {connections} need more descriptors than {shards} shards of \
-                 {descriptors} have; raise `nofile` (ulimit -Hn, LimitNOFILE=) or the number of shards"
-            )));
-        }
-        // Any shard may get more than its share: the kernel spreads connections by hash.
-        let table = (connections + TABLE_SPARE).min(descriptors) as u32;
-        Ok(Self { connections: connections as u32, table, computed })
-    }
-}
-
-/// What one shard's thread is given.
-struct Plan {
-    shard: ShardId,
-    core: usize,
-    ring: UringConfig,
-    settings: Settings,
-    shared: Arc<Shared>,
-    metrics: Arc<ShardMetrics>,
-    inbox: Arc<Inbox>,
-    runtime: tokio::runtime::Handle,
-    engine: Arc<Inner>,
-}
-
-impl Plan {
-    /// The shard's whole life. If it breaks, the engine ends: what it owes the others (counts, connections) never comes.
-    fn run_guarded(self, started: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
-        let (shard, engine) = (self.shard, self.engine.clone());
-        let outcome = catch_unwind(AssertUnwindSafe(move || self.run(started)));
-        let outcome = outcome.unwrap_or_else(|_| Err(io::Error::other("the shard panicked")));
-        if let Err(error) = &outcome {
-            tracing::error!(shard = shard.0, %error, "a shard broke; the engine ends");
-            engine.drain_within(engine.deadline_ms.min(BROKEN_DEADLINE_MS));
-        }
-        outcome
-    }
-
-    fn run(self, started: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
-        if let Err(error) = affinity::pin(self.core) {
-            tracing::warn!(shard = self.shard.0, core = self.core, %error, "the shard's thread is not pinned");
-        }
-        // So that handlers can use tokio's timers and clients.
-        let _runtime = self.runtime.enter();
-        let io = match Uring::new(self.ring) {
-            Ok(io) => io,
-            Err(error) => {
-                let _ = started.send(Err(error)); // the engine has given up already
-                return Ok(());
-            }
-        };
-        let mut shard = Shard::new(self.shard, io, self.settings, self.shared, self.metrics, self.inbox, clock::now());
-        shard.open();
-        let _ = started.send(Ok(())); // the engine has given up already
-        drop(started); // so that whoever waits for the others learns of one that died
-        while shard.turn()? == Turn::Again {}
-        Ok(())
-    }
-}
-
-/// Starts the shards' threads and waits until each accepts, or the first that could not start.
-fn launch(plans: impl Iterator<Item = Plan>) -> (Vec<ShardThread>, io::Result<()>) {
-    let (started, wait_started) = mpsc::channel();
-    let mut threads = Vec::new();
-    for plan in plans {
-        let started = started.clone();
-        let name = format!("shard-{}", plan.shard.0);
-        match thread::Builder::new().name(name).spawn(move || plan.run_guarded(started)) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => return (threads, Err(error)),
-        }
-    }
-    drop(started);
-    let mut outcomes = threads
-        .iter()
-        .map(|_| wait_started.recv().unwrap_or_else(|_| Err(io::Error::other("a shard ended while starting"))));
-    let outcome = outcomes.find(Result::is_err).unwrap_or(Ok(()));
-    (threads, outcome)
-}
-
-/// Listens on a port that is free or about to be: the kernel takes the rings of a killed process down, and their accepts
-/// and listening sockets with them, some time after the process has ended.
-fn listen_soon(address: SocketAddr, shards: usize) -> io::Result<Vec<TcpListener>> {
-    for _ in 0..PORT_RETRIES {
-        match listener::listen(address, shards) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => thread::sleep(PORT_RETRY_PAUSE),
-            outcome => return outcome,
-        }
-    }
-    listener::listen(address, shards)
-}
-
-/// One listening socket for each shard on each address: `[shard][address]`, and what the addresses are.
-fn listen(addresses: &[SocketAddr], shards: usize) -> io::Result<(Vec<Vec<TcpListener>>, Vec<SocketAddr>)> {
-    let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
-    let mut bound = Vec::new();
-    for &address in addresses {
-        let each = listen_soon(address, shards)?;
-        bound.push(each[0].local_addr()?);
-        by_shard.iter_mut().zip(each).for_each(|(own, listener)| own.push(listener));
-    }
-    Ok((by_shard, bound))
-}
-
 fn authenticator(config: &Config) -> Result<Option<Authenticator>, StartError> {
     let auth = &config.auth;
     let key = match (&auth.secret, &auth.public_key_file) {
@@ -583,37 +430,4 @@ fn authenticator(config: &Config) -> Result<Option<Authenticator>, StartError> {
     Ok(Some(Authenticator::new(&settings)?))
 }
 
-fn bind_admin(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("admin.listen: cannot listen on {address}: {error}; another process may have this port"),
-        )
-    })
-}
-
-/// Memory that can still be had, from /proc/meminfo; a gigabyte if that cannot be read.
-fn available_memory_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.map_or(1 << 30, |kib| kib * 1024)
-}
-
-/// User memory of an idle connection with a token and one subscription, in bytes: the connection and its slot, timer,
-/// driver record, identity (with what the allocator adds) and place in the topic's list. `measure idle` finds it.
-pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + 7;
-const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
-
 const SHARDS_MAX: u16 = 255;
-/// How long an engine with a broken shard takes to say goodbye.
-const BROKEN_DEADLINE_MS: u64 = 2_000;
-/// Largest descriptor table the kernel makes.
-const TABLE_MAX: u64 = 1 << 20;
-/// Table places beyond the connections: those that are closing, and those that are told that the server is full.
-const TABLE_SPARE: u64 = 128;
-/// What an idle connection costs: about 4.5 KB in the kernel and 0.3 KB here.
-const CONNECTION_BYTES: u64 = 4_800;
-/// For two seconds in all: tens of milliseconds are usual, more is needed on a machine that has much else to do.
-const PORT_RETRIES: u32 = 200;
-const PORT_RETRY_PAUSE: Duration = Duration::from_millis(10);
