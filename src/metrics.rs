@@ -3,7 +3,12 @@
 //! Law: every label value comes from a closed enum of this file, so the number of series is known at compile time.
 //! A count is a relaxed load and store of the one writer: no locked instruction on the data path.
 
+mod histogram;
+
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use histogram::{Amount, Bytes, Distribution, Histogram, Latency, Lifetime, Scale};
 
 /// A number with one writing thread.
 #[derive(Debug, Default)]
@@ -23,6 +28,24 @@ impl Counter {
     /// The value now.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// A counter for each value of a closed enum, by its number: `closed[CloseReason::Idle as usize]`.
+#[derive(Debug)]
+pub struct Counters<const N: usize>([Counter; N]);
+
+impl<const N: usize> Default for Counters<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl<const N: usize> Deref for Counters<N> {
+    type Target = [Counter];
+
+    fn deref(&self) -> &[Counter] {
+        &self.0
     }
 }
 
@@ -140,20 +163,20 @@ labels! {
 }
 
 /// The counters of one shard.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ShardMetrics {
     /// Connections admitted since the start (sockets that got a slot).
     pub opened: Counter,
     /// Upgrades that succeeded.
     pub upgraded: Counter,
     /// Connections ended, by reason.
-    pub closed: [Counter; CloseReason::ALL.len()],
+    pub closed: Counters<{ CloseReason::ALL.len() }>,
     /// Connections cut at the drain's deadline, part of those closed.
     pub cut: Counter,
     /// Newcomers turned away, by cause.
-    pub refused: [Counter; Refusal::ALL.len()],
+    pub refused: Counters<{ Refusal::ALL.len() }>,
     /// Errors answered, by code.
-    pub errors: [Counter; ErrorCode::ALL.len()],
+    pub errors: Counters<{ ErrorCode::ALL.len() }>,
     /// Messages received from clients.
     pub messages_in: Counter,
     /// Messages put on queues for clients (a fan-out to n subscribers counts n).
@@ -165,7 +188,7 @@ pub struct ShardMetrics {
     /// Messages published by clients and the API of this shard.
     pub published: Counter,
     /// Deliveries dropped, by cause.
-    pub dropped: [Counter; Drop::ALL.len()],
+    pub dropped: Counters<{ Drop::ALL.len() }>,
     /// Subscriptions held now.
     pub subscriptions: Counter,
     /// Connections authenticated now.
@@ -190,37 +213,8 @@ pub struct ShardMetrics {
     pub topics: Counter,
     /// Times the completion queue overflowed into the kernel's own list.
     pub cq_overflow: Counter,
-}
-
-impl Default for ShardMetrics {
-    fn default() -> Self {
-        Self {
-            opened: Counter::default(),
-            upgraded: Counter::default(),
-            closed: std::array::from_fn(|_| Counter::default()),
-            cut: Counter::default(),
-            refused: std::array::from_fn(|_| Counter::default()),
-            errors: std::array::from_fn(|_| Counter::default()),
-            messages_in: Counter::default(),
-            messages_out: Counter::default(),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
-            published: Counter::default(),
-            dropped: std::array::from_fn(|_| Counter::default()),
-            subscriptions: Counter::default(),
-            authenticated: Counter::default(),
-            parked: Counter::default(),
-            panics: Counter::default(),
-            turns: Counter::default(),
-            sends: Counter::default(),
-            starved: Counter::default(),
-            accept_stopped: Counter::default(),
-            bus_full: Counter::default(),
-            frames: Counter::default(),
-            topics: Counter::default(),
-            cq_overflow: Counter::default(),
-        }
-    }
+    /// From a ping to its pong, in nanoseconds. Observed whenever a pong answers a ping of the server.
+    pub rtt: Histogram<Latency>,
 }
 
 impl ShardMetrics {

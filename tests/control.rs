@@ -23,7 +23,7 @@ fn every_endpoint_answers_as_the_phase_says() {
     const TEXT: &str = "text/plain; charset=utf-8";
     const JSON: &str = "application/json";
     const HTML: &str = "text/html; charset=utf-8";
-    const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
     check(Stage::Starting, "GET /livez", 200, TEXT, "ok");
     check(Stage::Starting, "GET /readyz", 503, JSON, r#""reason":"the engine has not started yet""#);
@@ -31,7 +31,7 @@ fn every_endpoint_answers_as_the_phase_says() {
     check(Stage::Ready, "GET /healthz", 200, TEXT, "ok");
     check(Stage::Ready, "GET /readyz", 200, JSON, r#"{"phase":"ready","ready":true}"#);
     check(Stage::Ready, "GET /readyz?verbose", 200, JSON, r#""ready":true"#);
-    check(Stage::Ready, "GET /metrics", 200, METRICS, "# EOF\n");
+    check(Stage::Ready, "GET /metrics", 200, METRICS, "\n# TYPE websocket_upgrades_total counter\n");
     check(Stage::Ready, "GET /", 200, HTML, r#"data-port="8080" data-path="/ws""#);
     check(Stage::Ready, "HEAD /metrics", 200, METRICS, "");
     check(Stage::Ready, "GET /nothing", 404, JSON, r#"{"code":"not_found","message":"#);
@@ -71,8 +71,9 @@ fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     shard.errors[ErrorCode::RateLimited as usize].add(3);
     shard.messages_out.add(u64::MAX);
     shard.subscriptions.set(5);
+    [1_000_000, 3_000_000, 60_000_000_000].iter().for_each(|&ns| shard.rtt.observe(ns));
     plane.phase.advance(Stage::Ready);
-    let scrape = Scrape::parse(&plane.get("GET /metrics").body);
+    let scrape = plane.scrape();
 
     let check = |series: &str, expected: f64| assert_eq!(scrape.samples.get(series), Some(&expected), "{series}");
     check(r#"active_websocket_connections{shard="0"}"#, 0.0);
@@ -87,6 +88,13 @@ fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     check(r#"websocket_refused_total{shard="0",cause="full"}"#, 0.0);
     check(r#"websocket_dropped_total{shard="0",cause="closed"}"#, 0.0);
     check(r#"tidewheel_subscriptions{shard="1"}"#, 5.0);
+    check(r#"websocket_ping_rtt_seconds_bucket{le="0.0005",shard="1"}"#, 0.0);
+    check(r#"websocket_ping_rtt_seconds_bucket{le="0.001",shard="1"}"#, 1.0);
+    check(r#"websocket_ping_rtt_seconds_bucket{le="10.0",shard="1"}"#, 2.0);
+    check(r#"websocket_ping_rtt_seconds_bucket{le="+Inf",shard="1"}"#, 3.0);
+    check(r#"websocket_ping_rtt_seconds_count{shard="1"}"#, 3.0);
+    check(r#"websocket_ping_rtt_seconds_sum{shard="1"}"#, 60.004);
+    check(r#"websocket_ping_rtt_seconds_count{shard="0"}"#, 0.0);
     check(r#"tidewheel_phase{phase="ready"}"#, 1.0);
     check(r#"tidewheel_phase{phase="starting"}"#, 0.0);
     check(concat!(r#"tidewheel_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0);
@@ -115,7 +123,7 @@ fn the_books_balance_in_every_scrape_while_a_shard_counts() {
         });
         let mut last = 0.0;
         for _ in 0..50 {
-            let scrape = Scrape::parse(&plane.get("GET /metrics").body);
+            let scrape = plane.scrape();
             let opened = scrape.samples[r#"websocket_connections_opened_total{shard="0"}"#];
             let active = scrape.samples[r#"active_websocket_connections{shard="0"}"#];
             let closed = scrape.sum("websocket_connections_closed_total{");
@@ -268,8 +276,21 @@ impl Plane {
 
     /// Sends one request, `METHOD target`, on a connection of its own.
     fn get(&self, request: &str) -> Answer {
+        self.get_with(request, "")
+    }
+
+    /// A scrape as Prometheus asks for it.
+    fn scrape(&self) -> Scrape {
+        let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n";
+        let answer = self.get_with("GET /metrics", accept);
+        assert_eq!(answer.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+        Scrape::parse(&answer.body)
+    }
+
+    fn get_with(&self, request: &str, headers: &str) -> Answer {
         let mut stream = self.connect();
-        write!(stream, "{request} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
+        let host = self.address;
+        write!(stream, "{request} HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -322,15 +343,17 @@ impl Scrape {
             assert!(families.insert(name), "{name} is there twice");
             let line = lines.next().expect("a TYPE follows");
             let kind = line.strip_prefix(&format!("# TYPE {name} ")).expect(line);
-            let sample_name = match kind {
-                "counter" => format!("{name}_total"),
-                "gauge" => name.to_owned(),
+            let sample_names = match kind {
+                "counter" => vec![format!("{name}_total")],
+                "gauge" => vec![name.to_owned()],
+                "histogram" => ["bucket", "sum", "count"].map(|suffix| format!("{name}_{suffix}")).to_vec(),
                 _ => panic!("{line}"),
             };
             let before = samples.len();
             while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
                 let (series, value) = line.rsplit_once(' ').expect(line);
-                let labels = series.strip_prefix(&sample_name).expect(line);
+                let (sample_name, labels) = series.split_at(series.find('{').unwrap_or(series.len()));
+                assert!(sample_names.iter().any(|name| name == sample_name), "{line}");
                 assert!(labels.is_empty() || are_labels(labels), "{line}");
                 let value: f64 = value.parse().expect(line);
                 assert!(value >= 0.0, "{line}");

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use super::PageSettings;
 use super::exposition::Exposition;
 use super::phase::{Phase, Stage};
 use super::stream::BoundedListener;
-use super::{PageSettings, exposition};
 
 /// What the handlers answer from.
 struct Port {
@@ -62,9 +62,10 @@ async fn readyz(State(port): State<Arc<Port>>) -> Response {
     answer(status, JSON, format!("{body}\n"))
 }
 
-async fn metrics(State(port): State<Arc<Port>>) -> Response {
-    match port.exposition.encode() {
-        Ok(text) => answer(StatusCode::OK, exposition::CONTENT_TYPE, text),
+async fn metrics(State(port): State<Arc<Port>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    match port.exposition.encode(accept) {
+        Ok((content_type, text)) => answer(StatusCode::OK, content_type, text),
         Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the counters could not be written"),
     }
 }

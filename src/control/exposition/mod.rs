@@ -1,21 +1,26 @@
 //! The counters as OpenMetrics text.
 //! Law: every shard's books balance in every scrape: opened = active + the sum of closed by reason.
 //!
-//! Only counters and gauges are written, so that readers of the older Prometheus text format understand it too.
+//! A label's values are those of its enum: one that is added there appears here by itself. Only counters, gauges and
+//! histograms are written, so that readers of the older Prometheus text format understand it too.
+
+mod families;
+mod process;
+mod text;
 
 use std::fmt;
-use std::fs;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::encoding::{self, DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::logging;
 use super::phase::{Phase, Stage};
-use crate::metrics::{CloseReason, Counter, Drop, ErrorCode, Refusal, ShardMetrics};
+use crate::metrics::{CloseReason, Distribution, ShardMetrics};
+use families::{FAMILIES, Family, Values};
 
 /// All that a scrape answers with.
 pub(super) struct Exposition(Registry);
@@ -28,11 +33,16 @@ impl Exposition {
         Self(registry)
     }
 
-    /// The text of one scrape.
-    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        text::encode(&mut text, &self.0)?;
-        Ok(text)
+    /// One scrape, as OpenMetrics if the reader's `Accept` names it, else in the older format of Prometheus: its
+    /// `Content-Type` and its text.
+    pub(super) fn encode(&self, accept: &str) -> Result<(&'static str, String), fmt::Error> {
+        let mut written = String::new();
+        encoding::text::encode(&mut written, &self.0)?;
+        let open_metrics = text::canonical(&written);
+        Ok(match accept.contains("application/openmetrics-text") {
+            true => (OPEN_METRICS, open_metrics),
+            false => (PLAIN, text::plain(&open_metrics)),
+        })
     }
 }
 
@@ -92,6 +102,10 @@ impl Engine {
                 });
                 page.counters(family.name, family.help, samples)
             }
+            Values::Histogram(read) => {
+                let samples = shards.map(|(name, shard)| ([("shard", name)], read(shard)));
+                page.histograms(family.name, family.help, samples)
+            }
         }
     }
 
@@ -105,10 +119,10 @@ impl Engine {
         let version = ([("version", env!("CARGO_PKG_VERSION"))], 1);
         page.gauges("tidewheel_build_info", "Always 1; the labels say what was built.", [version])?;
         page.gauge("process_start_time_seconds", "Unix time of the start.", &self.start_time)?;
-        if let Some(bytes) = resident_memory_bytes() {
+        if let Some(bytes) = process::resident_memory_bytes() {
             page.gauge("process_resident_memory_bytes", "Resident memory.", &bytes)?;
         }
-        if let Some(count) = open_fds() {
+        if let Some(count) = process::open_fds() {
             let help = "Open descriptors of the process; a ring's own table is not among them.";
             page.gauge("process_open_fds", help, &count)?;
         }
@@ -133,21 +147,6 @@ impl Books {
     fn active(&self) -> u64 {
         self.opened - self.closed.iter().sum::<u64>()
     }
-}
-
-/// A metric family whose samples come straight from each shard's counters.
-struct Family {
-    /// Without the `_total` that a counter's samples get.
-    name: &'static str,
-    help: &'static str,
-    values: Values,
-}
-
-enum Values {
-    Gauge(fn(&ShardMetrics) -> &Counter),
-    Counter(fn(&ShardMetrics) -> &Counter),
-    /// Counters with one more label: its name, then each value with its counter.
-    Counters(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, &Counter)>),
 }
 
 /// Writes families: a description, then the samples.
@@ -179,129 +178,20 @@ impl Page<'_> {
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)
         })
     }
-}
 
-/// From `/proc/self/status`, which gives kibibytes and needs no page size.
-fn resident_memory_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()? * 1024)
-}
-
-/// The kernel says the number as the size of the directory since 6.2; before, the entries are counted.
-fn open_fds() -> Option<u64> {
-    match fs::metadata("/proc/self/fd").ok()?.len() {
-        0 => Some(fs::read_dir("/proc/self/fd").ok()?.count() as u64),
-        count => Some(count),
+    fn histograms<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (L, Distribution)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        samples.into_iter().try_for_each(|(labels, value)| {
+            let mut metric = metric.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(value.sum, value.count(), &value.buckets, None)
+        })
     }
 }
 
-/// The `Content-Type` of [`Exposition::encode`].
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-const FAMILIES: &[Family] = &[
-    Family {
-        name: "websocket_upgrades",
-        help: "Upgrades that succeeded.",
-        values: Values::Counter(|shard| &shard.upgraded),
-    },
-    Family {
-        name: "websocket_connections_cut",
-        help: "Connections cut at the drain's deadline, part of those closed.",
-        values: Values::Counter(|shard| &shard.cut),
-    },
-    Family {
-        name: "websocket_refused",
-        help: "Newcomers turned away before the upgrade, by cause.",
-        values: Values::Counters("cause", |shard| labelled(Refusal::ALL, Refusal::label, &shard.refused)),
-    },
-    Family {
-        name: "websocket_messages",
-        help: "Messages received, and messages queued for clients.",
-        values: Values::Counters("direction", |shard| vec![("in", &shard.messages_in), ("out", &shard.messages_out)]),
-    },
-    Family {
-        name: "websocket_bytes",
-        help: "Bytes received and sent, handshakes and frame headers included.",
-        values: Values::Counters("direction", |shard| vec![("in", &shard.bytes_in), ("out", &shard.bytes_out)]),
-    },
-    Family {
-        name: "websocket_errors",
-        help: "Errors answered, by code.",
-        values: Values::Counters("code", |shard| labelled(ErrorCode::ALL, ErrorCode::label, &shard.errors)),
-    },
-    Family {
-        name: "websocket_published",
-        help: "Messages published.",
-        values: Values::Counter(|shard| &shard.published),
-    },
-    Family {
-        name: "websocket_dropped",
-        help: "Deliveries dropped, by cause.",
-        values: Values::Counters("cause", |shard| labelled(Drop::ALL, Drop::label, &shard.dropped)),
-    },
-    Family {
-        name: "tidewheel_subscriptions",
-        help: "Subscriptions held now.",
-        values: Values::Gauge(|shard| &shard.subscriptions),
-    },
-    Family {
-        name: "tidewheel_authenticated_connections",
-        help: "Connections authenticated now.",
-        values: Values::Gauge(|shard| &shard.authenticated),
-    },
-    Family {
-        name: "tidewheel_topics",
-        help: "Topics with a local subscriber now.",
-        values: Values::Gauge(|shard| &shard.topics),
-    },
-    Family {
-        name: "tidewheel_frames",
-        help: "Outbound frames alive now.",
-        values: Values::Gauge(|shard| &shard.frames),
-    },
-    Family {
-        name: "tidewheel_parked_handlers",
-        help: "Handler futures waiting for something now.",
-        values: Values::Gauge(|shard| &shard.parked),
-    },
-    Family {
-        name: "tidewheel_handler_panics",
-        help: "Handler panics caught.",
-        values: Values::Counter(|shard| &shard.panics),
-    },
-    Family { name: "tidewheel_turns", help: "Turns of the loop.", values: Values::Counter(|shard| &shard.turns) },
-    Family {
-        name: "tidewheel_sends",
-        help: "Sends submitted to the kernel.",
-        values: Values::Counter(|shard| &shard.sends),
-    },
-    Family {
-        name: "tidewheel_receives_starved",
-        help: "Receives that found no free buffer.",
-        values: Values::Counter(|shard| &shard.starved),
-    },
-    Family {
-        name: "tidewheel_accept_stopped",
-        help: "Times accepting stopped because a table was full.",
-        values: Values::Counter(|shard| &shard.accept_stopped),
-    },
-    Family {
-        name: "tidewheel_bus_full",
-        help: "Times a publisher waited for room on the bus between shards.",
-        values: Values::Counter(|shard| &shard.bus_full),
-    },
-    Family {
-        name: "tidewheel_completion_queue_overflows",
-        help: "Times completions overflowed into the kernel's own list.",
-        values: Values::Counter(|shard| &shard.cq_overflow),
-    },
-];
-
-fn labelled<'s, T: Copy>(
-    all: &[T],
-    label: fn(T) -> &'static str,
-    counters: &'s [Counter],
-) -> Vec<(&'static str, &'s Counter)> {
-    all.iter().map(|&value| label(value)).zip(counters).collect()
-}
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -1,0 +1,132 @@
+//! The families whose samples come straight from each shard's counters.
+//! Law: one entry a family; who adds a counter to [`ShardMetrics`] names it here and in the guide.
+
+use crate::metrics::{Counter, Distribution, Drop, ErrorCode, Refusal, ShardMetrics};
+
+/// A metric family whose samples come straight from each shard's counters.
+pub(super) struct Family {
+    /// Without the `_total` that a counter's samples get.
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    pub(super) values: Values,
+}
+
+pub(super) enum Values {
+    Gauge(fn(&ShardMetrics) -> &Counter),
+    Counter(fn(&ShardMetrics) -> &Counter),
+    /// Counters with one more label: its name, then each value with its counter.
+    Counters(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, &Counter)>),
+    Histogram(fn(&ShardMetrics) -> Distribution),
+}
+
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        name: "websocket_upgrades",
+        help: "Upgrades that succeeded.",
+        values: Values::Counter(|shard| &shard.upgraded),
+    },
+    Family {
+        name: "websocket_connections_cut",
+        help: "Connections cut at the drain's deadline, part of those closed.",
+        values: Values::Counter(|shard| &shard.cut),
+    },
+    Family {
+        name: "websocket_refused",
+        help: "Newcomers turned away before the upgrade, by cause.",
+        values: Values::Counters("cause", |shard| labelled(Refusal::ALL, Refusal::label, &shard.refused)),
+    },
+    Family {
+        name: "websocket_messages",
+        help: "Messages received, and messages queued for clients.",
+        values: Values::Counters("direction", |shard| vec![("in", &shard.messages_in), ("out", &shard.messages_out)]),
+    },
+    Family {
+        name: "websocket_bytes",
+        help: "Bytes received and sent, handshakes and frame headers included.",
+        values: Values::Counters("direction", |shard| vec![("in", &shard.bytes_in), ("out", &shard.bytes_out)]),
+    },
+    Family {
+        name: "websocket_errors",
+        help: "Errors answered, by code.",
+        values: Values::Counters("code", |shard| labelled(ErrorCode::ALL, ErrorCode::label, &shard.errors)),
+    },
+    Family {
+        name: "websocket_published",
+        help: "Messages published.",
+        values: Values::Counter(|shard| &shard.published),
+    },
+    Family {
+        name: "websocket_dropped",
+        help: "Deliveries dropped, by cause.",
+        values: Values::Counters("cause", |shard| labelled(Drop::ALL, Drop::label, &shard.dropped)),
+    },
+    Family {
+        name: "tidewheel_subscriptions",
+        help: "Subscriptions held now.",
+        values: Values::Gauge(|shard| &shard.subscriptions),
+    },
+    Family {
+        name: "tidewheel_authenticated_connections",
+        help: "Connections authenticated now.",
+        values: Values::Gauge(|shard| &shard.authenticated),
+    },
+    Family {
+        name: "tidewheel_topics",
+        help: "Topics with a local subscriber now.",
+        values: Values::Gauge(|shard| &shard.topics),
+    },
+    Family {
+        name: "tidewheel_frames",
+        help: "Outbound frames alive now.",
+        values: Values::Gauge(|shard| &shard.frames),
+    },
+    Family {
+        name: "tidewheel_parked_handlers",
+        help: "Handler futures waiting for something now.",
+        values: Values::Gauge(|shard| &shard.parked),
+    },
+    Family {
+        name: "tidewheel_handler_panics",
+        help: "Handler panics caught.",
+        values: Values::Counter(|shard| &shard.panics),
+    },
+    Family { name: "tidewheel_turns", help: "Turns of the loop.", values: Values::Counter(|shard| &shard.turns) },
+    Family {
+        name: "tidewheel_sends",
+        help: "Sends submitted to the kernel.",
+        values: Values::Counter(|shard| &shard.sends),
+    },
+    Family {
+        name: "tidewheel_receives_starved",
+        help: "Receives that found no free buffer.",
+        values: Values::Counter(|shard| &shard.starved),
+    },
+    Family {
+        name: "tidewheel_accept_stopped",
+        help: "Times accepting stopped because a table was full.",
+        values: Values::Counter(|shard| &shard.accept_stopped),
+    },
+    Family {
+        name: "tidewheel_bus_full",
+        help: "Times a publisher waited for room on the bus between shards.",
+        values: Values::Counter(|shard| &shard.bus_full),
+    },
+    Family {
+        name: "tidewheel_completion_queue_overflows",
+        help: "Times completions overflowed into the kernel's own list.",
+        values: Values::Counter(|shard| &shard.cq_overflow),
+    },
+    Family {
+        name: "websocket_ping_rtt_seconds",
+        help: "Time from a ping of the server to its pong.",
+        values: Values::Histogram(|shard| shard.rtt.read()),
+    },
+];
+
+fn labelled<'s, T: Copy>(
+    all: &[T],
+    label: fn(T) -> &'static str,
+    counters: &'s [Counter],
+) -> Vec<(&'static str, &'s Counter)> {
+    all.iter().map(|&value| label(value)).zip(counters).collect()
+}
