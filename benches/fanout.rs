@@ -26,7 +26,7 @@ impl Topic {
     fn new(members: u32) -> Self {
         let mut conns = ConnPool::new(members);
         for _ in 0..members {
-            conns.insert_with(|key| Conn::new(u64::from(key.slot), 0)).expect("within the capacity");
+            conns.insert_with(|_| Conn::new(0)).expect("within the capacity");
         }
         let (palette, gather) = (Palette::default(), Gather::default());
         Self { conns, palette, gather, members: (0..members).collect(), dirty: Vec::new(), over: Vec::new() }

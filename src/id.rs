@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use siphasher::sip::SipHasher24;
 use uuid::Uuid;
 
 /// Index of a shard, `0..shards`.
@@ -96,6 +97,23 @@ pub const SHARD_MAX: u16 = (1 << 10) - 1;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(Uuid);
 
+/// Makes the unguessable bits of a shard's session ids: a keyed hash of the connection's key, so that no connection has
+/// to keep them. A shard that starts again takes a new secret, so that no id of before is an id of now.
+pub struct SessionNames(SipHasher24);
+
+impl SessionNames {
+    /// The names that come of a secret: 128 bits that nobody can guess.
+    pub fn new(secret: [u64; 2]) -> Self {
+        Self(SipHasher24::new_with_keys(secret[0], secret[1]))
+    }
+
+    /// The id of connection `conn` on `shard`; the same whenever it is asked for.
+    pub fn of(&self, shard: ShardId, conn: ConnKey) -> SessionId {
+        let address = (u64::from(conn.generation) << 32) | u64::from(conn.slot);
+        SessionId::new(shard, conn, self.0.hash(&address.to_le_bytes()))
+    }
+}
+
 /// Mask of the random bits of a session id.
 pub const SESSION_RANDOM_MASK: u64 = (1 << 62) - 1;
 
@@ -171,6 +189,17 @@ mod tests {
         assert_eq!((id.shard(), id.conn(), id.random()), (ShardId(shard), conn, random & SESSION_RANDOM_MASK));
         assert_eq!(id.to_string().parse::<SessionId>().unwrap(), id);
         assert_eq!(id.0.get_version_num(), 8);
+    }
+
+    #[test]
+    fn names_are_stable_and_belong_to_one_connection_and_one_secret() {
+        let (names, others) = (SessionNames::new([1, 2]), SessionNames::new([1, 3]));
+        let of = |slot, generation| names.of(ShardId(3), ConnKey { slot, generation });
+        assert_eq!(of(7, 1), of(7, 1));
+        let (first, next) = (of(7, 1), of(7, 2));
+        assert_ne!(first.random(), next.random());
+        assert_ne!(first.random(), of(8, 1).random());
+        assert_ne!(first.random(), others.of(ShardId(3), ConnKey { slot: 7, generation: 1 }).random());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One connection: everything the engine knows of it.
 //!
-//! Laws: an idle connection holds no buffer (`decoder`, `held` and the queue are empty); only a connection in
+//! Laws: an idle connection holds no buffer (`intake`, `held` and the queue are empty); only a connection in
 //! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
 
 mod identity;
@@ -30,8 +30,13 @@ pub type Ms = u32;
 /// How far a connection is on its way from a socket to nothing.
 #[derive(Debug)]
 pub enum Phase {
-    /// The HTTP request is arriving; the bytes of an unfinished head are kept.
-    Handshake(Option<Box<Vec<u8>>>),
+    /// The HTTP request is arriving.
+    Handshake {
+        /// The bytes of an unfinished head.
+        head: Option<Box<Vec<u8>>>,
+        /// Decided when it came: its request will be refused for this.
+        unwelcome: Option<Refusal>,
+    },
     /// WebSocket, speaking the native JSON or echoing.
     Open,
     /// It will close, but replies are still owed (receipts from other shards, parked handlers).
@@ -82,6 +87,15 @@ pub enum Then {
     Linger,
 }
 
+/// What the connection's input has left behind; nothing while the connection is quiet.
+#[derive(Debug, Default)]
+pub struct Intake {
+    /// The WebSocket decoder: the message so far, if it is incomplete.
+    pub decoder: Decoder,
+    /// What has been spent of its rates.
+    pub rates: ConnectionRateLimiter,
+}
+
 /// What was received and has to wait.
 #[derive(Debug, Default)]
 pub struct Held {
@@ -128,8 +142,8 @@ pub enum Endpoint {
 pub struct Conn {
     /// Where it is on its way.
     pub phase: Phase,
-    /// The WebSocket decoder: nothing between messages, else the message so far.
-    pub decoder: Decoder,
+    /// An incomplete message, and what it has spent of its rates; nothing if it has been quiet.
+    pub intake: Option<Box<Intake>>,
     /// What was received and may not be acted on yet; reading is paused meanwhile.
     pub held: Option<Box<Held>>,
     /// What waits to be sent and what is being sent.
@@ -138,10 +152,6 @@ pub struct Conn {
     pub identity: Option<Rc<Identity>>,
     /// Its topics.
     pub subscriptions: Subscriptions,
-    /// What it has spent of its rates; nothing if it has been quiet.
-    pub rates: Option<Box<ConnectionRateLimiter>>,
-    /// The unguessable part of its session id.
-    pub random: u64,
     /// When it entered the present phase's first deadline: accepted, upgraded, or began to close.
     pub since: Ms,
     /// When a message last passed in either direction, or the peer sent a ping.
@@ -153,15 +163,13 @@ pub struct Conn {
     /// The newest entry of its chain of unanswered publish receipts.
     pub receipts: Option<ReceiptIndex>,
     /// Handler futures parked for it.
-    pub parked: u16,
+    pub parked: u8,
     /// Errors answered so far.
     pub errors: u16,
     /// Why it ends, once that is decided.
     pub reason: Option<CloseReason>,
     /// What its messages mean.
     pub endpoint: Endpoint,
-    /// Decided when it came: its request will be refused for this.
-    pub unwelcome: Option<Refusal>,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// A ping is out and nothing has arrived since.
@@ -180,20 +188,18 @@ pub struct Conn {
 
 /// What a connection costs in the pool; printed with the memory budget.
 pub const CONN_BYTES: usize = size_of::<Conn>();
-const _: () = assert!(CONN_BYTES <= 136, "the memory budget of an idle connection");
+const _: () = assert!(CONN_BYTES <= 120, "the memory budget of an idle connection");
 
 impl Conn {
     /// A connection whose handshake begins.
-    pub fn new(random: u64, now: Ms) -> Self {
+    pub fn new(now: Ms) -> Self {
         Self {
-            phase: Phase::Handshake(None),
-            decoder: Decoder::default(),
+            phase: Phase::Handshake { head: None, unwelcome: None },
+            intake: None,
             held: None,
             outbound: Outbound::default(),
             identity: None,
             subscriptions: Subscriptions::default(),
-            rates: None,
-            random,
             since: now,
             active: now,
             heard: now,
@@ -203,7 +209,6 @@ impl Conn {
             errors: 0,
             reason: None,
             endpoint: Endpoint::Native,
-            unwelcome: None,
             dirty: false,
             awaiting_pong: false,
             expiry_announced: false,

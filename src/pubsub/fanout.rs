@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_refused_frame_is_the_last_that_is_tried() {
         let (mut conns, mut palette) = (ConnPool::new(1), Palette::default());
-        let key = conns.insert_with(|_| Conn::new(0, 0)).unwrap();
+        let key = conns.insert_with(|_| Conn::new(0)).unwrap();
         let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
         let (mut dirty, mut over) = (Vec::new(), Vec::new());
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {

@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Phase};
 use crate::id::ConnKey;
 use crate::io::{Io, Socket};
 use crate::metrics::Refusal;
@@ -39,17 +39,16 @@ impl<I: Io> Shard<I> {
             self.metrics.refused[Refusal::Draining as usize].add(1);
             return self.io.refuse(socket);
         }
-        let (random, now) = (self.io.random(), self.ms());
+        let now = self.ms();
         let is_flood = self.is_flood(&socket);
-        match self.conns.insert_with(|_| Conn::new(random, now)) {
+        match self.conns.insert_with(|_| Conn::new(now)) {
             Ok(key) => {
                 // A reservation, not a check: of newcomers on all shards never more than there is room for are
                 // below the limit. Who is not is told so when its request is complete.
                 let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 let is_full = before >= self.settings.connections_max as usize;
-                if let Some(conn) = self.conns.get_mut(key) {
-                    conn.unwelcome =
-                        is_flood.then_some(Refusal::RateLimited).or_else(|| is_full.then_some(Refusal::Full));
+                if let Some(Conn { phase: Phase::Handshake { unwelcome, .. }, .. }) = self.conns.get_mut(key) {
+                    *unwelcome = is_flood.then_some(Refusal::RateLimited).or_else(|| is_full.then_some(Refusal::Full));
                 }
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);

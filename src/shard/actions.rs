@@ -29,7 +29,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(conn) = self.conns.get(key) else { return };
         let identity = conn.identity.clone();
-        let context = Context::new(self.session_id(key, conn), key, identity, self.desk.clone());
+        let context = Context::new(self.session_id(key), key, identity, self.desk.clone());
         let owned_id = id.map(MessageId::from);
         let future = match catch_unwind(AssertUnwindSafe(|| handler.call(context, message))) {
             Ok(Ok(future)) => future,
@@ -83,14 +83,14 @@ impl<I: Io> Shard<I> {
                     // The user's own `Display` and `Drop`.
                     let cause = catch_unwind(AssertUnwindSafe(move || cause.to_string()));
                     let cause = cause.unwrap_or_else(|panic| describe(&*panic));
-                    let session = self.conns.get(key).map(|conn| self.session_id(key, conn));
+                    let session = self.conns.get(key).map(|_| self.session_id(key));
                     tracing::warn!(?session, %cause, "handler failed");
                 }
                 self.fault(key, code, &message, id);
             }
             Ended::Panicked(panic) => {
                 self.metrics.panics.add(1);
-                let session = self.conns.get(key).map(|conn| self.session_id(key, conn));
+                let session = self.conns.get(key).map(|_| self.session_id(key));
                 tracing::error!(?session, panic, "handler panicked");
                 self.fault(key, ErrorCode::InternalError, "the handler failed", id);
             }

@@ -95,7 +95,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn refuse(&mut self, key: ConnKey, write: impl FnOnce(&mut Vec<u8>), reason: CloseReason) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        debug_assert!(matches!(conn.phase, Phase::Handshake(_)));
+        debug_assert!(matches!(conn.phase, Phase::Handshake { .. }));
         conn.phase = Phase::Finishing { linger: true };
         conn.reason = Some(reason);
         conn.since = now;
@@ -207,8 +207,7 @@ impl<I: Io> Shard<I> {
         let reason = conn.reason.unwrap_or(reason);
         conn.phase = Phase::Gone;
         conn.held = None;
-        conn.decoder = ws::Decoder::default();
-        conn.rates = None;
+        conn.intake = None;
         conn.dirty = false;
         if conn.identity.take().is_some() {
             self.metrics.authenticated.set(self.metrics.authenticated.get() - 1);

@@ -125,14 +125,13 @@ impl<I: Io> Shard<I> {
 
     /// Makes the connection that of a user, and tells it so.
     fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
-        let shard = self.id;
+        let session = self.session_id(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
         let identity = Rc::new(identity);
         if conn.identity.replace(identity.clone()).is_none() {
             self.metrics.authenticated.add(1);
         }
         conn.expiry_announced = false;
-        let session = crate::id::SessionId::new(shard, key, conn.random);
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");
         let expires_at = identity.expires_at.map(NonZeroU64::get);
         self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, expires_at));

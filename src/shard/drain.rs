@@ -45,7 +45,7 @@ impl<I: Io> Shard<I> {
                     goodbye.retry_after_ms = Some(self.io.random() % RECONNECT_SPREAD_MS);
                     self.part(key, goodbye);
                 }
-                Some(Phase::Handshake(_)) => {
+                Some(Phase::Handshake { .. }) => {
                     self.metrics.refused[Refusal::Draining as usize].add(1);
                     let write = |out: &mut Vec<u8>| {
                         ws::refuse(out, 503, "the server drains; connect again later", &[("Retry-After", "2")]);

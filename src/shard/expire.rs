@@ -66,7 +66,7 @@ impl<I: Io> Shard<I> {
         // After an absence of the shard what peers sent is read before they are judged.
         let lenient_ms = self.lenient_until_ms;
         match conn.phase {
-            Phase::Handshake(_) => {
+            Phase::Handshake { .. } => {
                 return Some((at(conn.since, settings.handshake_timeout_ms).max(lenient_ms), Due::Handshake));
             }
             Phase::Settling(_) | Phase::Closing | Phase::Finishing { .. } => {

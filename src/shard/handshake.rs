@@ -25,7 +25,7 @@ impl<I: Io> Shard<I> {
     /// Takes bytes of the request; frames that follow it go on to the decoder.
     pub(super) fn shake_hands(&mut self, key: ConnKey, bytes: &mut [u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Handshake(head) = &mut conn.phase else { return };
+        let Phase::Handshake { head, .. } = &mut conn.phase else { return };
         let Some(mut head) = head.take() else {
             return match self.try_upgrade(key, bytes, 0) {
                 Some(head_bytes) => self.on_frames(key, &mut bytes[head_bytes..]),
@@ -43,7 +43,7 @@ impl<I: Io> Shard<I> {
     #[expect(clippy::box_collection, reason = "8 bytes in every connection instead of 24 for the few that need it")]
     fn keep_head(&mut self, key: ConnKey, unfinished: Box<Vec<u8>>) {
         if let Some(conn) = self.conns.get_mut(key)
-            && let Phase::Handshake(head) = &mut conn.phase
+            && let Phase::Handshake { head, .. } = &mut conn.phase
         {
             *head = Some(unfinished);
         }
@@ -88,14 +88,14 @@ impl<I: Io> Shard<I> {
         if self.accepting == Accepting::Stopped {
             return refuse(503, "the server is draining; connect again later", Refusal::Draining);
         }
-        match self.conns.get(key).and_then(|conn| conn.unwelcome) {
-            None => {}
-            Some(cause @ Refusal::RateLimited) => {
+        match self.conns.get(key).map(|conn| &conn.phase) {
+            Some(&Phase::Handshake { unwelcome: Some(cause @ Refusal::RateLimited), .. }) => {
                 return refuse(429, "too many connections from this address; connect again later", cause);
             }
-            Some(cause) => {
+            Some(&Phase::Handshake { unwelcome: Some(cause), .. }) => {
                 return refuse(503, "the server holds as many connections as it may; connect again later", cause);
             }
+            _ => {}
         }
         let endpoint = if request.path == self.settings.path {
             Endpoint::Native

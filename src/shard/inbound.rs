@@ -46,7 +46,7 @@ impl<I: Io> Shard<I> {
                 Some(held) => held.bytes.extend_from_slice(bytes),
                 None => self.on_frames(key, bytes),
             },
-            Phase::Handshake(_) => self.shake_hands(key, bytes),
+            Phase::Handshake { .. } => self.shake_hands(key, bytes),
             Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
         }
     }
@@ -62,7 +62,7 @@ impl<I: Io> Shard<I> {
         let len = bytes.len();
         let Some(conn) = self.conns.get_mut(key) else { return len };
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
-        let mut decoder = std::mem::take(&mut conn.decoder);
+        let mut decoder = conn.intake.as_mut().map(|intake| std::mem::take(&mut intake.decoder)).unwrap_or_default();
         let limits = self.settings.messages;
         let mut input = Input::new(bytes);
         while !input.is_empty() {
@@ -84,7 +84,9 @@ impl<I: Io> Shard<I> {
         let taken = len - input.rest().len();
         match self.conns.get_mut(key) {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
-                conn.decoder = decoder;
+                if !decoder.is_idle() {
+                    conn.intake.get_or_insert_default().decoder = decoder;
+                }
                 taken
             }
             _ => len,
@@ -185,7 +187,7 @@ impl<I: Io> Shard<I> {
         conn.receive_ended = true;
         match (lost, &conn.phase) {
             (_, Phase::Gone) => {}
-            (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake(_) | Phase::Lingering) => {
+            (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {
                 self.retire(key, CloseReason::Lost);
             }
             // The peer has only ended its own side: what is owed and queued still goes out.

@@ -32,7 +32,7 @@ use crate::app::context::Desk;
 use crate::app::{Clients, ConnectionAttempts, Router};
 use crate::conn::{Conn, ConnPool, Gather, Ms};
 use crate::fixed::TimerWheel;
-use crate::id::{ConnKey, SessionId, ShardId};
+use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
@@ -71,6 +71,7 @@ pub struct Shard<I: Io> {
     metrics: Arc<ShardMetrics>,
     now: Now,
 
+    names: SessionNames,
     conns: ConnPool,
     wheel: TimerWheel,
     topics: Topics,
@@ -121,7 +122,7 @@ impl<I: Io> Shard<I> {
     /// A shard that accepts as soon as it turns.
     pub fn new(
         id: ShardId,
-        io: I,
+        mut io: I,
         settings: Settings,
         shared: Arc<Shared>,
         metrics: Arc<ShardMetrics>,
@@ -134,6 +135,7 @@ impl<I: Io> Shard<I> {
         Self {
             id,
             now,
+            names: SessionNames::new([io.random(), io.random()]),
             conns: ConnPool::new(capacity),
             wheel: TimerWheel::new(capacity, WHEEL_TICK_MS, now.monotonic_ms()),
             topics: Topics::new(id, shared.registry.clone()),
@@ -286,8 +288,14 @@ impl<I: Io> Shard<I> {
         self.now.monotonic_ms() as Ms
     }
 
-    fn session_id(&self, key: ConnKey, conn: &Conn) -> SessionId {
-        SessionId::new(self.id, key, conn.random)
+    fn session_id(&self, key: ConnKey) -> SessionId {
+        self.names.of(self.id, key)
+    }
+
+    /// The connection that a session's id names, if it is here and the id was not made up.
+    pub fn find_session(&self, id: SessionId) -> Option<ConnKey> {
+        let key = id.conn();
+        (self.session_id(key) == id && self.conns.get(key).is_some()).then_some(key)
     }
 
     /// The driver, for tests that look at it from outside.

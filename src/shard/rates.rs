@@ -3,7 +3,7 @@
 //! whole life, but who goes on without a pause is closed.
 
 use crate::app::envelope;
-use crate::conn::OverRate;
+use crate::conn::{Intake, OverRate};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -20,8 +20,8 @@ impl<I: Io> Shard<I> {
             return true;
         }
         let Some(conn) = self.conns.get_mut(key) else { return false };
-        let limiter = conn.rates.get_or_insert_default();
-        match limiter.take(rates, self.now.monotonic_ms(), bytes.len().try_into().unwrap_or(u32::MAX)) {
+        let intake = conn.intake.get_or_insert_default();
+        match intake.rates.take(rates, self.now.monotonic_ms(), bytes.len().try_into().unwrap_or(u32::MAX)) {
             Ok(()) => true,
             Err(over) => {
                 self.refuse_over_rate(key, bytes, over);
@@ -51,8 +51,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn forget_spent(&mut self, key: ConnKey) {
         let now_ms = self.now.monotonic_ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.rates.as_ref().is_some_and(|limiter| limiter.is_full(&self.settings.rates, now_ms)) {
-            conn.rates = None;
+        let is_quiet = |intake: &Intake| intake.decoder.is_idle() && intake.rates.is_full(&self.settings.rates, now_ms);
+        if conn.intake.as_deref().is_some_and(is_quiet) {
+            conn.intake = None;
         }
     }
 }

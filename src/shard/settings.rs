@@ -81,7 +81,7 @@ impl Settings {
 }
 
 /// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
-pub const PARKED_PER_CONN_MAX: u16 = 32;
+pub const PARKED_PER_CONN_MAX: u8 = 32;
 /// Publishes that one connection may make before others that wait have their turn.
 pub const SHARE: u32 = 64;
 /// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
