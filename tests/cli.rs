@@ -85,6 +85,49 @@ fn check_reads_a_file_as_serve_does() {
     check("shards: 999\noutbound: {max_frames: 0}", 2, "outbound.max_frames");
     check("listen: 0.0.0.0:8080", 2, "can be reached from outside");
     check("auth: {algorithm: RS256}", 2, "there is no key to check a token with");
+    check("auth: {secret: hunter2}", 0, "warning: ");
+    check("websocket: {idel_timeout_seconds: 5}\nlimits: {errors: x}\nshards: 0", 2, "tidewheel.yaml:3: shards: 0 is");
+}
+
+/// Whoever writes a file with every key, sets every variable or reads the reference finds what the engine has.
+#[test]
+fn config_prints_what_can_be_read_again() {
+    let print = |what: &str| {
+        let output = tidewheel(&format!("config {what}")).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]), "{what}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidewheel.yaml");
+    std::fs::write(&file, print("defaults")).unwrap();
+    let output = tidewheel("check --config").arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(print("env").contains("\n#TIDEWHEEL_WEBSOCKET_PONG_TIMEOUT=10s\n"));
+    assert!(print("doc").contains("\n| `websocket.pong_timeout` |"));
+}
+
+#[test]
+fn a_key_can_be_set_on_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidewheel.yaml");
+    std::fs::write(&file, "limits: {errors: 0}").unwrap();
+    let check = |set: &[&str], env: &str, code: i32, said: &str| {
+        let mut command = tidewheel("check --config");
+        command.arg(&file).env("TIDEWHEEL_LIMITS_ERRORS", env);
+        command.args(set.iter().flat_map(|set| ["--set", set]));
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let text = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert_eq!(status.code(), Some(code), "{set:?}: {text}");
+        assert!(text.contains(said) && !text.contains("hunter2"), "{set:?}: {text}");
+    };
+    check(&[], "5", 0, "valid");
+    check(&[], "0", 2, "TIDEWHEEL_LIMITS_ERRORS: 0 is out of range");
+    check(&["limits.errors=7"], "0", 0, "valid");
+    check(&["limits.errors=7", "limits.errors=0"], "5", 2, "--set: limits.errors: 0 is out of range");
+    check(&["limits.eror=7"], "5", 2, "did you mean `limits.errors`?");
+    check(&["hunter2"], "5", 2, "write KEY=VALUE");
+    check(&["auth.secrt=hunter2"], "5", 2, "did you mean `auth.secret`?");
+    check(&["auth.secret="], "5", 0, "valid");
 }
 
 #[test]

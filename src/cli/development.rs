@@ -3,9 +3,8 @@
 
 use std::fmt;
 
-use tidewheel::Config;
 use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings};
-use tidewheel::config::Secret;
+use tidewheel::config::{Draft, Secret};
 
 use super::Failure;
 use super::token::Claims;
@@ -24,8 +23,9 @@ impl Access {
     /// Decides from the configuration, and completes it with a key where one is made.
     ///
     /// # Errors
-    /// A key is needed and there is none.
-    pub(super) fn decide(config: &mut Config) -> Result<Self, Failure> {
+    /// The system gives no random bytes. That a key is needed and there is none is a problem of the draft.
+    pub(super) fn decide(draft: &mut Draft) -> Result<Self, Failure> {
+        let config = &mut draft.config;
         if !config.auth.required {
             return Ok(Self::Open);
         }
@@ -37,12 +37,13 @@ impl Access {
             return Ok(Self::Configured); // of a public key, which validation will find missing
         }
         if let Some(public) = config.listen.iter().find(|address| !address.ip().is_loopback()) {
-            return Err(Failure::Usage(format!(
-                "{public} can be reached from outside, and there is no key to check tokens with.\n\
-                 Set one:   auth.secret in the file, or the variable TIDEWHEEL_AUTH_SECRET, 32 random bytes or more\n\
-                 or         auth.public_key_file, the PEM file of whoever issues your tokens\n\
-                 To try it: listen on 127.0.0.1 only, and a key for development is made"
-            )));
+            let message = format!(
+                "{public} can be reached from outside, and there is no key to check tokens with. Set auth.secret, or the \
+                 variable TIDEWHEEL_AUTH_SECRET, to 32 random bytes or more, or auth.public_key_file to the PEM file of \
+                 whoever issues your tokens. To try it, listen on 127.0.0.1 only: a key for development is made then"
+            );
+            draft.wrong("auth.required", message);
+            return Ok(Self::Configured);
         }
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| Failure::Run(format!("no random bytes for a key: {error}")))?;

@@ -2,18 +2,19 @@
 //! Law: a subcommand returns what went wrong; only this file turns that into an exit code.
 
 mod check;
+mod config;
 mod development;
 mod output;
 mod serve;
 mod token;
 mod version;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tidewheel::config::{self, Problems};
-use tidewheel::{Config, StartError};
+use clap::{Args, Parser, Subcommand};
+use tidewheel::StartError;
+use tidewheel::config::{Flag, Problems, Sources, environment};
 
 /// A WebSocket connection engine for Linux on io_uring.
 #[derive(Parser)]
@@ -34,6 +35,9 @@ enum Command {
     ///
     /// The file and the environment are read as `serve` reads them; every problem is named with its line and remedy.
     Check(check::Check),
+    /// Print every key of the configuration.
+    #[command(subcommand)]
+    Config(config::Print),
     /// Make tokens for clients.
     #[command(subcommand)]
     Token(token::Token),
@@ -65,9 +69,30 @@ impl From<StartError> for Failure {
     }
 }
 
-/// The configuration of file and environment, not yet validated: flags may mend it.
-fn load(file: Option<&Path>) -> Result<Config, Failure> {
-    Ok(Config::load(file, config::environment())?)
+/// Keys on the command line.
+#[derive(Args)]
+struct Settings {
+    /// Set any key, such as `--set websocket.pong_timeout=5s`; may be given more than once. It goes before the
+    /// environment and the file. `tidewheel config doc` lists the keys.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Settings {
+    fn flags(self) -> Result<Vec<Flag>, Failure> {
+        let flag = |set: &String| {
+            let (key, value) = set.split_once('=')?;
+            Some(Flag { typed: "--set".to_owned(), key: key.trim().to_owned(), value: value.to_owned() })
+        };
+        let flags: Option<Vec<_>> = self.set.iter().map(flag).collect();
+        // Not repeated: without the key nobody knows whether it is a secret.
+        flags.ok_or_else(|| Failure::Usage("--set: write KEY=VALUE, such as websocket.pong_timeout=5s".to_owned()))
+    }
+}
+
+/// The file, the environment of this process, and flags.
+fn sources(file: Option<PathBuf>, flags: Vec<Flag>) -> Sources {
+    Sources { file, env: environment().collect(), flags }
 }
 
 /// Runs the command line of this process.
@@ -83,6 +108,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Check(check) => check.run(),
+        Command::Config(print) => print.run(),
         Command::Token(token) => token.run(),
         Command::Version => version::run(),
     };

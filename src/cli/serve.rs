@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::thread;
 
 use clap::Args;
-use tidewheel::config::{Auto, LogFormat};
+use tidewheel::config::{Flag, LogFormat};
 use tidewheel::control::logging::{self, Format};
 use tidewheel::{Config, Engine};
 
 use super::development::Access;
-use super::{Failure, output};
+use super::{Failure, Settings, output, sources};
 
 #[derive(Args)]
 pub(super) struct Serve {
@@ -32,14 +32,17 @@ pub(super) struct Serve {
     /// is given.
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = "/echo")]
     echo: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let mut config = super::load(self.config.as_deref())?;
-        self.apply(&mut config);
-        let access = Access::decide(&mut config)?;
-        config.validate()?;
+        let file = self.config.clone();
+        let mut draft = sources(file, self.flags()?).read();
+        let access = Access::decide(&mut draft)?;
+        let warnings = draft.warnings();
+        let config = draft.finish()?;
         let format = match config.log.format {
             LogFormat::Text => Format::Text,
             LogFormat::Json => Format::Json,
@@ -47,6 +50,9 @@ impl Serve {
         // Ends last, so that the last lines of everything else are written.
         let _log =
             logging::start(config.log.level.as_str(), format).map_err(|error| Failure::Usage(error.to_string()))?;
+        for warning in warnings {
+            tracing::warn!("configuration: {warning}");
+        }
 
         let engine = Engine::builder(config.clone()).signals(true).start()?;
         // From a thread of its own, because a server whose banner nobody reads is still a server, and has to end.
@@ -60,19 +66,20 @@ impl Serve {
         }
     }
 
-    fn apply(self, config: &mut Config) {
-        if !self.listen.is_empty() {
-            config.listen = self.listen;
-        }
-        if let Some(address) = self.admin_listen {
-            config.admin.listen = address;
-        }
-        if let Some(shards) = self.shards {
-            config.shards = Auto::Value(shards);
-        }
-        if self.echo.is_some() {
-            config.echo_path = self.echo;
-        }
+    /// What was given on the command line; `--set` counts more than the flag of the same key.
+    fn flags(self) -> Result<Vec<Flag>, Failure> {
+        let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let listen = (!self.listen.is_empty()).then(|| list(&self.listen));
+        let given = [
+            ("--listen", "listen", listen),
+            ("--admin-listen", "admin.listen", self.admin_listen.map(|address| address.to_string())),
+            ("--shards", "shards", self.shards.map(|shards| shards.to_string())),
+            ("--echo", "echo_path", self.echo),
+        ];
+        let flag = |(typed, key, value): (&str, &str, Option<String>)| {
+            Some(Flag { typed: typed.to_owned(), key: key.to_owned(), value: value? })
+        };
+        Ok(given.into_iter().filter_map(flag).chain(self.settings.flags()?).collect())
     }
 }
 
@@ -99,7 +106,7 @@ fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
         false => "as configured",
     };
     lines.push(("capacity", format!("{} connections, {origin}", capacity.connections)));
-    let buffers_bytes = shards * config.io.receive_buffers * config.io.receive_buffer_size;
+    let buffers_bytes = shards * config.io.receive_buffers * config.io.receive_buffer_size.0;
     let (buffers_mib, idle_bytes) = (buffers_bytes as f64 / MIB, tidewheel::server::IDLE_CONNECTION_BYTES);
     let memory = format!(
         "{buffers_mib:.1} MiB of receive buffers, {idle_bytes} bytes an idle connection and 4 KB in the kernel"

@@ -1,14 +1,19 @@
 //! Every key of the configuration: its name, type, default, unit and range, each in one place.
 //!
 //! Law: what is not written here is an error, in the file and in the environment; a key that is here is honoured.
-//! Precedence is flags, environment, file, default: [`Config::load`] takes the middle two, [`Config::set`] is for
-//! flags, and [`Config::validate`] comes last, because a later source may mend what an earlier one left out.
+//! Precedence is flags, environment, file, default: [`Sources`] reads them in the opposite order, and what the whole
+//! makes of it is judged last ([`Draft::finish`], [`Config::validate`]), because a later source may mend what an earlier
+//! one left out.
 //!
 //! The YAML file has the shape of [`Config`]. The environment has `TIDEWHEEL_` and the key's path in upper case, such as
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
 mod load;
+mod node;
 pub mod origin;
+mod problem;
+mod reference;
+mod tree;
 mod units;
 mod validate;
 
@@ -18,114 +23,73 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use jsonwebtoken::Algorithm;
-use serde::Deserialize;
 
-pub use load::{Problems, environment};
+use crate::id::SLOT_MAX;
+pub use load::{Draft, Flag, Sources, environment};
+pub use node::{Apply, Key};
+use node::{section, words};
 use origin::OriginPattern;
-
-/// Declares a section: its struct, its defaults, and the walk over its keys that the environment needs.
-macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty = $default:expr,)+ }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub struct $name { $($(#[$key_doc])* pub $key: $type,)+ }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self { $($key: $default,)+ }
-            }
-        }
-
-        impl Node for $name {
-            fn keys(path: &str, keys: &mut Vec<String>) {
-                let prefix = if path.is_empty() { String::new() } else { format!("{path}.") };
-                $(<$type as Node>::keys(&format!("{prefix}{}", stringify!($key)), keys);)+
-            }
-
-            fn replace_key(&mut self, path: &[&str], from: Self) {
-                match path {
-                    $([key, rest @ ..] if *key == stringify!($key) => self.$key.replace_key(rest, from.$key),)+
-                    _ => unreachable!("no key {path:?} in {}", stringify!($name)),
-                }
-            }
-        }
-    };
-}
+pub use problem::{Place, Problem, Problems};
+pub use units::Size;
 
 section! {
-    /// The whole configuration. Unless a key says otherwise, it is read once, at the start.
+    /// The whole configuration.
     Config {
         /// Addresses that accept WebSocket connections, one or a list (at least one). Port 0: the kernel chooses.
-        #[serde(deserialize_with = "units::addresses")]
-        listen: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+        restart listen: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
         /// Path of the endpoint: starts with `/`, without query.
-        path: String = "/ws".to_owned(),
+        restart path: String = "/ws".to_owned(),
         /// Path of a raw endpoint that returns every message, for conformance suites and benchmarks. `null`: none.
-        echo_path: Option<String> = None,
-        /// Shards, each a thread pinned to a core, 1 to 255. `auto`: one for each core the process may use.
-        shards: Auto<u16> = Auto::Auto,
+        restart echo_path: Option<String> = None,
+        /// Shards, each a thread pinned to a core. `auto`: one for each core the process may use.
+        restart shards: Auto<u16> = Auto::Auto => 1..=255,
         /// The connections.
-        #[serde(deserialize_with = "units::section")]
-        websocket: Websocket = Websocket::default(),
+        section websocket: Websocket,
         /// The queue of messages towards one connection.
-        #[serde(deserialize_with = "units::section")]
-        outbound: Outbound = Outbound::default(),
+        section outbound: Outbound,
         /// Who may connect.
-        #[serde(deserialize_with = "units::section")]
-        auth: Auth = Auth::default(),
+        section auth: Auth,
         /// What one client may use.
-        #[serde(deserialize_with = "units::section")]
-        limits: Limits = Limits::default(),
+        section limits: Limits,
         /// Which pages may connect.
-        #[serde(deserialize_with = "units::section")]
-        origins: Origins = Origins::default(),
+        section origins: Origins,
         /// How the server stops.
-        #[serde(deserialize_with = "units::section")]
-        drain: Drain = Drain::default(),
+        section drain: Drain,
         /// The internal port.
-        #[serde(deserialize_with = "units::section")]
-        admin: Admin = Admin::default(),
+        section admin: Admin,
         /// How the kernel is used.
-        #[serde(deserialize_with = "units::section")]
-        io: Io = Io::default(),
+        section io: Io,
         /// What is written to standard error.
-        #[serde(deserialize_with = "units::section")]
-        log: Log = Log::default(),
+        section log: Log,
     }
 }
 
 section! {
     /// Connections: how many, how long, how large.
     Websocket {
-        /// Authenticated connections of one client (the claim `sub`) on all shards together, 1 to 1,000,000; the claim
+        /// Authenticated connections of one client (the claim `sub`) on all shards together; the claim
         /// `max_connections` goes before it. `null`: no limit.
-        max_connections_per_client: Option<u32> = Some(5),
+        live max_connections_per_client: Option<u32> = Some(5) => 1..=1_000_000,
         /// Who makes room for one connection more.
-        client_limit_policy: ClientLimitPolicy = ClientLimitPolicy::EvictOldest,
-        /// Connections on all shards together, 1 to 67,108,864; beyond, newcomers get 503. `auto`: what the machine's
+        live client_limit_policy: ClientLimitPolicy = ClientLimitPolicy::EvictOldest,
+        /// Connections on all shards together; beyond, newcomers get 503. `auto`: what the machine's
         /// descriptors and memory allow, computed and logged at the start.
-        max_total_connections: Auto<u32> = Auto::Auto,
-        /// Seconds without a message in either direction and without a ping from the client until close 4001, 1 to
-        /// 2,592,000. 0: never. The server's own pings and their pongs do not count.
-        idle_timeout_seconds: u64 = 300,
-        /// Seconds without a byte from the client until it is pinged, 1 to 2,592,000. 0: never pinged.
-        ping_interval_seconds: u64 = 30,
-        /// Time for the pong after a ping until close 4002, 100ms to 1h.
-        #[serde(deserialize_with = "units::duration")]
-        pong_timeout: Duration = Duration::from_secs(10),
-        /// Time from accept until the upgrade is complete, 100ms to 1h; then 408.
-        #[serde(deserialize_with = "units::duration")]
-        handshake_timeout: Duration = Duration::from_secs(10),
-        /// Time for the peer's part of the closing handshake, 100ms to 1h; then the connection is dropped.
-        #[serde(deserialize_with = "units::duration")]
-        close_timeout: Duration = Duration::from_secs(5),
-        /// Bytes of one message from a client, all fragments together, 1B to 1GiB; beyond, close 1009.
-        #[serde(deserialize_with = "units::size")]
-        max_message_size: usize = 1_000_000,
-        /// Bytes of the upgrade request up to its empty line, 256B to 1MiB; beyond, 431.
-        #[serde(deserialize_with = "units::size")]
-        max_header_bytes: usize = 16 * 1024,
+        live max_total_connections: Auto<u32> = Auto::Auto => 1..=SLOT_MAX + 1,
+        /// Seconds without a message in either direction and without a ping from the client until close 4001.
+        /// 0: never. The server's own pings and their pongs do not count.
+        live idle_timeout_seconds: u64 = 300 => 0..=MONTH_SECONDS,
+        /// Seconds without a byte from the client until it is pinged. 0: never pinged.
+        live ping_interval_seconds: u64 = 30 => 0..=MONTH_SECONDS,
+        /// Time for the pong after a ping until close 4002.
+        live pong_timeout: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
+        /// Time from accept until the upgrade is complete; then 408.
+        live handshake_timeout: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
+        /// Time for the peer's part of the closing handshake; then the connection is dropped.
+        live close_timeout: Duration = Duration::from_secs(5) => SHORTEST..=HOUR,
+        /// Bytes of one message from a client, all fragments together; beyond, close 1009.
+        live max_message_size: Size = Size(1_000_000) => 1..=GIB,
+        /// Bytes of the upgrade request up to its empty line; beyond, 431.
+        live max_header_bytes: Size = Size(16 * 1024) => 256..=MIB,
     }
 }
 
@@ -133,15 +97,13 @@ section! {
     /// Bounds of each connection's outbound queue; at any of them the subscriber is disconnected with 4008. Replies are
     /// always queued: at `max_bytes` the connection is not read from.
     Outbound {
-        /// Bytes queued, 1B to 1GiB. One message is admitted into an empty queue whatever its size.
-        #[serde(deserialize_with = "units::size")]
-        max_bytes: usize = 1_000_000,
-        /// Frames queued, 1 to 524,288.
-        max_frames: usize = 1024,
-        /// How long a message may wait behind a send that makes no progress, 100ms to 1h; one that trickles is found within
+        /// Bytes queued. One message is admitted into an empty queue whatever its size.
+        live max_bytes: Size = Size(1_000_000) => 1..=GIB,
+        /// Frames queued.
+        live max_frames: usize = 1024 => 1..=MIB / 2,
+        /// How long a message may wait behind a send that makes no progress; one that trickles is found within
         /// twice that.
-        #[serde(deserialize_with = "units::duration")]
-        max_age: Duration = Duration::from_secs(30),
+        live max_age: Duration = Duration::from_secs(30) => SHORTEST..=HOUR,
     }
 }
 
@@ -149,32 +111,29 @@ section! {
     /// Authentication by JSON Web Token.
     Auth {
         /// Whether a client must authenticate before anything else. Needs a key: `secret` or `public_key_file`.
-        required: bool = true,
-        /// Time from the upgrade until authenticated, 100ms to 1h; then close 4502.
-        #[serde(deserialize_with = "units::duration")]
-        timeout: Duration = Duration::from_secs(10),
+        live required: bool = true,
+        /// Time from the upgrade until authenticated; then close 4502.
+        live timeout: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
         /// Shared secret of the HS algorithms; RFC 7518 §3.2 asks for 32 bytes or more of it.
-        secret: Option<Secret> = None,
+        live secret: Option<Secret> = None,
         /// PEM file with the issuer's public key, for the other algorithms; a relative path starts at the working
         /// directory.
-        public_key_file: Option<PathBuf> = None,
+        live public_key_file: Option<PathBuf> = None,
         /// The one algorithm accepted. `null`: HS256 with a secret, RS256 with a public key.
-        algorithm: Option<Algorithm> = None,
+        live algorithm: Option<Algorithm> = None,
         /// Required `iss` claim. `null`: any.
-        issuer: Option<String> = None,
+        live issuer: Option<String> = None,
         /// Required `aud` claim. `null`: any.
-        audience: Option<String> = None,
-        /// Clock difference tolerated in `exp` and `nbf`, 0s to 1h.
-        #[serde(deserialize_with = "units::duration")]
-        leeway: Duration = Duration::ZERO,
-        /// Time after a token's expiry in which the client may refresh it, 0s to 24h; then close 4003.
-        #[serde(deserialize_with = "units::duration")]
-        expiry_grace: Duration = Duration::from_secs(25),
+        live audience: Option<String> = None,
+        /// Clock difference tolerated in `exp` and `nbf`.
+        live leeway: Duration = Duration::ZERO => Duration::ZERO..=HOUR,
+        /// Time after a token's expiry in which the client may refresh it; then close 4003.
+        live expiry_grace: Duration = Duration::from_secs(25) => Duration::ZERO..=DAY,
         /// Name of the cookie that may carry a token in the upgrade request. `null`: none. Browsers add cookies to the
         /// requests of every page, so `origins.allow` decides who may use it.
-        cookie: Option<String> = None,
+        live cookie: Option<String> = None,
         /// Whether the upgrade request may carry a token as `?token=`, which others may log. false: the query is ignored.
-        query: bool = false,
+        live query: bool = false,
     }
 }
 
@@ -182,55 +141,53 @@ section! {
     /// Bounds for one connection, and the one for handlers.
     Limits {
         /// Attempts to connect from one address prefix, before the upgrade; beyond, 429. `null`: no limit.
-        connection_attempts: Option<AttemptRate> = Some(AttemptRate::default()),
+        live connection_attempts: Option<AttemptRate> = Some(AttemptRate::default()),
         /// Messages from one connection; beyond, `rate_limited`, and 4505 for who goes on. `null`: no limit.
-        messages: Option<MessageRate> = Some(MessageRate::default()),
+        live messages: Option<MessageRate> = Some(MessageRate::default()),
         /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
-        bytes: Option<ByteRate> = Some(ByteRate::default()),
-        /// Errors answered to one connection until close 4506, 1 to 65,535; `rate_limited` is counted apart.
-        errors: u32 = 50,
-        /// Topics one connection may be subscribed to, 1 to 65,535; beyond, `limit_exceeded`.
-        subscriptions_per_connection: usize = 128,
-        /// Bytes of a topic's name, 1 to 4,096; beyond, `too_large`.
-        topic_length: usize = 255,
-        /// Handler futures waiting on one shard, 1 to 1,048,576; beyond, `limit_exceeded`.
-        parked_handlers: usize = 4096,
+        live bytes: Option<ByteRate> = Some(ByteRate::default()),
+        /// Errors answered to one connection until close 4506; `rate_limited` is counted apart.
+        live errors: u32 = 50 => 1..=65_535,
+        /// Topics one connection may be subscribed to; beyond, `limit_exceeded`.
+        live subscriptions_per_connection: usize = 128 => 1..=65_535,
+        /// Bytes of a topic's name; beyond, `too_large`.
+        live topic_length: usize = 255 => 1..=4 * KIB,
+        /// Handler futures waiting on one shard; beyond, `limit_exceeded`.
+        live parked_handlers: usize = 4096 => 1..=MIB,
     }
 }
 
 section! {
     /// How often one address prefix may connect. Loopback is no exception.
     AttemptRate {
-        /// Attempts a second in the long run, 1 to 1,000,000.
-        per_second: u32 = 20,
-        /// Attempts at once after a pause, 1 to 1,000,000.
-        burst: u32 = 100,
-        /// Leading bits that make IPv4 addresses the same client, 1 to 32.
-        ipv4_prefix: u8 = 32,
-        /// Leading bits that make IPv6 addresses the same client, 1 to 128. Whoever has one address usually has its /64.
-        ipv6_prefix: u8 = 64,
+        /// Attempts a second in the long run.
+        live per_second: u32 = 20 => 1..=1_000_000,
+        /// Attempts at once after a pause.
+        live burst: u32 = 100 => 1..=1_000_000,
+        /// Leading bits that make IPv4 addresses the same client.
+        live ipv4_prefix: u8 = 32 => 1..=32,
+        /// Leading bits that make IPv6 addresses the same client. Whoever has one address usually has its /64.
+        live ipv6_prefix: u8 = 64 => 1..=128,
     }
 }
 
 section! {
     /// How many messages one connection may send. The raw echo endpoint is exempt.
     MessageRate {
-        /// Messages a second in the long run, 1 to 1,000,000.
-        per_second: u32 = 100,
-        /// Messages at once after a pause, 1 to 1,000,000.
-        burst: u32 = 200,
+        /// Messages a second in the long run.
+        live per_second: u32 = 100 => 1..=1_000_000,
+        /// Messages at once after a pause.
+        live burst: u32 = 200 => 1..=1_000_000,
     }
 }
 
 section! {
     /// How many bytes of messages one connection may send. The raw echo endpoint is exempt.
     ByteRate {
-        /// Bytes a second in the long run, 1B to 1GiB.
-        #[serde(deserialize_with = "units::size")]
-        per_second: usize = 1_000_000,
-        /// Bytes at once after a pause, 1B to 1GiB. A larger message needs a pause that would have filled it.
-        #[serde(deserialize_with = "units::size")]
-        burst: usize = 4_000_000,
+        /// Bytes a second in the long run.
+        live per_second: Size = Size(1_000_000) => 1..=GIB,
+        /// Bytes at once after a pause. A larger message needs a pause that would have filled it.
+        live burst: Size = Size(4_000_000) => 1..=GIB,
     }
 }
 
@@ -241,19 +198,17 @@ section! {
         /// `https://example.com` or `http://localhost:3000`, where no port means the scheme's own;
         /// `https://*.example.com` for all hosts below that one; `null` for pages without an origin; `*` for all.
         /// `[]`: no page.
-        #[serde(deserialize_with = "units::origins")]
-        allow: Vec<OriginPattern> = vec![OriginPattern::SameHost],
+        live allow: Vec<OriginPattern> = vec![OriginPattern::SameHost],
         /// Whether a request without `Origin`, which is from no browser, is allowed.
-        allow_missing: bool = true,
+        live allow_missing: bool = true,
     }
 }
 
 section! {
     /// What happens on SIGTERM.
     Drain {
-        /// Time from the signal until the process exits whatever clients do, 0s to 1h.
-        #[serde(deserialize_with = "units::duration")]
-        deadline: Duration = Duration::from_secs(30),
+        /// Time from the signal until the process exits whatever clients do.
+        live deadline: Duration = Duration::from_secs(30) => Duration::ZERO..=HOUR,
     }
 }
 
@@ -261,7 +216,7 @@ section! {
     /// Metrics, health and the admin API.
     Admin {
         /// Address of the internal port; it must not be reachable from outside. Port 0: the kernel chooses.
-        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
+        restart listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
     }
 }
 
@@ -269,12 +224,11 @@ section! {
     /// The ring of each shard.
     Io {
         /// How a connection waits for input.
-        wait: ReceiveWait = ReceiveWait::Recv,
-        /// Receive buffers of one shard, shared by its connections: a power of two, 1 to 32,768.
-        receive_buffers: usize = 1024,
-        /// Bytes of a receive buffer, 256B to 1MiB.
-        #[serde(deserialize_with = "units::size")]
-        receive_buffer_size: usize = 4 * 1024,
+        restart wait: ReceiveWait = ReceiveWait::Recv,
+        /// Receive buffers of one shard, shared by its connections: a power of two.
+        restart receive_buffers: usize = 1024 => 1..=RECEIVE_BUFFERS_MAX,
+        /// Bytes of a receive buffer.
+        restart receive_buffer_size: Size = Size(4 * 1024) => 256..=MIB,
     }
 }
 
@@ -282,9 +236,9 @@ section! {
     /// The log.
     Log {
         /// Least severe level that is written.
-        level: LogLevel = LogLevel::Info,
+        live level: LogLevel = LogLevel::Info,
         /// Form of a line.
-        format: LogFormat = LogFormat::Text,
+        restart format: LogFormat = LogFormat::Text,
     }
 }
 
@@ -298,8 +252,7 @@ pub enum Auto<T> {
 }
 
 /// Text that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -320,111 +273,60 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How a connection waits for input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReceiveWait {
-    /// A multishot receive stays armed.
-    Recv,
-    /// A multishot poll stays armed, and input is received when it is there: less kernel memory a connection.
-    Poll,
-}
-
-/// Who makes room when a client connects once more than it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClientLimitPolicy {
-    /// Of its connections the one that authenticated first; closed with 4503.
-    EvictOldest,
-    /// The one whose last `authenticate` or `refresh` is longest ago; closed with 4503. Messages do not count: who owns
-    /// the list does not see them.
-    EvictIdle,
-    /// The newcomer; closed with 4501.
-    Reject,
-}
-
-/// Severity of log lines, most severe first.
-#[expect(missing_docs, reason = "the names are the documentation")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LogLevel {
-    /// The level's name, as it is configured.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
+words! {
+    /// How a connection waits for input.
+    ReceiveWait {
+        /// A multishot receive stays armed.
+        Recv = "recv",
+        /// A multishot poll stays armed, and input is received when it is there: less kernel memory a connection.
+        Poll = "poll",
     }
 }
 
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// A node of the definition: a section with keys below it or, with the methods given here, a single key.
-trait Node: Sized {
-    /// Adds the paths of all keys from here down, in order of declaration.
-    fn keys(path: &str, keys: &mut Vec<String>) {
-        keys.push(path.to_owned());
-    }
-
-    /// Takes over the value of one key, named by its path from here, and nothing else.
-    fn replace_key(&mut self, _path: &[&str], from: Self) {
-        *self = from;
+words! {
+    /// Who makes room when a client connects once more than it may.
+    ClientLimitPolicy {
+        /// Of its connections the one that authenticated first; closed with 4503.
+        EvictOldest = "evict_oldest",
+        /// The one whose last `authenticate` or `refresh` is longest ago; closed with 4503. Messages do not count: who owns
+        /// the list does not see them.
+        EvictIdle = "evict_idle",
+        /// The newcomer; closed with 4501.
+        Reject = "reject",
     }
 }
 
-impl Node for bool {}
-impl Node for u8 {}
-impl Node for u32 {}
-impl Node for u64 {}
-impl Node for usize {}
-impl Node for String {}
-impl Node for Duration {}
-impl Node for SocketAddr {}
-impl Node for ReceiveWait {}
-impl Node for ClientLimitPolicy {}
-impl Node for LogLevel {}
-impl Node for LogFormat {}
-impl Node for Secret {}
-impl Node for PathBuf {}
-impl Node for Algorithm {}
-impl<T> Node for Auto<T> {}
-impl<T> Node for Vec<T> {}
-
-/// What can be switched off with `null`. A section of this kind is a key too, which takes nothing else.
-impl<T: Node> Node for Option<T> {
-    fn keys(path: &str, keys: &mut Vec<String>) {
-        let own = keys.len();
-        T::keys(path, keys);
-        if keys[own] != path {
-            keys.insert(own, path.to_owned());
-        }
-    }
-
-    fn replace_key(&mut self, path: &[&str], from: Self) {
-        match (self, from) {
-            (Some(own), Some(from)) if !path.is_empty() => own.replace_key(path, from),
-            (own, from) => *own = from,
-        }
+words! {
+    /// Severity of log lines, most severe first.
+    #[expect(missing_docs, reason = "the names are the documentation")]
+    LogLevel {
+        Off = "off",
+        Error = "error",
+        Warn = "warn",
+        Info = "info",
+        Debug = "debug",
+        Trace = "trace",
     }
 }
+
+words! {
+    /// Form of log lines.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+const MONTH_SECONDS: u64 = 30 * 24 * 60 * 60;
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The shortest time that means anything at the resolution of a shard's timers.
+const SHORTEST: Duration = Duration::from_millis(100);
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+/// Frames are counted in 32 bits; this leaves room for headers and several of them in one buffer.
+const GIB: usize = 1 << 30;
+/// The kernel's bound on a ring of provided buffers.
+const RECEIVE_BUFFERS_MAX: usize = 1 << 15;

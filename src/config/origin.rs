@@ -1,6 +1,7 @@
 //! How web origins are written, in `origins.allow` and by browsers.
 //! Law: what is not wholly understood is no origin and no pattern; nothing in either is passed over.
 
+use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
@@ -85,6 +86,20 @@ impl FromStr for OriginPattern {
     }
 }
 
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::SameHost => f.write_str("same_host"),
+            Self::Opaque => f.write_str("null"),
+            Self::Site { scheme, host, port, below } => {
+                write!(f, "{scheme}://{}{host}", if *below { "*." } else { "" })?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
+        }
+    }
+}
+
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
@@ -116,7 +131,10 @@ mod tests {
     #[track_caller]
     fn check_pattern(text: &str, expected: Option<OriginPattern>) {
         match (text.parse::<OriginPattern>(), expected) {
-            (Ok(pattern), expected) => assert_eq!(Some(pattern), expected, "{text}"),
+            (Ok(pattern), expected) => {
+                assert_eq!(pattern.to_string(), text);
+                assert_eq!(Some(pattern), expected, "{text}");
+            }
             (Err(problem), expected) => {
                 assert_eq!(None, expected, "{problem}");
                 assert!(problem.starts_with(&format!("`{text}` is no origin: ")), "{problem}");

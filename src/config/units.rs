@@ -1,15 +1,16 @@
-//! How values are written: durations, sizes, `auto`, one or a list.
+//! How values are written: numbers, durations, sizes, addresses, `auto`.
 //! Law: a duration always names its unit, so that no number is ever taken for the wrong one.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde_json::Value;
 
-use super::Auto;
+use super::node::{Ranged, Word};
 use super::origin::OriginPattern;
+use super::{Algorithm, Auto, Secret};
 
 const DURATION_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZE_UNITS: [(&str, u64); 9] = [
@@ -66,83 +67,232 @@ fn show(value: u64, units: &[(&str, u64)]) -> String {
     }
 }
 
-pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
+/// A number of bytes. Written `4096`, `256B`, `1MB` (1,000,000) or `64KiB` (65,536).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub usize);
 
-pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    parse_size(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-/// A section; one that is empty, because everything in it is commented out, is all defaults.
-pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    one_or_list(deserializer, "an address such as 127.0.0.1:8080, or a list of them", parse_address)
-}
-
-pub(super) fn origins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OriginPattern>, D::Error> {
-    one_or_list(deserializer, "an origin such as https://example.com, or a list such as [same_host, null]", |text| {
-        text.trim().parse()
-    })
-}
-
-/// One, a list, or, as the environment has no lists, several separated by commas. A `null` in a list is the word: what
-/// it means is up to `parse`.
-fn one_or_list<'de, D: Deserializer<'de>, T>(
-    deserializer: D,
-    expected: &'static str,
-    parse: fn(&str) -> Result<T, String>,
-) -> Result<Vec<T>, D::Error> {
-    struct OneOrList<T> {
-        expected: &'static str,
-        parse: fn(&str) -> Result<T, String>,
-    }
-
-    impl<'de, T> Visitor<'de> for OneOrList<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.expected)
-        }
-
-        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-            Err(E::custom(format!("no value is there: write {}", self.expected)))
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            text.split(',').map(|one| (self.parse)(one).map_err(E::custom)).collect()
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut all = Vec::new();
-            while let Some(one) = list.next_element::<Option<String>>()? {
-                all.push((self.parse)(one.as_deref().unwrap_or("null")).map_err(A::Error::custom)?);
+/// Implements what a number needs to be a value.
+macro_rules! numbers {
+    ($($number:ty),+) => {$(
+        impl Word for $number {
+            fn form() -> String {
+                "a whole number".to_owned()
             }
-            Ok(all)
+
+            fn parse(text: &str) -> Result<Self, String> {
+                text.trim().parse().map_err(|_| "expected a whole number in range".to_owned())
+            }
+
+            fn shown(&self) -> Value {
+                (*self).into()
+            }
+        }
+
+        impl Ranged for $number {
+            type Bound = Self;
+
+            fn bound(&self) -> Option<Self> {
+                Some(*self)
+            }
+
+            fn show(bound: &Self) -> String {
+                bound.to_string()
+            }
+        }
+    )+};
+}
+
+numbers!(u8, u16, u32, u64, usize);
+
+impl Word for bool {
+    fn form() -> String {
+        "true | false".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "true" | "True" | "TRUE" => Ok(true),
+            "false" | "False" | "FALSE" => Ok(false),
+            _ => Err("expected true or false".to_owned()),
         }
     }
 
-    deserializer.deserialize_any(OneOrList { expected, parse })
+    fn shown(&self) -> Value {
+        (*self).into()
+    }
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let text = text.trim();
-    text.parse().map_err(|_| format!("`{text}` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080"))
+impl Word for String {
+    fn form() -> String {
+        "text".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+
+    fn shown(&self) -> Value {
+        self.as_str().into()
+    }
 }
 
-impl<'de, T: FromStr> Deserialize<'de> for Auto<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+impl Word for PathBuf {
+    fn form() -> String {
+        "the path of a file".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.into())
+    }
+
+    fn shown(&self) -> Value {
+        self.to_string_lossy().into()
+    }
+}
+
+impl Word for Secret {
+    fn form() -> String {
+        "text that is never shown".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self::new(text))
+    }
+
+    fn shown(&self) -> Value {
+        SECRET_MASK.into()
+    }
+}
+
+impl Word for Duration {
+    fn form() -> String {
+        "a duration such as 250ms, 25s, 5m, 1h".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        parse_duration(text)
+    }
+
+    fn shown(&self) -> Value {
+        show_duration(*self).into()
+    }
+}
+
+impl Ranged for Duration {
+    type Bound = Self;
+
+    fn bound(&self) -> Option<Self> {
+        Some(*self)
+    }
+
+    fn show(bound: &Self) -> String {
+        show_duration(*bound)
+    }
+}
+
+impl Word for Size {
+    fn form() -> String {
+        "a size such as 4096, 64KiB, 1MB".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        parse_size(text).map(Self)
+    }
+
+    fn shown(&self) -> Value {
+        show_size(self.0).into()
+    }
+}
+
+impl Ranged for Size {
+    type Bound = usize;
+
+    fn bound(&self) -> Option<usize> {
+        Some(self.0)
+    }
+
+    fn show(bound: &usize) -> String {
+        show_size(*bound)
+    }
+}
+
+impl Word for SocketAddr {
+    fn form() -> String {
+        "an address such as 127.0.0.1:8080 or [::1]:8080".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = |_| format!("`{text}` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080");
+        text.parse().map_err(wrong)
+    }
+
+    fn shown(&self) -> Value {
+        self.to_string().into()
+    }
+}
+
+impl Word for OriginPattern {
+    fn form() -> String {
+        "same_host, null, * or an origin such as https://example.com, https://*.example.com".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.trim().parse()
+    }
+
+    fn shown(&self) -> Value {
+        self.to_string().into()
+    }
+}
+
+impl Word for Algorithm {
+    fn form() -> String {
+        "HS256/384/512, RS256/384/512, PS256/384/512, ES256/384, EdDSA".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.trim().parse().map_err(|_| format!("`{text}` is no algorithm; write {}", <Self as Word>::form()))
+    }
+
+    fn shown(&self) -> Value {
+        format!("{self:?}").into()
+    }
+}
+
+impl<T: Word> Word for Auto<T> {
+    fn form() -> String {
+        format!("auto, or {}", T::form())
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let wrong = |_| D::Error::custom(format!("`{text}` is not possible: write auto or a whole number in range"));
-        text.parse().map(Self::Value).map_err(wrong)
+        let wrong = |_| format!("`{text}` is not possible: write auto or {} in range", T::form());
+        T::parse(text).map(Self::Value).map_err(wrong)
+    }
+
+    fn shown(&self) -> Value {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Value(value) => value.shown(),
+        }
+    }
+}
+
+impl<T: Ranged> Ranged for Auto<T> {
+    type Bound = T::Bound;
+
+    fn bound(&self) -> Option<T::Bound> {
+        match self {
+            Self::Auto => None,
+            Self::Value(value) => value.bound(),
+        }
+    }
+
+    fn show(bound: &T::Bound) -> String {
+        T::show(bound)
     }
 }
 
@@ -154,6 +304,9 @@ impl<T: Display> Display for Auto<T> {
         }
     }
 }
+
+/// What is shown in place of a secret.
+pub(super) const SECRET_MASK: &str = "***";
 
 #[cfg(test)]
 mod tests {

@@ -1,25 +1,11 @@
 //! What values are possible, alone and together.
 //! Law: all problems are told at once, each with the key, its value and what to write instead.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::units::{show_duration, show_size};
-use super::{Algorithm, Auto, Config, Problems};
-use crate::id::SLOT_MAX;
-
-const MONTH_SECONDS: u64 = 30 * 24 * 60 * 60;
-const HOUR: Duration = Duration::from_secs(60 * 60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// The shortest time that means anything at the resolution of a shard's timers.
-const SHORTEST: Duration = Duration::from_millis(100);
-const KIB: usize = 1 << 10;
-const MIB: usize = 1 << 20;
-/// Frames are counted in 32 bits; 1 GiB leaves room for headers and several of them in one buffer.
-const MESSAGE_SIZE_MAX: usize = 1 << 30;
-/// The kernel's bound on a ring of provided buffers.
-const RECEIVE_BUFFERS_MAX: usize = 1 << 15;
+use super::node::Node;
+use super::origin::OriginPattern;
+use super::{Algorithm, Config, Place, Problem, Problems, RECEIVE_BUFFERS_MAX};
 
 impl Config {
     /// Checks every value and how they go together.
@@ -27,89 +13,93 @@ impl Config {
     /// # Errors
     /// All problems.
     pub fn validate(&self) -> Result<(), Problems> {
-        let mut problems = Vec::new();
-        self.check_ranges(&mut problems);
-        self.check_endpoints(&mut problems);
-        self.check_key(&mut problems);
-        self.check_cookie(&mut problems);
+        let all = self.out_of_range().into_iter().chain(self.contradictions());
+        let problems: Vec<_> = all.map(|(key, message)| Problem { place: Place::Unwritten, key, message }).collect();
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
-    fn check_ranges(&self, problems: &mut Vec<String>) {
-        let Self { websocket, outbound, auth, limits, drain, io, .. } = self;
-        if let Auto::Value(shards) = self.shards {
-            number(problems, "shards", shards, 1..=255);
-        }
-        if let Auto::Value(connections) = websocket.max_total_connections {
-            number(problems, "websocket.max_total_connections", connections, 1..=SLOT_MAX + 1);
-        }
-        if let Some(connections) = websocket.max_connections_per_client {
-            number(problems, "websocket.max_connections_per_client", connections, 1..=1_000_000);
-        }
-        number(problems, "websocket.idle_timeout_seconds", websocket.idle_timeout_seconds, 0..=MONTH_SECONDS);
-        number(problems, "websocket.ping_interval_seconds", websocket.ping_interval_seconds, 0..=MONTH_SECONDS);
-        duration(problems, "websocket.pong_timeout", websocket.pong_timeout, SHORTEST..=HOUR);
-        duration(problems, "websocket.handshake_timeout", websocket.handshake_timeout, SHORTEST..=HOUR);
-        duration(problems, "websocket.close_timeout", websocket.close_timeout, SHORTEST..=HOUR);
-        size(problems, "websocket.max_message_size", websocket.max_message_size, 1..=MESSAGE_SIZE_MAX);
-        size(problems, "websocket.max_header_bytes", websocket.max_header_bytes, 256..=MIB);
-        size(problems, "outbound.max_bytes", outbound.max_bytes, 1..=MESSAGE_SIZE_MAX);
-        number(problems, "outbound.max_frames", outbound.max_frames, 1..=MIB / 2);
-        duration(problems, "outbound.max_age", outbound.max_age, SHORTEST..=HOUR);
-        duration(problems, "auth.timeout", auth.timeout, SHORTEST..=HOUR);
-        duration(problems, "auth.leeway", auth.leeway, Duration::ZERO..=HOUR);
-        duration(problems, "auth.expiry_grace", auth.expiry_grace, Duration::ZERO..=DAY);
-        if let Some(attempts) = &limits.connection_attempts {
-            number(problems, "limits.connection_attempts.per_second", attempts.per_second, 1..=1_000_000);
-            number(problems, "limits.connection_attempts.burst", attempts.burst, 1..=1_000_000);
-            number(problems, "limits.connection_attempts.ipv4_prefix", attempts.ipv4_prefix, 1..=32);
-            number(problems, "limits.connection_attempts.ipv6_prefix", attempts.ipv6_prefix, 1..=128);
-        }
-        if let Some(messages) = &limits.messages {
-            number(problems, "limits.messages.per_second", messages.per_second, 1..=1_000_000);
-            number(problems, "limits.messages.burst", messages.burst, 1..=1_000_000);
-        }
-        if let Some(bytes) = &limits.bytes {
-            size(problems, "limits.bytes.per_second", bytes.per_second, 1..=MESSAGE_SIZE_MAX);
-            size(problems, "limits.bytes.burst", bytes.burst, 1..=MESSAGE_SIZE_MAX);
-        }
-        number(problems, "limits.errors", limits.errors, 1..=65_535);
-        let subscriptions = limits.subscriptions_per_connection;
-        number(problems, "limits.subscriptions_per_connection", subscriptions, 1..=65_535);
-        number(problems, "limits.topic_length", limits.topic_length, 1..=4 * KIB);
-        number(problems, "limits.parked_handlers", limits.parked_handlers, 1..=MIB);
-        duration(problems, "drain.deadline", drain.deadline, Duration::ZERO..=HOUR);
-        number(problems, "io.receive_buffers", io.receive_buffers, 1..=RECEIVE_BUFFERS_MAX);
-        if !io.receive_buffers.is_power_of_two() && io.receive_buffers <= RECEIVE_BUFFERS_MAX {
-            let nearest = io.receive_buffers.next_power_of_two();
-            problems.push(format!("io.receive_buffers: {} is no power of two; write {nearest}", io.receive_buffers));
-        }
-        size(problems, "io.receive_buffer_size", io.receive_buffer_size, 256..=MIB);
+    /// Keys and what is wrong with their values.
+    pub(super) fn out_of_range(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        self.check("", &mut |key, message| wrong.push((key, message)));
+        wrong
     }
 
-    fn check_endpoints(&self, problems: &mut Vec<String>) {
+    /// What does not go together, each with the key that should change.
+    pub(super) fn contradictions(&self) -> Vec<(String, String)> {
+        let mut problems = Found(Vec::new());
+        self.check_endpoints(&mut problems);
+        self.check_key(&mut problems);
+        self.check_cookie(&mut problems);
+        self.check_ring(&mut problems);
+        problems.0
+    }
+
+    /// What is legal and probably not meant.
+    pub(super) fn oddities(&self) -> Vec<(String, String)> {
+        let mut odd = Found(Vec::new());
+        let public = self.listen.iter().find(|address| !address.ip().is_loopback());
+        if let Some(public) = public
+            && !self.auth.required
+        {
+            odd.add("auth.required", format!("false: whoever reaches {public} may connect, publish and subscribe"));
+        }
+        if !self.admin.listen.ip().is_loopback() {
+            let address = self.admin.listen;
+            odd.add("admin.listen", format!("{address} can be reached from outside; keep it behind a firewall"));
+        }
+        if let Some(secret) = &self.auth.secret
+            && secret.expose().len() < SECRET_BYTES_MIN
+        {
+            odd.add("auth.secret", format!("is shorter than {SECRET_BYTES_MIN} bytes and could be guessed"));
+        }
+        if self.auth.query {
+            odd.add("auth.query", "true: tokens in URLs end up in logs of proxies and in histories".to_owned());
+        }
+        if self.auth.cookie.is_some() && self.origins.allow.contains(&OriginPattern::Any) {
+            odd.add("origins.allow", "*: every page can use the cookie of whoever visits it".to_owned());
+        }
+        let websocket = &self.websocket;
+        if websocket.ping_interval_seconds == 0 && websocket.idle_timeout_seconds == 0 {
+            let what = "0: without pings and without an idle timeout a peer that vanished is never noticed";
+            odd.add("websocket.ping_interval_seconds", what.to_owned());
+        }
+        if let Some(bytes) = &self.limits.bytes
+            && bytes.burst < websocket.max_message_size
+        {
+            let what = "is less than websocket.max_message_size: such a message needs a pause before it";
+            odd.add("limits.bytes.burst", what.to_owned());
+        }
+        if self.drain.deadline > SYSTEMD_STOP {
+            let what = "is longer than systemd waits by default (90s); set TimeoutStopSec= in the unit";
+            odd.add("drain.deadline", what.to_owned());
+        }
+        odd.0
+    }
+
+    fn check_endpoints(&self, problems: &mut Found) {
         if self.listen.is_empty() {
-            problems.push("listen: [] has no address; write one, such as 127.0.0.1:8080".to_owned());
+            problems.add("listen", "[] has no address; write one, such as 127.0.0.1:8080".to_owned());
         }
         for (index, address) in self.listen.iter().enumerate() {
             if address.port() != 0 && self.listen[..index].contains(address) {
-                problems.push(format!("listen: {address} is there twice; remove one"));
+                problems.add("listen", format!("{address} is there twice; remove one"));
             }
         }
         if self.admin.listen.port() != 0 && self.listen.contains(&self.admin.listen) {
             let address = self.admin.listen;
-            problems.push(format!("admin.listen: {address} is public, as it is in listen too; write another port"));
+            problems.add("admin.listen", format!("{address} is public, as it is in listen too; write another port"));
         }
         path(problems, "path", &self.path);
         if let Some(echo_path) = &self.echo_path {
             path(problems, "echo_path", echo_path);
             if *echo_path == self.path {
-                problems.push(format!("echo_path: `{echo_path}` is also `path`; write another one, such as /echo"));
+                problems.add("echo_path", format!("`{echo_path}` is also `path`; write another one, such as /echo"));
             }
         }
     }
 
-    fn check_key(&self, problems: &mut Vec<String>) {
+    fn check_key(&self, problems: &mut Found) {
         let auth = &self.auth;
         let is_symmetric = match auth.algorithm {
             Some(Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512) => Some(true),
@@ -117,76 +107,79 @@ impl Config {
             None => None,
         };
         match (&auth.secret, &auth.public_key_file) {
-            (None, None) if auth.required => problems.push(
-                "auth.required: true, but there is no key to check a token with; set auth.secret or \
-                 auth.public_key_file, or auth.required to false"
+            (None, None) if auth.required => problems.add(
+                "auth.required",
+                "true, but there is no key to check a token with; set auth.secret (or the variable \
+                 TIDEWHEEL_AUTH_SECRET) to 32 random bytes or more, or auth.public_key_file, or auth.required to false"
                     .to_owned(),
             ),
-            (Some(_), Some(file)) => problems.push(format!(
-                "auth.public_key_file: {} is there beside auth.secret; remove one of them",
-                file.display()
-            )),
+            (Some(_), Some(file)) => problems.add(
+                "auth.public_key_file",
+                format!("{} is there beside auth.secret; remove one of them", file.display()),
+            ),
             (Some(secret), None) if secret.expose().is_empty() => {
-                problems.push("auth.secret: is empty; write 32 random bytes or more, or null".to_owned());
+                problems.add("auth.secret", "is empty; write 32 random bytes or more, or null".to_owned());
             }
-            (Some(_), None) if is_symmetric == Some(false) => problems.push(format!(
-                "auth.algorithm: {:?} does not work with auth.secret; write HS256, HS384 or HS512, or set \
+            (Some(_), None) if is_symmetric == Some(false) => problems.add(
+                "auth.algorithm",
+                format!(
+                    "{:?} does not work with auth.secret; write HS256, HS384 or HS512, or set \
                  auth.public_key_file instead",
-                auth.algorithm.unwrap_or_default()
-            )),
-            (None, Some(_)) if is_symmetric == Some(true) => problems.push(format!(
-                "auth.algorithm: {:?} does not work with auth.public_key_file; write the algorithm of that key, such \
+                    auth.algorithm.unwrap_or_default()
+                ),
+            ),
+            (None, Some(_)) if is_symmetric == Some(true) => problems.add(
+                "auth.algorithm",
+                format!(
+                    "{:?} does not work with auth.public_key_file; write the algorithm of that key, such \
                  as RS256, ES256 or EdDSA",
-                auth.algorithm.unwrap_or_default()
-            )),
+                    auth.algorithm.unwrap_or_default()
+                ),
+            ),
             _ => {}
         }
     }
 
-    fn check_cookie(&self, problems: &mut Vec<String>) {
+    fn check_cookie(&self, problems: &mut Found) {
         // A token as in RFC 6265 §4.1.1.
         let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
         if let Some(cookie) = &self.auth.cookie
             && (cookie.is_empty() || !cookie.bytes().all(is_plain))
         {
             let what = "is not the name of a cookie; write letters, digits, `-` and `_`, such as session, or null";
-            problems.push(format!("auth.cookie: `{cookie}` {what}"));
+            problems.add("auth.cookie", format!("`{cookie}` {what}"));
+        }
+    }
+
+    fn check_ring(&self, problems: &mut Found) {
+        let buffers = self.io.receive_buffers;
+        if !buffers.is_power_of_two() && buffers <= RECEIVE_BUFFERS_MAX {
+            let nearest = buffers.next_power_of_two();
+            problems.add("io.receive_buffers", format!("{buffers} is no power of two; write {nearest}"));
         }
     }
 }
 
-fn number<T: PartialOrd + Display>(problems: &mut Vec<String>, key: &str, value: T, range: RangeInclusive<T>) {
-    in_range(problems, key, value, range, |value| value.to_string());
-}
+/// Keys, each with what is to be said of it.
+struct Found(Vec<(String, String)>);
 
-fn duration(problems: &mut Vec<String>, key: &str, value: Duration, range: RangeInclusive<Duration>) {
-    in_range(problems, key, value, range, |value| show_duration(*value));
-}
-
-fn size(problems: &mut Vec<String>, key: &str, value: usize, range: RangeInclusive<usize>) {
-    in_range(problems, key, value, range, |value| show_size(*value));
-}
-
-fn in_range<T: PartialOrd>(
-    problems: &mut Vec<String>,
-    key: &str,
-    value: T,
-    range: RangeInclusive<T>,
-    show: impl Fn(&T) -> String,
-) {
-    if !range.contains(&value) {
-        let (value, least, most) = (show(&value), show(range.start()), show(range.end()));
-        problems.push(format!("{key}: {value} is out of range; write {least} to {most}"));
+impl Found {
+    fn add(&mut self, key: &str, message: String) {
+        self.0.push((key.to_owned(), message));
     }
 }
 
-fn path(problems: &mut Vec<String>, key: &str, path: &str) {
+fn path(problems: &mut Found, key: &str, path: &str) {
     let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
     if !path.starts_with('/') || !is_plain {
         let what = "is not a path; write `/` and printable ASCII without spaces, `?` and `#`, such as /ws";
-        problems.push(format!("{key}: `{path}` {what}"));
+        problems.add(key, format!("`{path}` {what}"));
     }
 }
+
+/// What RFC 7518 §3.2 asks of HS256.
+const SECRET_BYTES_MIN: usize = 32;
+const SYSTEMD_STOP: Duration = Duration::from_secs(90);
 
 #[cfg(test)]
 mod tests {
@@ -202,7 +195,7 @@ mod tests {
         };
         assert_eq!(problems.len(), expected.len(), "{problems:#?}");
         for (problem, expected) in problems.iter().zip(expected) {
-            assert!(problem.starts_with(expected), "{problem}");
+            assert!(problem.to_string().starts_with(expected), "{problem}");
         }
     }
 
@@ -210,7 +203,7 @@ mod tests {
     fn defaults_lack_only_a_key() {
         let problems = Config::default().validate().unwrap_err().0;
         assert_eq!(problems.len(), 1);
-        assert!(problems[0].starts_with("auth.required: true, but there is no key"), "{problems:?}");
+        assert!(problems[0].to_string().starts_with("auth.required: true, but there is no key"), "{problems:?}");
         check("", &[]);
         check("auth: {secret: s}", &[]);
     }
@@ -308,5 +301,28 @@ mod tests {
             "shards: 0\npath: x\nauth: {leeway: 2h}",
             &["shards: 0", "auth.leeway: 2h is out of range; write 0s to 1h", "path: `x`", "auth.required: true"],
         );
+    }
+
+    #[test]
+    fn what_is_odd() {
+        let check = |text: &str, key: &str| {
+            let odd = Config::parse(text).unwrap().oddities();
+            assert!(odd.iter().map(|(key, _)| key.as_str()).eq((!key.is_empty()).then_some(key)), "{text}: {odd:?}");
+        };
+        check("", "");
+        check("auth: {required: false}", "");
+        check("listen: 0.0.0.0:80\nauth: {required: false}", "auth.required");
+        check("listen: 0.0.0.0:80", "");
+        check("admin: {listen: '[::]:9090'}", "admin.listen");
+        check("auth: {secret: 0123456789abcdef0123456789abcde}", "auth.secret");
+        check("auth: {secret: 0123456789abcdef0123456789abcdef}", "");
+        check("auth: {query: true}", "auth.query");
+        check("auth: {cookie: c}\norigins: {allow: [same_host, '*']}", "origins.allow");
+        check("auth: {cookie: c}", "");
+        check("websocket: {ping_interval_seconds: 0, idle_timeout_seconds: 0}", "websocket.ping_interval_seconds");
+        check("websocket: {ping_interval_seconds: 0}", "");
+        check("websocket: {max_message_size: 5MB}", "limits.bytes.burst");
+        check("drain: {deadline: 90s}", "");
+        check("drain: {deadline: 91s}", "drain.deadline");
     }
 }

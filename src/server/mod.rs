@@ -194,7 +194,7 @@ impl EngineBuilder {
             ring: UringConfig {
                 table: capacity.table,
                 buffers: self.config.io.receive_buffers as u16,
-                buffer_size: self.config.io.receive_buffer_size as u32,
+                buffer_size: self.config.io.receive_buffer_size.0 as u32,
                 mode: match self.config.io.wait {
                     ReceiveWait::Recv => ReceiveMode::Recv,
                     ReceiveWait::Poll => ReceiveMode::Poll,

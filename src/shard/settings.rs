@@ -46,20 +46,21 @@ impl Settings {
             origins: config.origins.clone(),
             connections_max,
             slots,
-            handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes },
-            messages: Limits { message_bytes_max: config.websocket.max_message_size },
+            handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes.0 },
+            messages: Limits { message_bytes_max: config.websocket.max_message_size.0 },
             rates: RateLimits {
                 messages: config.limits.messages.as_ref().map(|messages| {
                     let (per_second, burst) = (messages.per_second, messages.burst);
                     Rate { per_second, burst }
                 }),
                 bytes: config.limits.bytes.as_ref().map(|bytes| {
-                    let [per_second, burst] = [bytes.per_second, bytes.burst].map(|n| n.try_into().unwrap_or(u32::MAX));
+                    let [per_second, burst] =
+                        [bytes.per_second, bytes.burst].map(|size| size.0.try_into().unwrap_or(u32::MAX));
                     Rate { per_second, burst }
                 }),
             },
             outbound: OutboundLimits {
-                bytes_max: outbound.max_bytes.try_into().unwrap_or(u32::MAX),
+                bytes_max: outbound.max_bytes.0.try_into().unwrap_or(u32::MAX),
                 frames_max: outbound.max_frames.try_into().unwrap_or(u32::MAX),
                 age_max_ms: ms(outbound.max_age).try_into().unwrap_or(u32::MAX / 2),
             },
