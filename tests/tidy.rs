@@ -79,7 +79,9 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
         let path = entry.expect("a readable entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() {
-            if !matches!(name, "target" | ".git" | "node_modules") {
+            // What the tests install and write lies in hidden directories.
+            let hidden = name.starts_with('.') && name != ".ci";
+            if !hidden && !matches!(name, "target" | "node_modules") {
                 collect(&path, files);
             }
         } else if TEXT_EXTENSIONS.iter().any(|extension| name.ends_with(&format!(".{extension}"))) {
