@@ -162,6 +162,18 @@ labels! {
     }
 }
 
+labels! {
+    /// How much a panic took down.
+    PanicSite {
+        /// One request: the client got `internal_error`.
+        Handler = "handler",
+        /// One connection (1011), or its upgrade request (500).
+        Connection = "connection",
+        /// All connections of the shard (1011), which started again.
+        Shard = "shard",
+    }
+}
+
 /// The counters of one shard.
 #[derive(Debug, Default)]
 pub struct ShardMetrics {
@@ -195,8 +207,12 @@ pub struct ShardMetrics {
     pub authenticated: Counter,
     /// Handler futures parked now.
     pub parked: Counter,
-    /// Handler panics caught.
-    pub panics: Counter,
+    /// Handlers given up because they took longer than `limits.handler_timeout`.
+    pub handler_timeouts: Counter,
+    /// Panics caught, by what they took down.
+    pub panics: Counters<{ PanicSite::ALL.len() }>,
+    /// Times the shard started again after a panic or with a new ring.
+    pub restarts: Counter,
     /// Turns of the loop.
     pub turns: Counter,
     /// Sends submitted.

@@ -154,6 +154,8 @@ section! {
         live topic_length: usize = 255 => 1..=4 * KIB,
         /// Handler futures waiting on one shard; beyond, `limit_exceeded`.
         live parked_handlers: usize = 4096 => 1..=MIB,
+        /// How long a handler may wait; beyond, it is dropped and its client gets `internal_error`. `null`: no limit.
+        live handler_timeout: Option<Duration> = Some(Duration::from_secs(30)) => SHORTEST..=DAY,
     }
 }
 

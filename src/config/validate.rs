@@ -240,6 +240,9 @@ mod tests {
                 "limits.parked_handlers: 0 ",
             ],
         );
+        check("limits: {handler_timeout: 99ms}", &["limits.handler_timeout: 99ms is out of range; write 100ms to 1d"]);
+        check("limits: {handler_timeout: 25h}", &["limits.handler_timeout: 25h "]);
+        check("limits: {handler_timeout: null}", &[]);
         check("limits: {messages: {per_second: 1, burst: 1}, bytes: {per_second: 1B, burst: 1B}}", &[]);
         check("limits: {messages: {per_second: 1000000, burst: 1000000}, bytes: {per_second: 1GiB, burst: 1GiB}}", &[]);
         check("limits: {messages: null, bytes: null, connection_attempts: null}", &[]);

@@ -2,19 +2,18 @@
 //! Law: a handler runs between two changes of the shard's data, never inside one; a panic in it ends with an error to
 //! its client, a count and a line in the log, and nothing else.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::app::Context;
 use crate::app::context::{Action, Refused};
 use crate::app::envelope::{IncomingMessage, MessageId};
 use crate::app::handler::HandlerError;
 use crate::id::ConnKey;
 use crate::io::Io;
-use crate::metrics::{CloseReason, ErrorCode};
+use crate::metrics::{CloseReason, ErrorCode, PanicSite};
 
 use super::Shard;
 use super::closing::Goodbye;
-use super::executor::{Done, Ended, describe};
+use super::contain::contain;
+use super::executor::{Done, Ended};
 use super::orders::refused_for_room;
 
 impl<I: Io> Shard<I> {
@@ -31,19 +30,19 @@ impl<I: Io> Shard<I> {
         let identity = conn.identity.clone();
         let context = Context::new(self.session_id(key), key, identity, self.desk.clone());
         let owned_id = id.map(MessageId::from);
-        let future = match catch_unwind(AssertUnwindSafe(|| handler.call(context, message))) {
+        let future = match contain(|| handler.call(context, message)) {
             Ok(Ok(future)) => future,
             Ok(Err(error)) => {
                 return self.fault(key, error.cause.code(), &error, owned_id.as_ref().map(MessageId::borrow));
             }
             Err(panic) => {
-                let ended = Ended::Panicked(describe(&*panic));
-                return self.on_handler_done(Done { conn: key, id: owned_id, ended });
+                return self.on_handler_done(Done { conn: key, id: owned_id, ended: Ended::Panicked(panic) });
             }
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.parked += 1;
-        let done = self.executor.start(key, owned_id, future);
+        let deadline_ms = self.settings.handler_timeout_ms.map(|timeout_ms| self.now.monotonic_ms() + timeout_ms);
+        let done = self.executor.start(key, owned_id, future, deadline_ms);
         self.act();
         if let Some(done) = done {
             self.unpark(done);
@@ -61,6 +60,23 @@ impl<I: Io> Shard<I> {
             }
         }
         self.act(); // what destructors of cancelled handlers asked for
+    }
+
+    /// Gives up handlers that have taken too long, once those that were woken during an absence have been polled.
+    pub(super) fn give_up_handlers(&mut self) {
+        let now_ms = self.now.monotonic_ms();
+        if now_ms < self.lenient_until_ms {
+            return;
+        }
+        while let Some(done) = self.executor.give_up_one(now_ms) {
+            self.act(); // what its destructor asked for
+            self.unpark(done);
+        }
+    }
+
+    /// When [`Shard::give_up_handlers`] has something to do.
+    pub(super) fn handler_deadline_ms(&self) -> Option<u64> {
+        self.executor.next_deadline_ms().map(|deadline_ms| deadline_ms.max(self.lenient_until_ms))
     }
 
     fn unpark(&mut self, done: Done) {
@@ -81,18 +97,23 @@ impl<I: Io> Shard<I> {
             Ended::Returned(Err(HandlerError { code, message, cause })) => {
                 if let Some(cause) = cause {
                     // The user's own `Display` and `Drop`.
-                    let cause = catch_unwind(AssertUnwindSafe(move || cause.to_string()));
-                    let cause = cause.unwrap_or_else(|panic| describe(&*panic));
+                    let cause = contain(move || cause.to_string()).unwrap_or_else(|panic| panic);
                     let session = self.conns.get(key).map(|_| self.session_id(key));
                     tracing::warn!(?session, %cause, "handler failed");
                 }
                 self.fault(key, code, &message, id);
             }
             Ended::Panicked(panic) => {
-                self.metrics.panics.add(1);
+                self.metrics.panics[PanicSite::Handler as usize].add(1);
                 let session = self.conns.get(key).map(|_| self.session_id(key));
                 tracing::error!(?session, panic, "handler panicked");
                 self.fault(key, ErrorCode::InternalError, "the handler failed", id);
+            }
+            Ended::Overdue => {
+                self.metrics.handler_timeouts.add(1);
+                let session = self.conns.get(key).map(|_| self.session_id(key));
+                tracing::warn!(?session, "a handler took too long");
+                self.fault(key, ErrorCode::InternalError, "the handler took too long", id);
             }
         }
         self.want_resume(key);

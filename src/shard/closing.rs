@@ -73,15 +73,18 @@ impl<I: Io> Shard<I> {
     /// The peer broke the protocol: what it asked for before is answered, it is told what was wrong, and nothing more is
     /// looked at.
     pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ProtocolError) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
         let code = error.close_code();
+        tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
+        let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
+        let (code, text) = (Some(code), error.to_string());
+        self.break_off(key, reason, Farewell { notice: None, code, text, then: Then::Linger });
+    }
+
+    /// Nothing more of what the peer sends is looked at: `farewell`, unless it has been told its last, and then the end.
+    pub(super) fn break_off(&mut self, key: ConnKey, reason: CloseReason, farewell: Farewell) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
-            Phase::Open => {
-                tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
-                let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
-                let (code, text) = (Some(code), error.to_string());
-                self.leave_open(key, reason, Farewell { notice: None, code, text, then: Then::Linger });
-            }
+            Phase::Open => self.leave_open(key, reason, farewell),
             Phase::Settling(farewell) => farewell.then = Then::Linger,
             Phase::Closing => {
                 conn.phase = Phase::Finishing { linger: true };

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
-use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, MessageIdRef};
+use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
 use crate::conn::permissions::{TopicError, check_topic};
 use crate::conn::{Conn, Identity};
 use crate::id::ConnKey;
@@ -26,9 +26,12 @@ impl<I: Io> Shard<I> {
     /// Handles one native message.
     pub(super) fn on_message(&mut self, key: ConnKey, bytes: &mut [u8]) {
         self.metrics.messages_in.add(1);
-        let message = match envelope::parse(bytes) {
-            Ok(message) => message,
-            Err(error) => return self.fault(key, error.cause.code(), &error, error.id.as_ref().map(|id| id.borrow())),
+        let message = match self.contain_in(key, |_| envelope::parse(bytes)) {
+            None => return,
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                return self.fault(key, error.cause.code(), &error, error.id.as_ref().map(|id| id.borrow()));
+            }
         };
         let Some(conn) = self.conns.get(key) else { return };
         let authorized = conn.identity.is_some() || !self.settings.auth_required;
@@ -47,18 +50,32 @@ impl<I: Io> Shard<I> {
 
     fn authenticate(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
         let (id, payload) = (message.id, message.payload);
-        let request = match payload.authenticate() {
-            Ok(request) => request,
-            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
-        };
+        let Some(request) = self.understand(key, id, || payload.authenticate()) else { return };
         let Some(conn) = self.conns.get(key) else { return };
         if conn.identity.is_some() {
             let why = "already authenticated; send `refresh` to renew the token";
             return self.fault(key, ErrorCode::InvalidMessage, why, id);
         }
-        match self.verify(request.token) {
-            Ok(claims) => self.enter(key, claims, id),
-            Err(error) => self.turn_away(key, ErrorCode::Unauthorized, &error, id),
+        match self.contain_in(key, |shard| shard.verify(request.token)) {
+            None => {}
+            Some(Ok(claims)) => self.enter(key, claims, id),
+            Some(Err(error)) => self.turn_away(key, ErrorCode::Unauthorized, &error, id),
+        }
+    }
+
+    /// The payload of a built-in command; one that is not what it must be is answered here.
+    pub(super) fn understand<T>(
+        &mut self,
+        key: ConnKey,
+        id: Option<MessageIdRef<'_>>,
+        read: impl FnOnce() -> Result<T, Invalid>,
+    ) -> Option<T> {
+        match self.contain_in(key, |_| read())? {
+            Ok(request) => Some(request),
+            Err(invalid) => {
+                self.fault(key, invalid.code(), &invalid, id);
+                None
+            }
         }
     }
 
@@ -67,8 +84,9 @@ impl<I: Io> Shard<I> {
         let Claims { identity, max_connections } = claims;
         match self.shared.clients.admit(&identity.user_id, max_connections, (self.id, key)) {
             Ok(evicted) => {
-                self.adopt_identity(key, identity, id);
+                // First: they are on no list any more, so whatever happens next they must go.
                 evicted.into_iter().for_each(|place| self.send_away(place));
+                self.adopt_identity(key, identity, id);
             }
             Err(too_many) => self.turn_away(key, ErrorCode::LimitExceeded, &too_many, id),
         }
@@ -94,20 +112,18 @@ impl<I: Io> Shard<I> {
     /// A new token for the same user. A bad one changes nothing: the old token goes on until it expires.
     fn refresh(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
         let (id, payload) = (message.id, message.payload);
-        let request = match payload.authenticate() {
-            Ok(request) => request,
-            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
-        };
+        let Some(request) = self.understand(key, id, || payload.authenticate()) else { return };
         let Some(present) = self.conns.get(key).and_then(|conn| conn.identity.clone()) else {
             return self.fault(key, ErrorCode::Unauthorized, "authenticate first", id);
         };
-        match self.verify(request.token) {
-            Ok(Claims { identity, .. }) if identity.user_id == present.user_id => {
+        match self.contain_in(key, |shard| shard.verify(request.token)) {
+            None => {}
+            Some(Ok(Claims { identity, .. })) if identity.user_id == present.user_id => {
                 self.shared.clients.touch(&identity.user_id, (self.id, key));
                 self.adopt_identity(key, identity, id);
             }
-            Ok(_) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),
-            Err(error) => {
+            Some(Ok(_)) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),
+            Some(Err(error)) => {
                 self.reply(key, id, |envelope| envelope.not_authenticated(&error));
                 self.spend_error(key, ErrorCode::Unauthorized);
             }
@@ -140,10 +156,7 @@ impl<I: Io> Shard<I> {
 
     fn subscribe(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
         let (id, payload) = (message.id, message.payload);
-        let request = match payload.subscribe() {
-            Ok(request) => request,
-            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
-        };
+        let Some(request) = self.understand(key, id, || payload.subscribe()) else { return };
         match self.conns.get(key) {
             Some(conn) if conn.receipts.is_some() => self.hold_subscribe(key, id, request.topic),
             _ => self.subscribe_to(key, id, request.topic),
@@ -160,10 +173,7 @@ impl<I: Io> Shard<I> {
 
     fn unsubscribe(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
         let (id, payload) = (message.id, message.payload);
-        let request = match payload.unsubscribe() {
-            Ok(request) => request,
-            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
-        };
+        let Some(request) = self.understand(key, id, || payload.unsubscribe()) else { return };
         match self.leave(key, request.topic) {
             Ok(()) => self.reply(key, id, |envelope| envelope.unsubscribed(request.topic)),
             Err((code, text)) => self.fault(key, code, &text, id),

@@ -4,7 +4,6 @@
 //! queue at most once; so the queue has room for every slot and a wake is never lost. A wake that was meant for an
 //! earlier future of the slot is spurious and harmless.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -13,8 +12,11 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::app::envelope::MessageId;
 use crate::app::handler::{HandlerFuture, Outcome};
+use crate::fixed::TimerWheel;
 use crate::id::ConnKey;
 use crate::io::Doorbell;
+
+use super::contain::{contain, drop_quietly};
 
 /// How a handler ended.
 pub enum Ended {
@@ -22,6 +24,8 @@ pub enum Ended {
     Returned(Outcome),
     /// It panicked; what with.
     Panicked(String),
+    /// It was still waiting at its deadline.
+    Overdue,
 }
 
 /// A handler that has ended, and whose request it was.
@@ -77,14 +81,18 @@ pub struct Executor {
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: Arc<Ready>,
+    /// By slot: when its future is given up.
+    deadlines: TimerWheel,
     bound: usize,
 }
 
 impl Executor {
-    /// Room for `bound` futures (≥ 1).
-    pub fn new(bound: usize, doorbell: Arc<dyn Doorbell>) -> Self {
-        let ready = Arc::new(Ready { queue: ArrayQueue::new(bound.max(1)), doorbell });
-        Self { slots: Vec::new(), free: Vec::new(), ready, bound: bound.max(1) }
+    /// Room for `bound` futures (≥ 1), from `now_ms` on.
+    pub fn new(bound: usize, doorbell: Arc<dyn Doorbell>, now_ms: u64) -> Self {
+        let bound = bound.max(1);
+        let ready = Arc::new(Ready { queue: ArrayQueue::new(bound), doorbell });
+        let deadlines = TimerWheel::new(bound as u32, DEADLINE_TICK_MS, now_ms);
+        Self { slots: Vec::new(), free: Vec::new(), ready, deadlines, bound }
     }
 
     /// Futures parked.
@@ -102,12 +110,23 @@ impl Executor {
         !self.ready.queue.is_empty()
     }
 
-    /// Polls a new future once; if it is pending, it parks. The caller has asked [`Executor::has_room`].
-    pub fn start(&mut self, conn: ConnKey, id: Option<MessageId>, future: HandlerFuture) -> Option<Done> {
+    /// Polls a new future once; if it is pending, it parks, until `deadline_ms` at most. The caller has asked
+    /// [`Executor::has_room`].
+    pub fn start(
+        &mut self,
+        conn: ConnKey,
+        id: Option<MessageId>,
+        future: HandlerFuture,
+        deadline_ms: Option<u64>,
+    ) -> Option<Done> {
         debug_assert!(self.has_room());
         let index = self.free.pop().unwrap_or_else(|| self.add_slot());
         self.slots[index as usize].task = Some(Task { future, conn, id });
-        self.poll(index)
+        let done = self.poll(index);
+        if let (None, Some(deadline_ms)) = (&done, deadline_ms) {
+            self.deadlines.schedule(index, deadline_ms);
+        }
+        done
     }
 
     /// The next slot whose future was woken, out of those that were when `left` was counted.
@@ -129,16 +148,24 @@ impl Executor {
         let slot = &mut self.slots[index as usize];
         let task = slot.task.as_mut()?;
         let mut context = Context::from_waker(&slot.waker);
-        let polled = catch_unwind(AssertUnwindSafe(|| task.future.as_mut().poll(&mut context)));
+        let polled = contain(|| task.future.as_mut().poll(&mut context));
         let ended = match polled {
             Ok(Poll::Pending) => return None,
             Ok(Poll::Ready(outcome)) => Ended::Returned(outcome),
-            Err(panic) => Ended::Panicked(describe(&*panic)),
+            Err(panic) => Ended::Panicked(panic),
         };
-        let Task { conn, id, future } = slot.task.take().expect("polled just now");
-        self.free.push(index);
-        drop_quietly(future);
-        Some(Done { conn, id, ended })
+        self.take(index, ended)
+    }
+
+    /// When the first parked future is given up.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.deadlines.next_deadline_ms()
+    }
+
+    /// Drops a future whose deadline has come.
+    pub fn give_up_one(&mut self, now_ms: u64) -> Option<Done> {
+        let index = self.deadlines.pop_expired(now_ms)?;
+        self.take(index, Ended::Overdue)
     }
 
     /// Drops the futures of a connection that has gone.
@@ -147,9 +174,19 @@ impl Executor {
             if slot.task.as_ref().is_some_and(|task| task.conn == conn) {
                 let task = slot.task.take().expect("seen just now");
                 self.free.push(index as u32);
+                self.deadlines.cancel(index as u32);
                 drop_quietly(task.future);
             }
         }
+    }
+
+    /// Takes a future out of its slot, which is free again before the future drops.
+    fn take(&mut self, index: u32, ended: Ended) -> Option<Done> {
+        let Task { conn, id, future } = self.slots[index as usize].task.take()?;
+        self.free.push(index);
+        self.deadlines.cancel(index);
+        drop_quietly(future);
+        Some(Done { conn, id, ended })
     }
 
     fn add_slot(&mut self) -> u32 {
@@ -160,16 +197,14 @@ impl Executor {
     }
 }
 
-/// Drops a user's value whose destructor might panic too.
-fn drop_quietly<T>(value: T) {
-    let _ = catch_unwind(AssertUnwindSafe(move || drop(value)));
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.slots.drain(..).filter_map(|slot| slot.task).for_each(|task| drop_quietly(task.future));
+    }
 }
 
-/// What a panic said.
-pub fn describe(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").into()
-}
+/// Deadlines are kept to the millisecond.
+const DEADLINE_TICK_MS: u64 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -208,17 +243,36 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_used_again_while_a_stale_wake_of_it_is_queued_loses_nobody_a_wake() {
-        let mut executor = Executor::new(2, Arc::new(Silent));
+        let mut executor = Executor::new(2, Arc::new(Silent), 0);
         let wakers = Rc::default();
-        assert!(executor.start(CONN, None, second_poll_ends(&wakers)).is_none());
+        assert!(executor.start(CONN, None, second_poll_ends(&wakers), None).is_none());
         wakers.borrow()[0].wake_by_ref();
         executor.cancel(CONN);
         for _ in 0..2 {
             assert!(executor.has_room());
-            assert!(executor.start(CONN, None, second_poll_ends(&wakers)).is_none());
+            assert!(executor.start(CONN, None, second_poll_ends(&wakers), None).is_none());
         }
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         assert_eq!(poll_all(&mut executor), 2, "both were woken");
         assert_eq!((executor.len(), executor.has_ready()), (0, false));
+    }
+
+    #[test]
+    fn a_future_is_given_up_at_its_deadline_and_not_before() {
+        let mut executor = Executor::new(3, Arc::new(Silent), 0);
+        let wakers = Rc::default();
+        for deadline_ms in [None, Some(1_000), Some(1_000)] {
+            assert!(executor.start(CONN, None, second_poll_ends(&wakers), deadline_ms).is_none());
+        }
+        wakers.borrow()[1].wake_by_ref();
+        assert_eq!(poll_all(&mut executor), 1, "in time");
+        assert!(executor.next_deadline_ms().is_some_and(|deadline_ms| deadline_ms <= 1_000));
+        assert!(executor.give_up_one(999).is_none());
+        assert!(matches!(executor.give_up_one(1_000), Some(Done { ended: Ended::Overdue, .. })));
+        assert!(executor.give_up_one(u64::MAX).is_none(), "the first has no deadline");
+        assert_eq!((executor.len(), executor.next_deadline_ms()), (1, None));
+        assert!(executor.start(CONN, None, second_poll_ends(&wakers), Some(2_000)).is_none());
+        executor.cancel(CONN);
+        assert_eq!((executor.len(), executor.next_deadline_ms()), (0, None), "a deadline goes with its future");
     }
 }

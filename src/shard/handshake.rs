@@ -51,29 +51,31 @@ impl<I: Io> Shard<I> {
 
     /// Answers the request if it is complete or wrong. Returns where frames begin, if it was upgraded.
     fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Option<usize> {
-        match ws::parse_request(bytes, seen, &self.settings.handshake) {
+        match self.contain_in(key, |shard| ws::parse_request(bytes, seen, &shard.settings.handshake))? {
             Ok(Progress::NeedMore) => None,
-            Ok(Progress::Complete { request, head_bytes }) => match self.judge(key, &request) {
-                Verdict::Open { endpoint, claims } => {
-                    self.upgrade(key, &request, endpoint);
-                    if let Some(claims) = claims {
-                        self.enter(key, claims, None);
+            Ok(Progress::Complete { request, head_bytes }) => {
+                match self.contain_in(key, |shard| shard.judge(key, &request))? {
+                    Verdict::Open { endpoint, claims } => {
+                        self.upgrade(key, &request, endpoint);
+                        if let Some(claims) = claims {
+                            self.enter(key, claims, None);
+                        }
+                        Some(head_bytes)
                     }
-                    Some(head_bytes)
+                    Verdict::Refuse { status, why, cause } => {
+                        self.metrics.refused[cause as usize].add(1);
+                        tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, request.origin, "handshake refused");
+                        let after = (self.io.random() % 4 + 1).to_string();
+                        let headers: &[_] = match status {
+                            401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
+                            429 | 503 => &[("Retry-After", &after)],
+                            _ => &[],
+                        };
+                        self.refuse(key, |out| ws::refuse(out, status, &why, headers), CloseReason::BadHandshake);
+                        None
+                    }
                 }
-                Verdict::Refuse { status, why, cause } => {
-                    self.metrics.refused[cause as usize].add(1);
-                    tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, request.origin, "handshake refused");
-                    let after = (self.io.random() % 4 + 1).to_string();
-                    let headers: &[_] = match status {
-                        401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
-                        429 | 503 => &[("Retry-After", &after)],
-                        _ => &[],
-                    };
-                    self.refuse(key, |out| ws::refuse(out, status, &why, headers), CloseReason::BadHandshake);
-                    None
-                }
-            },
+            }
             Err(error) => {
                 self.metrics.refused[Refusal::BadRequest as usize].add(1);
                 tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");

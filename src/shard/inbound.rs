@@ -7,9 +7,10 @@ use crate::conn::{Endpoint, Phase};
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
-use crate::ws::{self, Event, Input, Opcode};
+use crate::ws::{self, Decoder, Event, Input, Opcode};
 
 use super::Shard;
+use super::contain::contain;
 use super::settings::{PARKED_PER_CONN_MAX, SHARE};
 
 /// Whether a connection's next message may be decoded.
@@ -71,7 +72,16 @@ impl<I: Io> Shard<I> {
                 Gate::Full => break,
                 Gate::Shut => return len,
             }
-            match decoder.next(&mut input, &limits) {
+            // The decoder is out of the connection, and ends with its panic.
+            let event = match contain(|| decoder.next(&mut input, &limits)) {
+                Ok(event) => event,
+                Err(panic) => {
+                    decoder = Decoder::ended();
+                    self.fail(key, &panic);
+                    break;
+                }
+            };
+            match event {
                 Ok(Some(event)) => self.on_event(key, event),
                 Ok(None) => break,
                 Err(error) => {

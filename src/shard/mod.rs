@@ -7,6 +7,7 @@ mod accept;
 mod actions;
 mod closing;
 mod commands;
+pub mod contain;
 mod drain;
 mod executor;
 mod expire;
@@ -141,7 +142,7 @@ impl<I: Io> Shard<I> {
             topics: Topics::new(id, shared.registry.clone()),
             bus: shared.bus.port(id),
             receipts: Receipts::new(publishes_max),
-            executor: Executor::new(settings.parked_max, io.doorbell()),
+            executor: Executor::new(settings.parked_max, io.doorbell(), now.monotonic_ms()),
             desk: Rc::default(),
             inbox,
             dirty: Vec::new(),
@@ -223,10 +224,14 @@ impl<I: Io> Shard<I> {
         // What waits for room on the bus is not told when there is some.
         let waits = !self.held.is_empty() || self.inbox.has_orders();
         let retry = waits.then_some(now + HELD_RETRY_MS);
-        let deadline = [self.wheel.next_deadline_ms(), self.accept_retry_ms(), self.drain_deadline_ms(), retry]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadlines = [
+            self.wheel.next_deadline_ms(),
+            self.handler_deadline_ms(),
+            self.accept_retry_ms(),
+            self.drain_deadline_ms(),
+            retry,
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         match deadline {
             Some(deadline) => Wait::AtMost(Duration::from_millis(deadline.saturating_sub(now))),
             None => Wait::Forever,

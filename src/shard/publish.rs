@@ -59,10 +59,7 @@ pub(super) struct Spread {
 impl<I: Io> Shard<I> {
     pub(super) fn publish(&mut self, key: ConnKey, message: IncomingMessage<'_>) {
         let (id, payload) = (message.id, message.payload);
-        let request = match payload.publish() {
-            Ok(request) => request,
-            Err(invalid) => return self.fault(key, invalid.code(), &invalid, id),
-        };
+        let Some(request) = self.understand(key, id, || payload.publish()) else { return };
         let allowed = self.permit(key, request.topic, "publish to", |identity, topic| identity.may_publish(topic));
         if let Err((code, text)) = allowed {
             return self.fault(key, code, &text, id);

@@ -34,7 +34,9 @@ impl<I: Io> Shard<I> {
         self.metrics.messages_in.add(1);
         self.count_error(ErrorCode::RateLimited);
         // A binary message may be anything.
-        let id = match simdutf8::basic::from_utf8(bytes).is_ok().then(|| envelope::parse(bytes)) {
+        let read = move |_: &Self| simdutf8::basic::from_utf8(bytes).is_ok().then(move || envelope::parse(bytes));
+        let Some(parsed) = self.contain_in(key, read) else { return };
+        let id = match parsed {
             Some(Ok(message)) => message.id.map(MessageId::from),
             Some(Err(error)) => error.id,
             None => None,

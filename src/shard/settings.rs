@@ -33,6 +33,7 @@ pub struct Settings {
     pub subscriptions_max: usize,
     pub topic_length_max: usize,
     pub parked_max: usize,
+    pub handler_timeout_ms: Option<u64>,
 }
 
 impl Settings {
@@ -77,6 +78,7 @@ impl Settings {
             subscriptions_max: config.limits.subscriptions_per_connection,
             topic_length_max: config.limits.topic_length,
             parked_max: config.limits.parked_handlers,
+            handler_timeout_ms: config.limits.handler_timeout.map(ms),
         }
     }
 }

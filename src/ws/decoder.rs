@@ -95,6 +95,13 @@ impl Decoder {
         }
     }
 
+    /// The decoder of a stream of which nothing more is looked at.
+    pub fn ended() -> Self {
+        let mut ended = Self::default();
+        ended.end();
+        ended
+    }
+
     /// Whether the stream is between two messages, so that nothing is held for it. False for good once it has ended.
     pub fn is_idle(&self) -> bool {
         self.partial.is_none()

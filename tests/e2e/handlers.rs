@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tidewheel::metrics::ErrorCode;
+use tidewheel::metrics::{ErrorCode, PanicSite};
 use tidewheel::{Context, EngineBuilder, HandlerError, MessageHandler, OutgoingMessage};
 
 use super::server::Server;
@@ -107,7 +107,7 @@ fn replies_and_errors() {
     assert!(!text.contains("secret") && !text.contains("os error"), "the client learns nothing of {text}");
     client.refused("panic", json!({}), "internal_error");
     client.refused("panic_later", json!({}), "internal_error");
-    assert_eq!(server.sum(|shard| &shard.panics), 2);
+    assert_eq!(server.sum(|shard| &shard.panics[PanicSite::Handler as usize]), 2);
     client.quiet();
     client.close();
     server.rest();
@@ -180,6 +180,34 @@ fn a_handler_that_never_ends_keeps_nobody() {
 }
 
 const SHORT: &str = "websocket: {idle_timeout_seconds: 1, close_timeout: 200ms}";
+
+#[test]
+fn a_handler_has_so_much_time() {
+    let server = Server::build(2, "limits: {handler_timeout: 1s}", routes);
+    let mut client = server.connect();
+    client.send(r#"{"type":"never","payload":{},"id":"never"}"#);
+    // One that gets on is not disturbed, and nobody waits for the other.
+    assert_eq!(client.ask("count", json!({"to": 100}))["payload"], 100);
+    client.take_early().iter().for_each(|message| assert_eq!(message["type"], "tick", "{message}"));
+    let reply = client.next();
+    assert_eq!((&reply["reply_to"], &reply["type"]), (&json!("never"), &json!("error")), "{reply}");
+    assert_eq!(reply["payload"], json!({"code": "internal_error", "message": "the handler took too long"}));
+    client.quiet();
+    assert_eq!(server.sum(|shard| &shard.handler_timeouts), 1);
+    assert_eq!(server.sum(|shard| &shard.parked), 0);
+    client.close();
+    server.rest();
+}
+
+#[test]
+fn a_handler_may_have_all_the_time() {
+    let server = Server::build(1, "limits: {handler_timeout: null}\nwebsocket: {idle_timeout_seconds: 1}", routes);
+    let mut client = server.connect();
+    client.tell("never", json!({}));
+    client.parted(4001, true); // more than a second later
+    assert_eq!(server.sum(|shard| &shard.handler_timeouts), 0);
+    server.rest();
+}
 
 #[test]
 fn what_a_context_can_do() {

@@ -412,7 +412,7 @@ impl Run {
             ("starved", sum(&|metrics| metrics.starved.get())),
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
-            ("panics", sum(&|metrics| metrics.panics.get())),
+            ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
             ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
             ("dropped", sum(&|metrics| metrics.dropped.iter().map(|counter| counter.get()).sum())),
         ]);
@@ -442,6 +442,8 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     }
     // What a refused message leads to is another matter in every reply.
     settings.rates = RateLimits::default();
+    // So is what a handler did that was given up.
+    settings.handler_timeout_ms = None;
     settings.auth_required = dice.chance(0.3);
     settings.auth_timeout_ms = some(dice, &[300, 10_000]);
     settings.expiry_grace_ms = some(dice, &[0, 500, 25_000]);

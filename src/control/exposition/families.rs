@@ -1,7 +1,7 @@
 //! The families whose samples come straight from each shard's counters.
 //! Law: one entry a family; who adds a counter to [`ShardMetrics`] names it here and in the guide.
 
-use crate::metrics::{Counter, Distribution, Drop, ErrorCode, Refusal, ShardMetrics};
+use crate::metrics::{Counter, Distribution, Drop, ErrorCode, PanicSite, Refusal, ShardMetrics};
 
 /// A metric family whose samples come straight from each shard's counters.
 pub(super) struct Family {
@@ -86,9 +86,19 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Gauge(|shard| &shard.parked),
     },
     Family {
-        name: "tidewheel_handler_panics",
-        help: "Handler panics caught.",
-        values: Values::Counter(|shard| &shard.panics),
+        name: "tidewheel_handler_timeouts",
+        help: "Handlers given up because they took too long.",
+        values: Values::Counter(|shard| &shard.handler_timeouts),
+    },
+    Family {
+        name: "tidewheel_panics",
+        help: "Panics caught, by what they took down.",
+        values: Values::Counters("where", |shard| labelled(PanicSite::ALL, PanicSite::label, &shard.panics)),
+    },
+    Family {
+        name: "tidewheel_shard_restarts",
+        help: "Times a shard started again after a panic or with a new ring.",
+        values: Values::Counter(|shard| &shard.restarts),
     },
     Family { name: "tidewheel_turns", help: "Turns of the loop.", values: Values::Counter(|shard| &shard.turns) },
     Family {
