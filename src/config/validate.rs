@@ -31,6 +31,7 @@ impl Config {
         self.check_endpoints(&mut problems);
         self.check_key(&mut problems);
         self.check_cookie(&mut problems);
+        self.check_admin_key(&mut problems);
         self.check_ring(&mut problems);
         problems.0
     }
@@ -156,6 +157,16 @@ impl Config {
         if !buffers.is_power_of_two() && buffers <= RECEIVE_BUFFERS_MAX {
             let nearest = buffers.next_power_of_two();
             problems.add("io.receive_buffers", format!("{buffers} is no power of two; write {nearest}"));
+        }
+    }
+
+    fn check_admin_key(&self, problems: &mut Found) {
+        if let Some(key) = &self.admin.key
+            && !((16..=512).contains(&key.expose().len()) && key.expose().bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            let what =
+                "is no key; write 16 to 512 random letters and digits, such as `openssl rand -hex 32` prints, or null";
+            problems.add("admin.key", what.to_owned());
         }
     }
 }
@@ -296,6 +307,19 @@ mod tests {
         check("auth: {secret: a, cookie: ''}", &["auth.cookie: `` is not the name of a cookie"]);
         check("auth: {secret: a, cookie: a=b}", &["auth.cookie: `a=b` is not the name of a cookie"]);
         check("auth: {secret: a, cookie: é}", &["auth.cookie: `é` is not the name of a cookie"]);
+    }
+
+    #[test]
+    fn admin_keys() {
+        let check_key = |key: &str, expected: &[&str]| check(&format!("admin: {{key: '{key}'}}"), expected);
+        check("admin: {key: null}", &[]);
+        check_key("0123456789abcdef", &[]);
+        check_key(&"k".repeat(512), &[]);
+        check_key("0123456789abcde", &["admin.key: is no key"]);
+        check_key(&"k".repeat(513), &["admin.key: is no key"]);
+        check_key("", &["admin.key: is no key"]);
+        check_key("0123456789 abcdef", &["admin.key: is no key"]);
+        check_key("0123456789abcdefé", &["admin.key: is no key"]);
     }
 
     #[test]

@@ -1,18 +1,25 @@
-//! The internal HTTP port: health, metrics, the page.
-//! Law: it changes nothing, its answers have bounded size, and no query string or header of a request is logged.
+//! The internal HTTP port: health, metrics, the page, and the admin API, which has its own law.
+//! Law: what is here changes nothing, its answers have bounded size, and no query string or header of a request is logged.
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
 use tokio::net::TcpListener;
 
 use super::PageSettings;
+use super::api::{ApiError, Code};
 use super::exposition::Exposition;
 use super::phase::{Phase, Stage};
 use super::stream::BoundedListener;
@@ -25,7 +32,13 @@ struct Port {
 }
 
 /// Serves the port until the runtime ends.
-pub(super) async fn serve(listener: TcpListener, exposition: Exposition, phase: Arc<Phase>, page: PageSettings) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    exposition: Exposition,
+    phase: Arc<Phase>,
+    page: PageSettings,
+    api: Router,
+) {
     let port = Port { exposition, phase, page: Page::new(&page) };
     let router = Router::new()
         .route("/", get(page_at_root))
@@ -33,17 +46,24 @@ pub(super) async fn serve(listener: TcpListener, exposition: Exposition, phase: 
         .route("/healthz", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Arc::new(port));
-    if let Err(error) = axum::serve(BoundedListener::new(listener), router).await {
-        tracing::error!(%error, "the internal port has ended");
+        .with_state(Arc::new(port))
+        .merge(api)
+        .fallback(not_found);
+    let mut listener = BoundedListener::new(listener);
+    loop {
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(router.clone());
+        let connection =
+            http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).serve_connection(TokioIo::new(stream), service);
+        // A connection that breaks is its client's affair.
+        tokio::spawn(async move { drop(connection.await) });
     }
 }
 
 /// 200 as long as this thread answers at all.
 async fn livez() -> Response {
-    answer(StatusCode::OK, TEXT, "ok\n".into())
+    answer(StatusCode::OK, TEXT, "ok\n")
 }
 
 /// 200 while newcomers are served; else 503 with the reason.
@@ -66,13 +86,13 @@ async fn metrics(State(port): State<Arc<Port>>, headers: HeaderMap) -> Response 
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     match port.exposition.encode(accept) {
         Ok((content_type, text)) => answer(StatusCode::OK, content_type, text),
-        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the counters could not be written"),
+        Err(_) => failure(Code::InternalError, "the counters could not be written"),
     }
 }
 
 async fn page_at_root(State(port): State<Arc<Port>>) -> Response {
     let Ok(nonce) = getrandom::u64().map(|nonce| format!("{nonce:016x}")) else {
-        return failure(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the system gave no random number");
+        return failure(Code::InternalError, "the system gave no random number");
     };
     let mut response = answer(StatusCode::OK, HTML, port.page.with_nonce(&nonce));
     // The page can talk to sockets and to this port, and to nothing else; nothing can frame it or run in it.
@@ -87,27 +107,40 @@ async fn page_at_root(State(port): State<Arc<Port>>) -> Response {
 }
 
 async fn not_found() -> Response {
-    failure(StatusCode::NOT_FOUND, "not_found", "served here: /, /livez, /readyz, /healthz, /metrics")
+    failure(
+        Code::NotFound,
+        "served here: /, /livez, /readyz, /healthz, /metrics, and /api/openapi.json, which says the rest",
+    )
 }
 
-async fn method_not_allowed() -> Response {
-    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "only GET and HEAD");
-    response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("a constant"));
-    response
+/// The header `Allow` says which methods there are.
+pub(super) async fn method_not_allowed() -> Response {
+    failure(Code::MethodNotAllowed, "this path has other methods")
 }
 
-fn failure(status: StatusCode, code: &str, message: &str) -> Response {
-    answer(status, JSON, format!("{}\n", serde_json::json!({ "code": code, "message": message })))
+fn failure(code: Code, message: &str) -> Response {
+    ApiError::new(code, message).into_response()
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+/// An answer with the JSON text of `value`, and a line feed for people.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let text = serde_json::to_string(value).expect("plain values, and texts as keys");
+    answer(status, JSON, text + "\n")
+}
+
+/// A success whose JSON text is there already.
+pub(super) fn json_text(text: impl Into<Body>) -> Response {
+    answer(StatusCode::OK, JSON, text)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
     let headers: [(HeaderName, &'static str); 4] = [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, "no-store"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
     ];
-    (status, headers, body).into_response()
+    (status, headers, body.into()).into_response()
 }
 
 /// The page, with everything filled in but the nonce of one answer.
@@ -150,6 +183,8 @@ fn escaped(text: &str) -> String {
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
+/// Request line and headers; beyond, 431.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

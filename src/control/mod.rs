@@ -4,6 +4,7 @@
 //! The thread runs a [`tokio_uring`] runtime: a whole tokio runtime, timers and sockets included, whose file operations
 //! go through a ring. Shard threads enter its handle, so that handlers can await tokio timers and clients.
 
+mod api;
 mod exposition;
 mod http;
 pub mod logging;
@@ -21,6 +22,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::oneshot;
 
 use crate::metrics::ShardMetrics;
+pub use api::ApiSettings;
 pub use phase::{Phase, Stage};
 pub use shards::Shards;
 
@@ -35,6 +37,8 @@ pub struct ControlSettings {
     pub phase: Arc<Phase>,
     /// What the page at `/` fills in.
     pub page: PageSettings,
+    /// What the admin API works with.
+    pub api: ApiSettings,
     /// Whether this process's signals are the engine's: SIGTERM and SIGINT terminate, SIGHUP is answered with a log
     /// line. An embedding program that has signal handling of its own says `false`.
     pub signals: bool,

@@ -11,9 +11,8 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::ControlSettings;
 use super::exposition::Exposition;
-use super::http;
+use super::{ControlSettings, api, http};
 
 /// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
 /// everything is listened to, or what went wrong.
@@ -43,7 +42,7 @@ fn report(started: &mpsc::Sender<io::Result<Handle>>, outcome: io::Result<Handle
 }
 
 fn begin(settings: ControlSettings) -> io::Result<()> {
-    let ControlSettings { admin, metrics, phase, page, signals, on_terminate } = settings;
+    let ControlSettings { admin, metrics, phase, page, api, signals, on_terminate } = settings;
     if signals {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
@@ -52,7 +51,9 @@ fn begin(settings: ControlSettings) -> io::Result<()> {
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio_uring::spawn(http::serve(listener, Exposition::new(metrics, phase.clone()), phase, page));
+        let (router, usage) = api::build(api);
+        let exposition = Exposition::new(metrics, phase.clone(), usage);
+        tokio_uring::spawn(http::serve(listener, exposition, phase, page, router));
     }
     Ok(())
 }

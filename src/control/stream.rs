@@ -118,7 +118,7 @@ const CONNECTIONS_MAX: usize = 256;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the beginning of an answer until the next request begins; longer than the usual scrape interval.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
-/// Request line, headers and body. Nothing that is served here needs more than a request line.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// Request line, headers and body, with what framing a body costs; its parts have bounds of their own.
+const REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

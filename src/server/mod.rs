@@ -40,7 +40,7 @@ use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial,
 use crate::app::context::Refused;
 use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
 use crate::config::{Algorithm, Auto, Config, Problems, ReceiveWait};
-use crate::control::{self, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
+use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
 use crate::id::ShardId;
 use crate::io::affinity;
 use crate::io::bell::Bell;
@@ -169,6 +169,7 @@ impl EngineBuilder {
             metrics,
             phase: inner.phase.clone(),
             page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
+            api: ApiSettings::new(&self.config, inner.shards.clone()),
             signals: self.signals,
             on_terminate,
         })?;

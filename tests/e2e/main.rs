@@ -2,6 +2,7 @@
 //! Law: no test measures time. It waits for an event, and only a deadline that no healthy machine reaches ends the wait;
 //! and every test leaves the engine as it was, which [`server::Server::rest`] looks at.
 
+mod api;
 mod auth;
 mod bad_input;
 mod churn;
@@ -11,6 +12,7 @@ mod credentials;
 mod drain;
 mod handlers;
 mod handshake;
+mod http;
 mod lifecycle;
 mod limits;
 mod load;

@@ -15,6 +15,8 @@ pub struct Server {
     engine: Option<Engine>,
     pub handle: EngineHandle,
     pub address: SocketAddr,
+    /// The internal port.
+    pub admin: SocketAddr,
 }
 
 impl Server {
@@ -27,7 +29,8 @@ impl Server {
     /// Starts an engine with `shards` shards, and with routes.
     pub fn build(shards: usize, yaml: &str, add: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Self {
         let engine = add(Engine::builder(config(shards, yaml))).start().unwrap();
-        Self { handle: engine.handle(), address: engine.addresses()[0], engine: Some(engine) }
+        let admin = engine.admin_address().expect("on unless switched off");
+        Self { handle: engine.handle(), address: engine.addresses()[0], admin, engine: Some(engine) }
     }
 
     /// A client that is connected.
@@ -126,8 +129,9 @@ impl Drop for Server {
 /// A configuration for this machine and moment: ports that the kernel chooses, no pings, since a test that is busy
 /// elsewhere does not answer them, and a drain that does not hold tests up.
 pub fn config(shards: usize, yaml: &str) -> Config {
-    let mut text = format!("listen: 127.0.0.1:0\nadmin: {{listen: 127.0.0.1:0}}\nshards: {shards}\n");
+    let mut text = format!("listen: 127.0.0.1:0\nshards: {shards}\n");
     for (section, usual) in [
+        ("admin:", "admin: {listen: 127.0.0.1:0}\n"),
         ("auth:", "auth: {required: false}\n"),
         ("limits:", "limits: {messages: null, bytes: null, connection_attempts: null}\n"),
         ("drain:", "drain: {deadline: 2s}\n"),

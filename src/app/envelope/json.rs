@@ -85,6 +85,17 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Checks that `bytes` are one JSON value that may travel in a message.
+///
+/// # Errors
+/// The first fault; its place is counted in `bytes`.
+pub fn check_json(bytes: &[u8]) -> Result<(), Fault> {
+    // A message wraps what it carries in two objects.
+    let mut scanner = Scanner { bytes, at: 0, depth: 2 };
+    scanner.value()?;
+    scanner.end()
+}
+
 /// Reads a document from front to back.
 pub(super) struct Scanner<'b> {
     bytes: &'b [u8],

@@ -36,7 +36,7 @@ use crate::metrics::ErrorCode;
 
 pub use crate::id::{MessageId, MessageIdRef};
 pub use incoming::{IncomingMessage, parse};
-pub use json::{DEPTH_MAX, Expected, Fault};
+pub use json::{DEPTH_MAX, Expected, Fault, check_json};
 pub use outgoing::{AckResponse, EnvelopeWriter, ErrorResponse};
 pub use payload::{Authenticate, Payload, Publish, Subscribe, Unsubscribe};
 

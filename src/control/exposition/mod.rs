@@ -26,10 +26,11 @@ use families::{FAMILIES, Family, Values};
 pub(super) struct Exposition(Registry);
 
 impl Exposition {
-    pub(super) fn new(shards: Vec<Arc<ShardMetrics>>, phase: Arc<Phase>) -> Self {
+    pub(super) fn new(shards: Vec<Arc<ShardMetrics>>, phase: Arc<Phase>, api: Box<dyn Collector>) -> Self {
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Engine { shards, phase, start_time }));
+        registry.register_collector(api);
         Self(registry)
     }
 

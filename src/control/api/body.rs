@@ -1,0 +1,73 @@
+//! What comes in: JSON bodies, and the room that they are given.
+//! Law: a body is read only if it may be that large and there is room for it with all the others that are under way;
+//! whatever is not understood is an error that names the member.
+
+use std::sync::Arc;
+
+use axum::body::{Bytes, HttpBody};
+use axum::extract::{FromRequest, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Api;
+use super::error::{ApiError, Code};
+
+/// A request's JSON body.
+pub(super) struct Body<T> {
+    pub(super) value: T,
+    /// A hash of its bytes, as they came.
+    pub(super) fingerprint: u64,
+    /// To be kept until nothing is left of what was asked.
+    pub(super) room: OwnedSemaphorePermit,
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(Code::UnsupportedMediaType, "send JSON, with `Content-Type: application/json`"));
+        }
+        let (bytes, room) = read(request, api).await?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(error.to_string()))?;
+        Ok(Self { value, fingerprint: api.hasher.hash_one(&*bytes), room })
+    }
+}
+
+async fn read(request: Request, api: &Arc<Api>) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
+    let too_large = || {
+        let most = BODY_BYTES_MAX;
+        ApiError::new(Code::TooLarge, format!("a request may have {most} bytes; send several"))
+    };
+    // What is not declared may be as large as it gets.
+    let declared = request.body().size_hint().upper().unwrap_or(BODY_BYTES_MAX as u64);
+    if declared > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let room = Arc::clone(&api.room).try_acquire_many_owned(declared as u32);
+    let room = room.map_err(|_| ApiError::new(Code::LimitExceeded, "too much is under way; send it again later"))?;
+    match Bytes::from_request(request, api).await {
+        Ok(bytes) => Ok((bytes, room)),
+        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+        Err(_) => Err(ApiError::invalid("the body broke off")),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(content_type) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// For members that may be missing, but not `null`.
+pub(super) fn present<'de, T: serde::Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Bytes of one body; beyond, 413.
+pub(super) const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of the bodies that are under way together; beyond, 429.
+pub(super) const UNDER_WAY_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;

@@ -1,0 +1,165 @@
+//! The admin API: what an operator, or a backend that publishes, may ask of a running engine.
+//! Law: without the key nothing is read, done or told; whatever is asked, the answer begins within [`PATIENCE`], however
+//! slow or dead a shard is.
+//!
+//! The key travels in `Authorization`, which no page can make a browser add to a request to another origin; there is no
+//! cookie to ride on, and no CORS header ever allows one to ask for more. So neither a forged request nor a name that is
+//! rebound to this address gets past the key.
+//!
+//! To add an endpoint: an `async fn` with `#[utoipa::path]` that takes `State<Arc<Api>>` and [`body::Body`],
+//! returns `Result<_, ApiError>`, and is named in [`endpoints`]. Its types derive `ToSchema`, deny unknown
+//! fields, and say their bounds; the document, the metrics and the tests of both follow from that.
+
+mod body;
+mod error;
+mod once;
+mod publish;
+mod usage;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::RandomState;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Schema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::http::{json_text, method_not_allowed};
+use super::shards::Shards;
+use crate::config::{Config, Secret};
+use body::{BODY_BYTES_MAX, UNDER_WAY_BYTES_MAX};
+pub(super) use error::{ApiError, Code};
+use once::Once;
+use usage::Usage;
+
+/// What the API is given at its start.
+pub struct ApiSettings {
+    /// What callers must know; `None`: the API is off.
+    key: Option<Secret>,
+    shards: Shards,
+    topic_length_max: usize,
+}
+
+impl ApiSettings {
+    /// What a configuration says of the API of these shards.
+    pub fn new(config: &Config, shards: Shards) -> Self {
+        Self { key: config.admin.key.clone(), shards, topic_length_max: config.limits.topic_length }
+    }
+}
+
+/// What the endpoints work with.
+struct Api {
+    key: Option<Secret>,
+    shards: Shards,
+    once: Arc<Once>,
+    room: Arc<Semaphore>,
+    hasher: RandomState,
+    usage: Arc<Usage>,
+    document: Bytes,
+}
+
+/// The endpoints, and what counts their use.
+pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
+    let (router, mut document) = endpoints().split_for_parts();
+    bound_topics(&mut document, settings.topic_length_max);
+    let once = Arc::<Once>::default();
+    let usage = Arc::new(Usage::new(document.paths.paths.keys().cloned(), once.clone()));
+    let api = Arc::new(Api {
+        key: settings.key,
+        shards: settings.shards,
+        once,
+        room: Arc::new(Semaphore::new(UNDER_WAY_BYTES_MAX)),
+        hasher: RandomState::new(),
+        usage: usage.clone(),
+        document: serde_json::to_vec(&document).expect("a document of plain values").into(),
+    });
+    let router = router
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(api.clone(), authorize))
+        .layer(middleware::from_fn_with_state(api.clone(), count))
+        .with_state(api);
+    (router, Box::new(usage))
+}
+
+/// Every endpoint, and the document that describes them.
+fn endpoints() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(description())
+        .routes(routes!(publish::publish))
+        .routes(routes!(publish::batch))
+        .routes(routes!(publish::broadcast))
+        .routes(routes!(openapi))
+}
+
+fn description() -> OpenApi {
+    let info = InfoBuilder::new().title("Tidewheel").version(env!("CARGO_PKG_VERSION")).description(Some(
+        "The admin API of one engine. Every request carries `Authorization: Bearer KEY`, the configuration's `admin.key`.",
+    ));
+    let mut document = OpenApiBuilder::new()
+        .info(info.build())
+        .security(Some([SecurityRequirement::new("key", [] as [&str; 0])]))
+        .build();
+    let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    document.components.get_or_insert_default().add_security_scheme("key", key);
+    document
+}
+
+/// The configuration decides how long a topic may be, in bytes; a document can only count characters.
+fn bound_topics(document: &mut OpenApi, most: usize) {
+    let schemas = document.components.as_mut().map(|components| &mut components.schemas);
+    if let Some(RefOr::T(Schema::Object(topic))) = schemas.and_then(|schemas| schemas.get_mut("Topic")) {
+        topic.max_length = Some(most);
+    }
+}
+
+/// This document.
+#[utoipa::path(get, path = "/api/openapi.json", tag = "engine",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), ApiError))]
+async fn openapi(State(api): State<Arc<Api>>) -> Response {
+    json_text(api.document.clone())
+}
+
+/// Lets nobody pass who does not have the key.
+async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let Some(key) = &api.key else {
+        let how = "the API is off; set admin.key (or TIDEWHEEL_ADMIN_KEY) to 16 characters or more to switch it on";
+        return ApiError::new(Code::Forbidden, how).into_response();
+    };
+    let is_it = bearer(request.headers()).is_some_and(|given| given.ct_eq(key.expose().as_bytes()).into());
+    if !is_it {
+        let how = "send `Authorization: Bearer KEY` with the server's admin.key";
+        return ApiError::new(Code::Unauthorized, how).into_response();
+    }
+    next.run(request).await
+}
+
+/// The credential of the one `Authorization` header there is.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, credential) = value.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(credential)
+}
+
+async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    if let Some(path) = path {
+        api.usage.count(path.as_str(), response.status());
+    }
+    response
+}
+
+/// How long an answer of the shards is waited for: less than the port's patience with a request.
+const PATIENCE: Duration = Duration::from_secs(3);
