@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidewheel::conn::{Conn, ConnPool, Gather, OutboundLimits};
+use tidewheel::conn::{Conn, ConnPool, Gather, Greeting, OutboundLimits};
 use tidewheel::io::{Palette, SharedFrame};
 use tidewheel::pubsub::fan_out;
 
@@ -26,7 +26,7 @@ impl Topic {
     fn new(members: u32) -> Self {
         let mut conns = ConnPool::new(members);
         for _ in 0..members {
-            conns.insert_with(|_| Conn::new(0)).expect("within the capacity");
+            conns.insert_with(|_| Conn::new(0, Greeting::default())).expect("within the capacity");
         }
         let (palette, gather) = (Palette::default(), Gather::default());
         Self { conns, palette, gather, members: (0..members).collect(), dirty: Vec::new(), over: Vec::new() }

@@ -139,6 +139,8 @@ labels! {
     Refusal {
         /// 503: the shard's pool is full.
         Full = "full",
+        /// 503: as many handshakes as may be are in flight.
+        Handshakes = "handshakes",
         /// 503: the server drains.
         Draining = "draining",
         /// 400, 404, 405, 414, 426, 431: the request was not an upgrade this server answers.
@@ -179,6 +181,8 @@ labels! {
 pub struct ShardMetrics {
     /// Connections admitted since the start (sockets that got a slot).
     pub opened: Counter,
+    /// Handshakes in flight now.
+    pub handshakes: Counter,
     /// Upgrades that succeeded.
     pub upgraded: Counter,
     /// Connections ended, by reason.

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod clients;
 pub mod context;
 pub mod envelope;
+pub mod forwarded;
 pub mod handler;
 pub mod message;
 pub mod origin;

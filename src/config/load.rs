@@ -518,8 +518,21 @@ mod tests {
         assert_eq!(names.len(), keys.len());
         assert!(names.iter().all(|name| INJECTED.iter().all(|bad| !name.starts_with(&format!("{ENV_PREFIX}{bad}")))));
         for key in keys {
-            let values =
-                ["null", "7", "7s", "false", "true", "poll", "reject", "json", "debug", "HS512", "127.0.0.1:7", "*"];
+            let values = [
+                "null",
+                "7",
+                "7s",
+                "false",
+                "true",
+                "poll",
+                "reject",
+                "json",
+                "debug",
+                "HS512",
+                "127.0.0.1:7",
+                "*",
+                "::1",
+            ];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
                 config.set(&key, value).is_ok() && config != Config::default()

@@ -9,6 +9,7 @@
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
 mod load;
+pub mod network;
 mod node;
 pub mod origin;
 mod problem;
@@ -26,6 +27,7 @@ pub use jsonwebtoken::Algorithm;
 
 use crate::id::SLOT_MAX;
 pub use load::{Draft, Flag, Sources, environment};
+use network::Network;
 pub use node::{Apply, Key};
 use node::{section, words};
 use origin::OriginPattern;
@@ -53,6 +55,8 @@ section! {
         section limits: Limits,
         /// Which pages may connect.
         section origins: Origins,
+        /// Who may say whose connection it passes on.
+        section proxy: Proxy,
         /// How the server stops.
         section drain: Drain,
         /// The internal port.
@@ -142,6 +146,9 @@ section! {
     Limits {
         /// Attempts to connect from one address prefix, before the upgrade; beyond, 429. `null`: no limit.
         live connection_attempts: Option<AttemptRate> = Some(AttemptRate::default()),
+        /// Connections on all shards together whose upgrade request is not complete; beyond, newcomers get 503 at once.
+        /// `websocket.handshake_timeout` gives the places of slow ones back.
+        live handshakes_in_flight: u32 = 8192 => 1..=SLOT_MAX + 1,
         /// Messages from one connection; beyond, `rate_limited`, and 4505 for who goes on. `null`: no limit.
         live messages: Option<MessageRate> = Some(MessageRate::default()),
         /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
@@ -203,6 +210,17 @@ section! {
         live allow: Vec<OriginPattern> = vec![OriginPattern::SameHost],
         /// Whether a request without `Origin`, which is from no browser, is allowed.
         live allow_missing: bool = true,
+    }
+}
+
+section! {
+    /// Proxies in front of the server. A client's address is its peer's, unless that is one of them and names another.
+    Proxy {
+        /// One or a list of addresses and networks, such as `10.0.0.0/8`, whose `Forwarded` and `X-Forwarded-For` headers
+        /// are believed. Nobody else may connect from there: who does may call itself anything. `[]`: nobody.
+        live trusted: Vec<Network> = Vec::new(),
+        /// Whether every connection from there must begin with a header of the PROXY protocol, version 1 or 2.
+        live proxy_protocol: bool = false,
     }
 }
 

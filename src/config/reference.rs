@@ -182,7 +182,7 @@ mod tests {
     use crate::config::Sources;
 
     /// Of these every key takes one that is not its default.
-    const VALUES: [&str; 14] = [
+    const VALUES: [&str; 15] = [
         "null",
         "7",
         "7s",
@@ -195,6 +195,7 @@ mod tests {
         "debug",
         "HS512",
         "127.0.0.1:7",
+        "10.0.0.0/8",
         "*",
         "/a: #b",
     ];

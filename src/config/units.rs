@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::network::Network;
 use super::node::{Ranged, Word};
 use super::origin::OriginPattern;
 use super::{Algorithm, Auto, Secret};
@@ -225,6 +226,20 @@ impl Word for SocketAddr {
         let text = text.trim();
         let wrong = |_| format!("`{text}` is not an address: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080");
         text.parse().map_err(wrong)
+    }
+
+    fn shown(&self) -> Value {
+        self.to_string().into()
+    }
+}
+
+impl Word for Network {
+    fn form() -> String {
+        "an address, or a network such as 10.0.0.0/8".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.trim().parse()
     }
 
     fn shown(&self) -> Value {

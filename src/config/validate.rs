@@ -32,6 +32,7 @@ impl Config {
         self.check_key(&mut problems);
         self.check_cookie(&mut problems);
         self.check_admin_key(&mut problems);
+        self.check_proxy(&mut problems);
         self.check_ring(&mut problems);
         problems.0
     }
@@ -138,6 +139,13 @@ impl Config {
                 ),
             ),
             _ => {}
+        }
+    }
+
+    fn check_proxy(&self, problems: &mut Found) {
+        if self.proxy.proxy_protocol && self.proxy.trusted.is_empty() {
+            let what = "true, but nobody is trusted to send it; list the proxies in proxy.trusted, or write false";
+            problems.add("proxy.proxy_protocol", what.to_owned());
         }
     }
 
@@ -258,6 +266,8 @@ mod tests {
         check("limits: {messages: {per_second: 1000000, burst: 1000000}, bytes: {per_second: 1GiB, burst: 1GiB}}", &[]);
         check("limits: {messages: null, bytes: null, connection_attempts: null}", &[]);
         check("limits: {connection_attempts: {ipv4_prefix: 32, ipv6_prefix: 128}}", &[]);
+        check("limits: {handshakes_in_flight: 0}", &["limits.handshakes_in_flight: 0 is out of range"]);
+        check("limits: {handshakes_in_flight: 1}", &[]);
         check(
             "limits: {connection_attempts: {per_second: 0, burst: 0, ipv4_prefix: 33, ipv6_prefix: 0}}",
             &[
@@ -320,6 +330,15 @@ mod tests {
         check_key("", &["admin.key: is no key"]);
         check_key("0123456789 abcdef", &["admin.key: is no key"]);
         check_key("0123456789abcdefé", &["admin.key: is no key"]);
+    }
+
+    #[test]
+    fn proxies() {
+        check("proxy: {trusted: [10.0.0.0/8, '::1'], proxy_protocol: true}", &[]);
+        check("proxy: {trusted: 10.0.0.1}", &[]);
+        check("proxy: {proxy_protocol: true}", &["proxy.proxy_protocol: true, but nobody is trusted"]);
+        let wrong = Config::parse("proxy: {trusted: [10.0.0.0/8, 10.0.0.1/8]}").unwrap_err().to_string();
+        assert!(wrong.contains("write 10.0.0.0/8"), "{wrong}");
     }
 
     #[test]

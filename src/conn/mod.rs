@@ -3,6 +3,7 @@
 //! Laws: an idle connection holds no buffer (`intake`, `held` and the queue are empty); only a connection in
 //! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
 
+mod greeting;
 mod identity;
 mod outbound;
 pub mod permissions;
@@ -11,6 +12,7 @@ mod subscriptions;
 
 use std::rc::Rc;
 
+pub use greeting::{Greeting, Seat};
 pub use identity::Identity;
 pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
@@ -18,7 +20,7 @@ pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
 use crate::id::{MessageId, ReceiptIndex};
-use crate::metrics::{CloseReason, Refusal};
+use crate::metrics::CloseReason;
 use crate::ws::Decoder;
 
 /// The connections of one shard.
@@ -31,12 +33,7 @@ pub type Ms = u32;
 #[derive(Debug)]
 pub enum Phase {
     /// The HTTP request is arriving.
-    Handshake {
-        /// The bytes of an unfinished head.
-        head: Option<Box<Vec<u8>>>,
-        /// Decided when it came: its request will be refused for this.
-        unwelcome: Option<Refusal>,
-    },
+    Handshake(Box<Greeting>),
     /// WebSocket, speaking the native JSON or echoing.
     Open,
     /// It will close, but replies are still owed (receipts from other shards, parked handlers).
@@ -192,9 +189,9 @@ const _: () = assert!(CONN_BYTES <= 120, "the memory budget of an idle connectio
 
 impl Conn {
     /// A connection whose handshake begins.
-    pub fn new(now: Ms) -> Self {
+    pub fn new(now: Ms, greeting: Greeting) -> Self {
         Self {
-            phase: Phase::Handshake { head: None, unwelcome: None },
+            phase: Phase::Handshake(Box::new(greeting)),
             intake: None,
             held: None,
             outbound: Outbound::default(),

@@ -80,12 +80,12 @@ pub fn fan_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::{Conn, Gather};
+    use crate::conn::{Conn, Gather, Greeting};
 
     #[test]
     fn a_refused_frame_is_the_last_that_is_tried() {
         let (mut conns, mut palette) = (ConnPool::new(1), Palette::default());
-        let key = conns.insert_with(|_| Conn::new(0)).unwrap();
+        let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
         let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
         let (mut dirty, mut over) = (Vec::new(), Vec::new());
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {

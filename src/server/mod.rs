@@ -186,6 +186,7 @@ impl EngineBuilder {
             ),
             attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
+            handshakes: Arc::default(),
         });
         let bells: Arc<[Arc<Bell>]> =
             (0..shards).map(|_| Bell::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?.into();

@@ -3,9 +3,11 @@
 //! and accepting goes on when a connection ends or after a pause.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use crate::conn::{Conn, Phase};
+use crate::app::forwarded;
+use crate::conn::{Conn, Greeting, Seat};
 use crate::id::ConnKey;
 use crate::io::{Io, Socket};
 use crate::metrics::Refusal;
@@ -39,21 +41,14 @@ impl<I: Io> Shard<I> {
             self.metrics.refused[Refusal::Draining as usize].add(1);
             return self.io.refuse(socket);
         }
-        let now = self.ms();
-        let is_flood = self.is_flood(&socket);
-        match self.conns.insert_with(|_| Conn::new(now)) {
+        let (now, greeting) = (self.ms(), self.greeting_for(&socket));
+        match self.conns.insert_with(|_| Conn::new(now, greeting)) {
             Ok(key) => {
-                // A reservation, not a check: of newcomers on all shards never more than there is room for are
-                // below the limit. Who is not is told so when its request is complete.
-                let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
-                let is_full = before >= self.settings.connections_max as usize;
-                if let Some(Conn { phase: Phase::Handshake { unwelcome, .. }, .. }) = self.conns.get_mut(key) {
-                    *unwelcome = is_flood.then_some(Refusal::RateLimited).or_else(|| is_full.then_some(Refusal::Full));
-                }
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
                 self.io.receive(key);
                 self.reschedule(key);
+                self.welcome(key);
             }
             Err(crate::fixed::Full) => {
                 self.metrics.refused[Refusal::Full as usize].add(1);
@@ -62,11 +57,40 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Whether too many attempts come from where this one does.
-    fn is_flood(&self, socket: &Socket) -> bool {
-        let Some(attempts) = &self.shared.attempts else { return false };
+    /// What is known of a newcomer by its address. A trusted proxy's attempts are those of its clients, who are known
+    /// when it has said whom it passes on.
+    fn greeting_for(&self, socket: &Socket) -> Greeting {
         let peer = self.io.peer(socket);
-        peer.is_some_and(|peer| !attempts.admit(peer.ip(), self.now.monotonic_ms()))
+        let proxy = &self.settings.proxy;
+        let is_proxied = peer.is_some_and(|peer| forwarded::is_trusted(peer, &proxy.trusted));
+        let request_at = if is_proxied && proxy.proxy_protocol { None } else { Some(0) };
+        let is_flood = !is_proxied && peer.is_some_and(|peer| self.is_flood(peer));
+        let unwelcome = is_flood.then_some(Refusal::RateLimited);
+        Greeting { request_at, peer, is_proxied, unwelcome, ..Greeting::default() }
+    }
+
+    /// Reservations, not checks: of newcomers on all shards never more than there is room for are below a limit. Who
+    /// finds the server full is told so when its request is complete; who finds too many such requests on their way, at
+    /// once.
+    fn welcome(&mut self, key: ConnKey) {
+        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let is_full = before >= self.settings.connections_max as usize;
+        let seat = Seat::take(&self.shared.handshakes, self.settings.handshakes_max as usize, &self.metrics);
+        let has_seat = seat.is_some();
+        if let Some(greeting) = self.greeting(key) {
+            greeting.unwelcome = greeting.unwelcome.or(is_full.then_some(Refusal::Full));
+            greeting.seat = seat;
+        }
+        if !has_seat {
+            let why = "too many handshakes are in flight; connect again later";
+            self.turn_down(key, 503, why, Refusal::Handshakes);
+        }
+    }
+
+    /// Whether too many attempts come from where this one does.
+    pub(super) fn is_flood(&self, client: SocketAddr) -> bool {
+        let now_ms = self.now.monotonic_ms();
+        self.shared.attempts.as_ref().is_some_and(|attempts| !attempts.admit(client.ip(), now_ms))
     }
 
     pub(super) fn on_accept_stopped(&mut self, error: &io::Error) {

@@ -112,6 +112,7 @@ mod tests {
             clients: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
+            handshakes: Arc::default(),
         });
         let settings = Settings { auth_required: false, ..Settings::new(&Config::default(), 9, 9) };
         let io = world.driver(ShardId(0), SimConfig { table: 9, buffers: 9, buffer_size: 999 });

@@ -1,15 +1,16 @@
 //! From a TCP connection to a WebSocket, or to an HTTP error that says why not.
-//! Law: the head's memory follows its bytes up to `max_header_bytes`; bytes after the head are frames.
+//! Law: the head's memory follows its bytes up to `max_header_bytes`, and as many again of a PROXY header in front of it;
+//! bytes after the head are frames.
 
 use std::borrow::Cow;
 
 use crate::app::auth::Claims;
-use crate::app::origin;
-use crate::conn::{Endpoint, Phase};
+use crate::app::{forwarded, origin};
+use crate::conn::{Endpoint, Greeting, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
-use crate::ws::{self, Progress, Upgrade};
+use crate::ws::{self, Preamble, Progress, Upgrade};
 
 use super::Shard;
 use super::accept::Accepting;
@@ -22,59 +23,47 @@ enum Verdict {
 }
 
 impl<I: Io> Shard<I> {
-    /// Takes bytes of the request; frames that follow it go on to the decoder.
-    pub(super) fn shake_hands(&mut self, key: ConnKey, bytes: &mut [u8]) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let Phase::Handshake { head, .. } = &mut conn.phase else { return };
-        let Some(mut head) = head.take() else {
-            return match self.try_upgrade(key, bytes, 0) {
-                Some(head_bytes) => self.on_frames(key, &mut bytes[head_bytes..]),
-                None => self.keep_head(key, Box::new(bytes.to_vec())),
-            };
-        };
-        let seen = head.len();
-        head.extend_from_slice(bytes);
-        match self.try_upgrade(key, &head, seen) {
-            Some(head_bytes) => self.on_frames(key, &mut head[head_bytes..]),
-            None => self.keep_head(key, head),
+    /// What is known of a connection whose handshake is in flight.
+    pub(super) fn greeting(&mut self, key: ConnKey) -> Option<&mut Greeting> {
+        match &mut self.conns.get_mut(key)?.phase {
+            Phase::Handshake(greeting) => Some(greeting),
+            _ => None,
         }
     }
 
-    #[expect(clippy::box_collection, reason = "8 bytes in every connection instead of 24 for the few that need it")]
-    fn keep_head(&mut self, key: ConnKey, unfinished: Box<Vec<u8>>) {
-        if let Some(conn) = self.conns.get_mut(key)
-            && let Phase::Handshake { head, .. } = &mut conn.phase
-        {
-            *head = Some(unfinished);
+    /// Takes bytes of the request; frames that follow it go on to the decoder.
+    pub(super) fn shake_hands(&mut self, key: ConnKey, bytes: &mut [u8]) {
+        let Some(greeting) = self.greeting(key) else { return };
+        let mut head = std::mem::take(&mut greeting.head);
+        if head.is_empty() {
+            match self.try_upgrade(key, bytes, 0) {
+                Some(head_bytes) => self.on_frames(key, &mut bytes[head_bytes..]),
+                None => self.keep_head(key, bytes.to_vec()),
+            }
+        } else {
+            let seen = head.len();
+            head.extend_from_slice(bytes);
+            match self.try_upgrade(key, &head, seen) {
+                Some(head_bytes) => self.on_frames(key, &mut head[head_bytes..]),
+                None => self.keep_head(key, head),
+            }
+        }
+    }
+
+    fn keep_head(&mut self, key: ConnKey, unfinished: Vec<u8>) {
+        if let Some(greeting) = self.greeting(key) {
+            greeting.head = unfinished;
         }
     }
 
     /// Answers the request if it is complete or wrong. Returns where frames begin, if it was upgraded.
     fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Option<usize> {
-        match self.contain_in(key, |shard| ws::parse_request(bytes, seen, &shard.settings.handshake))? {
+        let request_at = self.pass_preamble(key, bytes)?;
+        let (request, seen) = (&bytes[request_at..], seen.saturating_sub(request_at));
+        match self.contain_in(key, |shard| ws::parse_request(request, seen, &shard.settings.handshake))? {
             Ok(Progress::NeedMore) => None,
             Ok(Progress::Complete { request, head_bytes }) => {
-                match self.contain_in(key, |shard| shard.judge(key, &request))? {
-                    Verdict::Open { endpoint, claims } => {
-                        self.upgrade(key, &request, endpoint);
-                        if let Some(claims) = claims {
-                            self.enter(key, claims, None);
-                        }
-                        Some(head_bytes)
-                    }
-                    Verdict::Refuse { status, why, cause } => {
-                        self.metrics.refused[cause as usize].add(1);
-                        tracing::debug!(shard = self.id.0, slot = key.slot, status, %why, request.origin, "handshake refused");
-                        let after = (self.io.random() % 4 + 1).to_string();
-                        let headers: &[_] = match status {
-                            401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
-                            429 | 503 => &[("Retry-After", &after)],
-                            _ => &[],
-                        };
-                        self.refuse(key, |out| ws::refuse(out, status, &why, headers), CloseReason::BadHandshake);
-                        None
-                    }
-                }
+                self.answer(key, &request).map(|()| request_at + head_bytes)
             }
             Err(error) => {
                 self.metrics.refused[Refusal::BadRequest as usize].add(1);
@@ -85,19 +74,79 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn judge(&self, key: ConnKey, request: &Upgrade<'_>) -> Verdict {
+    /// Takes the PROXY header in front of the request, if there has to be one. Returns where the request begins.
+    fn pass_preamble(&mut self, key: ConnKey, bytes: &[u8]) -> Option<usize> {
+        if let Some(request_at) = self.greeting(key)?.request_at {
+            return Some(request_at);
+        }
+        let parse = |shard: &Self| ws::parse_preamble(bytes, shard.settings.handshake.header_bytes_max);
+        match self.contain_in(key, parse)? {
+            Ok(Preamble::NeedMore) => None,
+            Ok(Preamble::Complete { client, bytes }) => {
+                let greeting = self.greeting(key)?;
+                greeting.peer = client.or(greeting.peer);
+                greeting.request_at = Some(bytes);
+                Some(bytes)
+            }
+            Err(error) => {
+                tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");
+                self.turn_down(key, 400, &error.to_string(), Refusal::BadRequest);
+                None
+            }
+        }
+    }
+
+    /// Answers a complete request; `None` if it was not upgraded.
+    fn answer(&mut self, key: ConnKey, request: &Upgrade<'_>) -> Option<()> {
+        let &mut Greeting { peer, is_proxied, unwelcome, .. } = self.greeting(key)?;
+        let (client, verdict) = self.contain_in(key, |shard| {
+            // Whose connection it is: its peer's, unless that is a trusted proxy and says otherwise.
+            let client = peer.map(|peer| forwarded::client_of(peer, request, &shard.settings.proxy.trusted));
+            let is_flood = is_proxied && client.is_some_and(|client| shard.is_flood(client));
+            (client, shard.judge(request, unwelcome.or(is_flood.then_some(Refusal::RateLimited))))
+        })?;
+        match verdict {
+            Verdict::Open { endpoint, claims } => {
+                self.upgrade(key, request, endpoint);
+                if let Some(claims) = claims {
+                    self.enter(key, claims, None);
+                }
+                Some(())
+            }
+            Verdict::Refuse { status, why, cause } => {
+                let (shard, slot) = (self.id.0, key.slot);
+                tracing::debug!(shard, slot, status, %why, ?client, request.origin, "handshake refused");
+                self.turn_down(key, status, &why, cause);
+                None
+            }
+        }
+    }
+
+    /// Answers a request, or what should have been one, with a status and a reason.
+    pub(super) fn turn_down(&mut self, key: ConnKey, status: u16, why: &str, cause: Refusal) {
+        self.metrics.refused[cause as usize].add(1);
+        let after = (self.io.random() % 4 + 1).to_string();
+        let headers: &[_] = match status {
+            401 => &[("WWW-Authenticate", "Bearer error=\"invalid_token\"")],
+            429 | 503 => &[("Retry-After", &after)],
+            _ => &[],
+        };
+        self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
+    }
+
+    fn judge(&self, request: &Upgrade<'_>, unwelcome: Option<Refusal>) -> Verdict {
         let refuse = |status, why: &'static str, cause| Verdict::Refuse { status, why: why.into(), cause };
         if self.accepting == Accepting::Stopped {
             return refuse(503, "the server is draining; connect again later", Refusal::Draining);
         }
-        match self.conns.get(key).map(|conn| &conn.phase) {
-            Some(&Phase::Handshake { unwelcome: Some(cause @ Refusal::RateLimited), .. }) => {
+        match unwelcome {
+            None => {}
+            Some(cause @ Refusal::RateLimited) => {
                 return refuse(429, "too many connections from this address; connect again later", cause);
             }
-            Some(&Phase::Handshake { unwelcome: Some(cause), .. }) => {
+            Some(cause) => {
                 return refuse(503, "the server holds as many connections as it may; connect again later", cause);
             }
-            _ => {}
         }
         let endpoint = if request.path == self.settings.path {
             Endpoint::Native

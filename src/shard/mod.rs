@@ -61,6 +61,8 @@ pub struct Shared {
     pub attempts: Option<ConnectionAttempts>,
     /// Connections of all shards, those that are being told that the server is full included.
     pub connections: AtomicUsize,
+    /// Handshakes in flight on all shards.
+    pub handshakes: Arc<AtomicUsize>,
 }
 
 /// A shard.

@@ -2,7 +2,7 @@
 
 use crate::app::auth::Carriers;
 use crate::app::envelope;
-use crate::config::{Config, Origins};
+use crate::config::{Config, Origins, Proxy};
 use crate::conn::{OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
@@ -14,7 +14,9 @@ pub struct Settings {
     pub path: String,
     pub echo_path: Option<String>,
     pub origins: Origins,
+    pub proxy: Proxy,
     pub connections_max: u32,
+    pub handshakes_max: u32,
     pub slots: u32,
     pub handshake: HandshakeLimits,
     pub messages: Limits,
@@ -45,7 +47,9 @@ impl Settings {
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
             origins: config.origins.clone(),
+            proxy: config.proxy.clone(),
             connections_max,
+            handshakes_max: config.limits.handshakes_in_flight,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes.0 },
             messages: Limits { message_bytes_max: config.websocket.max_message_size.0 },

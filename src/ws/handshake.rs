@@ -44,6 +44,13 @@ pub fn parse_request<'a>(
 ) -> Result<Progress<'a>, HandshakeError> {
     // What is not HTTP shows in its first bytes (TLS on the plain port, say).
     if let Some((&byte, _)) = bytes.iter().zip(METHOD).find(|(byte, expected)| byte != expected) {
+        // Worth a word of its own: it is the first mistake that is made with a proxy.
+        if bytes.starts_with(PREAMBLE) {
+            return Err(HandshakeError::UnwantedPreamble);
+        }
+        if PREAMBLE.starts_with(bytes) {
+            return Ok(Progress::NeedMore);
+        }
         return Err(if byte.is_ascii_alphanumeric() { HandshakeError::NotGet } else { HandshakeError::NotHttp });
     }
 
@@ -184,8 +191,10 @@ impl<'a> Upgrade<'a> {
         self.cookies().find(|&(known, _)| known == name).map(|(_, value)| value)
     }
 
+    /// The values of all headers called `name`, in order, as bytes without spaces around them.
+    ///
     /// Walks the header lines again, which costs less than keeping them: most names are asked for once or never.
-    fn raw_headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+    pub fn raw_headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         let mut rest = self.lines;
         std::iter::from_fn(move || {
             let (line, after) = rest.split_at_checked(memchr::memchr(b'\n', rest)? + 1)?;
@@ -244,6 +253,9 @@ pub enum HandshakeError {
     /// The first bytes are not those of an HTTP request.
     #[error("not an HTTP request")]
     NotHttp,
+    /// The PROXY protocol from somebody who is not to speak it.
+    #[error("PROXY protocol header from a peer for which proxy.trusted and proxy.proxy_protocol do not ask for one")]
+    UnwantedPreamble,
     /// Another method than GET.
     #[error("method is not GET")]
     NotGet,
@@ -291,6 +303,7 @@ impl HandshakeError {
             Self::WrongVersion => 426,
             Self::HeadTooLarge | Self::TooManyHeaders => 431,
             Self::NotHttp
+            | Self::UnwantedPreamble
             | Self::RequestLine(_)
             | Self::BareLineFeed
             | Self::BadHeader(_)
@@ -391,6 +404,8 @@ fn is_16_bytes_in_base64(key: &[u8]) -> bool {
 }
 
 const METHOD: &[u8] = b"GET ";
+/// How version 1 of the PROXY protocol begins.
+const PREAMBLE: &[u8] = b"PROXY ";
 /// Schemes of a target in absolute form (RFC 6455 §4.1 item 2, and what they stand for).
 const SCHEMES: [&str; 4] = ["http://", "https://", "ws://", "wss://"];
 /// Most headers of a request. Browsers behind two proxies send about 40.

@@ -5,6 +5,7 @@
 //! # The map, in the order of a connection's life
 //! | file | its one job |
 //! |---|---|
+//! | [`preamble`] | what a proxy says in front of it all |
 //! | [`handshake`] | the upgrade request: parse, judge, accept or refuse |
 //! | [`mod@frame`] | one frame header: parse and judge |
 //! | [`decoder`] | frames to messages: in place if whole, in one growing buffer if not |
@@ -52,6 +53,7 @@ pub mod frame;
 pub mod handshake;
 pub mod mask;
 pub mod message;
+pub mod preamble;
 
 pub use decoder::{Decoder, Input, Limits};
 pub use encoder::{Mark, begin, close, finish, frame, frame_of};
@@ -59,3 +61,4 @@ pub use error::ProtocolError;
 pub use frame::Extensions;
 pub use handshake::{HandshakeError, HandshakeLimits, Progress, Upgrade, accept, parse_request, refuse};
 pub use message::{Close, Event, Opcode};
+pub use preamble::{Preamble, PreambleError, parse_preamble};

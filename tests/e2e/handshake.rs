@@ -1,5 +1,7 @@
 //! The upgrade: what a client may ask for, and how a server that will not upgrade says so.
 
+use tidewheel::metrics::Refusal;
+
 use super::client::Client;
 use super::raw::{Raw, request};
 use super::server::Server;
@@ -121,6 +123,60 @@ fn no_more_than_there_is_room_for() {
     }
     server.rest();
     server.connect().quiet();
+    server.rest();
+}
+
+/// Under, at and over the bound, over all shards; places are given back by upgrades, refusals, ends and the timeout.
+#[test]
+fn no_more_handshakes_than_may_be_in_flight() {
+    let server = Server::start("limits: {handshakes_in_flight: 3}\nwebsocket: {handshake_timeout: 2s}");
+    let in_flight = || server.sum(|shard| &shard.handshakes);
+    let slow = |bytes: &[u8]| {
+        let before = in_flight();
+        let mut raw = server.raw();
+        raw.write(bytes);
+        super::until("a handshake in flight", || in_flight() == before + 1);
+        raw
+    };
+    let refused = || {
+        // At once: nothing has been sent.
+        let mut raw = server.raw();
+        let (status, head, body) = raw.refusal();
+        assert!(status == 503 && head.contains("\r\nRetry-After: ") && body.contains("handshakes"), "{head}{body}");
+    };
+    let mut held: Vec<Raw> = [&b""[..], b"GET /ws"].map(slow).into();
+    for _ in 0..5 {
+        server.connect().quiet(); // the third place, again and again
+    }
+    super::until("two handshakes", || in_flight() == 2);
+    held.push(slow(b"G"));
+    (0..3).for_each(|_| refused());
+    assert_eq!((in_flight(), server.sum(|shard| &shard.refused[Refusal::Handshakes as usize])), (3, 3));
+
+    // A refusal, an upgrade and a client that goes: each makes room for one.
+    held[2].write(b"OOD\r\n\r\n");
+    assert_eq!(held[2].refusal().0, 405);
+    super::until("two handshakes", || in_flight() == 2);
+    let mut upgraded = slow(b"");
+    refused();
+    upgraded.upgrade("/ws");
+    super::until("two handshakes", || in_flight() == 2);
+    let gone = slow(b"GET");
+    refused();
+    drop(gone);
+    super::until("two handshakes", || in_flight() == 2);
+    drop(slow(b"GET /ws HTTP/1.1"));
+
+    // Whoever is slow is told so, and has its place no more.
+    for mut raw in held.into_iter().take(2) {
+        assert_eq!(raw.refusal().0, 408);
+    }
+    super::until("no handshake", || in_flight() == 0);
+    let mut three: Vec<Raw> = (0..3).map(|_| slow(b"GET ")).collect();
+    refused();
+    three.iter_mut().for_each(|raw| raw.write(&request("/ws").as_bytes()[4..]));
+    three.iter_mut().for_each(|raw| assert!(raw.head().starts_with("HTTP/1.1 101 ")));
+    drop((three, upgraded));
     server.rest();
 }
 

@@ -21,6 +21,7 @@ mod order;
 mod origins;
 mod ports;
 mod process;
+mod proxies;
 mod python;
 mod raw;
 mod server;

@@ -101,6 +101,11 @@ impl Raw {
         (status, head, String::from_utf8(self.received[self.taken..].to_vec()).unwrap())
     }
 
+    /// What was read and not looked at, as text.
+    pub fn body(&self) -> String {
+        String::from_utf8_lossy(&self.received[self.taken..]).into_owned()
+    }
+
     /// Reads one frame; `None` at the end of the stream.
     #[track_caller]
     pub fn next(&mut self) -> Option<Frame> {

@@ -102,6 +102,7 @@ impl Run {
             clients: Clients::new(Some(1), ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
+            handshakes: Arc::default(),
         });
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();

@@ -59,6 +59,7 @@ impl Stage {
             clients: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
+            handshakes: Arc::default(),
         });
         let mut settings = Settings::new(&Config::default(), 100, 100);
         settings.auth_required = false;

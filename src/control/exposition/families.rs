@@ -21,6 +21,11 @@ pub(super) enum Values {
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {
+        name: "tidewheel_handshakes_in_flight",
+        help: "Connections whose handshake is in flight now.",
+        values: Values::Gauge(|shard| &shard.handshakes),
+    },
+    Family {
         name: "websocket_upgrades",
         help: "Upgrades that succeeded.",
         values: Values::Counter(|shard| &shard.upgraded),

@@ -138,6 +138,14 @@ impl Kernel {
         slot.conn = Some(Conn::new(key, descriptor, stream));
     }
 
+    /// The stream of a socket that was neither adopted nor refused yet.
+    pub fn stream_of(&self, socket: &Socket) -> Option<usize> {
+        match self.table[socket.0 as usize] {
+            Descriptor::Fresh { stream } => Some(stream),
+            _ => None,
+        }
+    }
+
     pub fn refuse(&mut self, socket: Socket, streams: &mut [Stream]) {
         let descriptor = socket.0 as usize;
         let Descriptor::Fresh { stream } = self.table[descriptor] else {

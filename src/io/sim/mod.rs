@@ -15,6 +15,7 @@ mod stream;
 
 use std::cell::RefCell;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,17 +92,22 @@ impl World {
 
     /// Connects a client to one of the listeners that are open, by chance (SO_REUSEPORT).
     pub fn connect(&self) -> ClientId {
+        self.connect_from(CLIENT)
+    }
+
+    /// The same, from this address.
+    pub fn connect_from(&self, address: IpAddr) -> ClientId {
         let mut state = self.0.borrow_mut();
         let listening: Vec<usize> = (0..state.kernels.len()).filter(|&i| state.kernels[i].listens()).collect();
         let shard = (!listening.is_empty()).then(|| listening[state.dice.below(listening.len())]);
-        state.connect(shard)
+        state.connect(shard, address)
     }
 
     /// Connects a client to this shard's listener.
     pub fn connect_to(&self, shard: ShardId) -> ClientId {
         let mut state = self.0.borrow_mut();
         let listens = state.kernels[shard.index()].listens();
-        state.connect(listens.then_some(shard.index()))
+        state.connect(listens.then_some(shard.index()), CLIENT)
     }
 
     /// Sends bytes. The network takes them as the server's socket buffer has room; those of a connection that has
@@ -248,6 +254,12 @@ impl Io for Sim {
         self.kernel(|kernel, streams, _| kernel.stop_accepting(streams));
     }
 
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        let state = self.world.0.borrow();
+        let stream = state.kernels[self.shard.index()].stream_of(socket)?;
+        Some(state.streams[stream].peer)
+    }
+
     fn adopt(&mut self, socket: Socket, conn: ConnKey) {
         self.kernel(|kernel, _, _| kernel.adopt(socket, conn));
     }
@@ -299,9 +311,9 @@ impl Io for Sim {
 }
 
 impl State {
-    fn connect(&mut self, shard: Option<usize>) -> ClientId {
+    fn connect(&mut self, shard: Option<usize>, address: IpAddr) -> ClientId {
         let id = self.streams.len();
-        let mut stream = Stream::new(&mut self.dice);
+        let mut stream = Stream::new(SocketAddr::new(address, id as u16), &mut self.dice);
         match shard {
             Some(shard) => {
                 self.kernels[shard].connect(id);
@@ -375,6 +387,8 @@ fn nanos(duration: Duration) -> u64 {
 
 /// Unix time when a world begins: 2026-01-01.
 const UNIX_START_MS: u64 = 1_767_225_600_000;
+/// Where clients connect from unless they say otherwise.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// Time that one step takes, at most: 200 µs.
 const STEP_MAX_NS: usize = 200_000;
 /// Steps of one wait, at most, before other shards get their turn.

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use super::dice::Dice;
 use super::faults::Faults;
@@ -26,6 +27,8 @@ pub enum ClientState {
 
 #[derive(Debug)]
 pub(super) struct Stream {
+    /// Where the client connects from.
+    pub peer: SocketAddr,
     pub state: ClientState,
     /// What the client has sent and the server's kernel has not taken yet.
     outbox: VecDeque<u8>,
@@ -53,9 +56,10 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub fn new(dice: &mut Dice) -> Self {
+    pub fn new(peer: SocketAddr, dice: &mut Dice) -> Self {
         let mut socket_buffer = || SOCKET_BUFFERS[dice.below(SOCKET_BUFFERS.len())];
         Self {
+            peer,
             state: ClientState::Open,
             outbox: VecDeque::new(),
             inbox: Vec::new(),

@@ -87,6 +87,8 @@ fn request_lines() {
     check("\r\nGET / HTTP/1.1\r\n", "400 not an HTTP request");
     check("GET\t/ HTTP/1.1", "400 not an HTTP request");
     check("POST /ws HTTP/1.1\r\n", "405 method is not GET");
+    check("PROPFIND /ws HTTP/1.1\r\n", "405 method is not GET");
+    check("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", &format!("400 {}", HandshakeError::UnwantedPreamble));
     check("get /ws HTTP/1.1\r\n", "405 method is not GET");
     check("GETS", "405 method is not GET");
     check("GET /ws HTTP/1.0\r\n", "400 request line: only HTTP/1.1 is spoken here");
