@@ -187,8 +187,13 @@ pub struct ShardMetrics {
     pub upgraded: Counter,
     /// Connections ended, by reason.
     pub closed: Counters<{ CloseReason::ALL.len() }>,
-    /// Connections cut at the drain's deadline, part of those closed.
+    /// Connections that a drain closed with everything queued sent and the peer's side ended, part of those closed.
+    pub closed_cleanly: Counter,
+    /// Connections that a drain ended otherwise: at its deadline, without an answer to the close frame, or broken off by the
+    /// peer with bytes unsent. Part of those closed.
     pub cut: Counter,
+    /// Bytes queued for those that the kernel had not taken.
+    pub unsent_bytes: Counter,
     /// Newcomers turned away, by cause.
     pub refused: Counters<{ Refusal::ALL.len() }>,
     /// Errors answered, by code.

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidewheel::Config;
 use tidewheel::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
@@ -63,6 +63,26 @@ fn the_page_runs_nothing_but_its_own_script() {
 }
 
 #[test]
+fn a_scrape_says_how_far_a_drain_is() {
+    let plane = Plane::start(2);
+    plane.metrics.iter().for_each(|shard| shard.opened.add(5));
+    plane.metrics[1].count_closed(CloseReason::Drain);
+    plane.metrics[1].closed_cleanly.add(1);
+    plane.metrics[0].unsent_bytes.set(9);
+    plane.phase.drain_within(Duration::from_secs(100));
+    let scrape = plane.scrape();
+    let check = |series: &str, expected: f64| assert_eq!(scrape.samples.get(series), Some(&expected), "{series}");
+    check(r#"tidewheel_phase{phase="draining"}"#, 1.0);
+    check("tidewheel_drain_connections_left", 9.0);
+    check(r#"tidewheel_drain_closed_cleanly_total{shard="1"}"#, 1.0);
+    check(r#"tidewheel_drain_cut_total{shard="1"}"#, 0.0);
+    check(r#"tidewheel_drain_unsent_bytes{shard="0"}"#, 9.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let deadline = scrape.samples["tidewheel_drain_deadline_timestamp_seconds"];
+    assert!((now + 60.0..now + 101.0).contains(&deadline), "{deadline}");
+}
+
+#[test]
 fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     let plane = Plane::start(2);
     let shard = &plane.metrics[1];
@@ -97,6 +117,8 @@ fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     check(r#"websocket_ping_rtt_seconds_sum{shard="1"}"#, 60.004);
     check(r#"websocket_ping_rtt_seconds_count{shard="0"}"#, 0.0);
     check(r#"tidewheel_phase{phase="ready"}"#, 1.0);
+    check("tidewheel_drain_connections_left", 0.0);
+    check("tidewheel_drain_deadline_timestamp_seconds", 0.0);
     check(r#"tidewheel_phase{phase="starting"}"#, 0.0);
     check(concat!(r#"tidewheel_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0);
     let between = |series: &str, low: f64, high: f64| {

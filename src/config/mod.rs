@@ -225,10 +225,18 @@ section! {
 }
 
 section! {
-    /// What happens on SIGTERM.
+    /// What happens on SIGTERM. Everyone is told when to connect again, evenly over a window.
     Drain {
-        /// Time from the signal until the process exits whatever clients do.
+        /// Time from the signal, when `/readyz` begins to answer 503, until nobody is accepted any more: as long as a load
+        /// balancer needs to notice. Newcomers are served meanwhile.
+        live wait: Duration = Duration::ZERO => Duration::ZERO..=HOUR,
+        /// Time after `wait` in which connections are closed one after the other; less if the rate does not need it.
+        /// `auto`: two thirds of what `deadline` leaves, which is 20s by default.
+        live spread: Auto<Duration> = Auto::Auto => Duration::ZERO..=HOUR,
+        /// Time from the signal until the process exits whatever clients do. Not shorter than `wait` and `spread` together.
         live deadline: Duration = Duration::from_secs(30) => Duration::ZERO..=HOUR,
+        /// Clients that are told to connect again within the same second; closes keep to it too, as far as `spread` allows.
+        live reconnects_per_second: u32 = 1000 => 1..=1_000_000,
     }
 }
 
@@ -262,6 +270,25 @@ section! {
         live level: LogLevel = LogLevel::Info,
         /// Form of a line.
         restart format: LogFormat = LogFormat::Text,
+    }
+}
+
+impl Drain {
+    /// Checks the section alone, as [`Config::validate`] does.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn validate(&self) -> Result<(), Problems> {
+        Config { auth: Auth { required: false, ..Auth::default() }, drain: self.clone(), ..Config::default() }
+            .validate()
+    }
+
+    /// Time in which connections are closed, after `wait`.
+    pub fn closes_within(&self) -> Duration {
+        match self.spread {
+            Auto::Auto => self.deadline.saturating_sub(self.wait) * 2 / 3,
+            Auto::Value(spread) => spread,
+        }
     }
 }
 

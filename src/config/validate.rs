@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::node::Node;
 use super::origin::OriginPattern;
-use super::{Algorithm, Config, Place, Problem, Problems, RECEIVE_BUFFERS_MAX};
+use super::units::show_duration;
+use super::{Algorithm, Auto, Config, Drain, Place, Problem, Problems, RECEIVE_BUFFERS_MAX};
 
 impl Config {
     /// Checks every value and how they go together.
@@ -34,6 +35,7 @@ impl Config {
         self.check_admin_key(&mut problems);
         self.check_proxy(&mut problems);
         self.check_ring(&mut problems);
+        self.check_drain(&mut problems);
         problems.0
     }
 
@@ -177,6 +179,28 @@ impl Config {
             problems.add("admin.key", what.to_owned());
         }
     }
+
+    /// Who has not been told by the deadline is cut without a word.
+    fn check_drain(&self, problems: &mut Found) {
+        let Drain { wait, spread, deadline, .. } = self.drain;
+        let left = deadline.saturating_sub(wait);
+        let [shown_wait, shown_deadline, shown_left] = [wait, deadline, left].map(show_duration);
+        if wait > deadline {
+            let what = "when everyone is cut; raise the deadline or wait less";
+            problems.add("drain.wait", format!("{shown_wait} is longer than drain.deadline: {shown_deadline}, {what}"));
+        } else if let Auto::Value(spread) = spread
+            && spread > left
+        {
+            let leaves =
+                if wait.is_zero() { String::new() } else { format!("what drain.wait: {shown_wait} leaves of ") };
+            let what = format!("when everyone is cut; write auto, or {shown_left} at most");
+            let spread = show_duration(spread);
+            problems.add(
+                "drain.spread",
+                format!("{spread} is longer than {leaves}drain.deadline: {shown_deadline}, {what}"),
+            );
+        }
+    }
 }
 
 /// Keys, each with what is to be said of it.
@@ -288,6 +312,15 @@ mod tests {
         );
         check("drain: {deadline: 0s}", &[]);
         check("drain: {deadline: 61m}", &["drain.deadline: 61m "]);
+        check("drain: {reconnects_per_second: 0}", &["drain.reconnects_per_second: 0 "]);
+        check("drain: {reconnects_per_second: 1000001}", &["drain.reconnects_per_second: 1000001 "]);
+        check("drain: {wait: 30s}", &[]);
+        check("drain: {wait: 31s}", &["drain.wait: 31s is longer than drain.deadline: 30s"]);
+        check("drain: {spread: 30s}", &[]);
+        check("drain: {spread: 31s}", &["drain.spread: 31s is longer than drain.deadline: 30s"]);
+        check("drain: {wait: 5s, spread: 25s}", &[]);
+        check("drain: {wait: 5s, spread: 26s}", &["drain.spread: 26s is longer than what drain.wait: 5s leaves of"]);
+        check("drain: {wait: 5s, deadline: 6s}", &[]);
         check("io: {receive_buffers: 1000}", &["io.receive_buffers: 1000 is no power of two; write 1024"]);
         check("io: {receive_buffers: 65536}", &["io.receive_buffers: 65536 is out of range; write 1 to 32768"]);
         check("io: {receive_buffer_size: 1}", &["io.receive_buffer_size: 1B "]);

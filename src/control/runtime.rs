@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exposition::Exposition;
-use super::{ControlSettings, api, http};
+use super::{ControlSettings, api, drain, http};
 
 /// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
 /// everything is listened to, or what went wrong.
@@ -48,6 +48,7 @@ fn begin(settings: ControlSettings) -> io::Result<()> {
         tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
         tokio_uring::spawn(refuse_reload(signal(SignalKind::hangup())?));
     }
+    tokio_uring::spawn(drain::log_progress(metrics.clone(), phase.clone()));
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -66,7 +67,7 @@ async fn terminate_on_signal(mut terminate: Signal, mut interrupt: Signal, on_te
         }
     };
     let name = next().await;
-    tracing::info!(signal = name, "draining; a second signal ends the process at once");
+    tracing::info!(signal = name, "a signal to end: a second one ends the process at once");
     on_terminate();
     let name = next().await;
     tracing::warn!(signal = name, "second signal: ending without finishing the drain");

@@ -10,7 +10,7 @@ use crate::io::uring::{Uring, UringConfig};
 use crate::io::{affinity, clock};
 use crate::metrics::ShardMetrics;
 use crate::shard::settings::Settings;
-use crate::shard::{Inbox, Shard, Shared, Turn};
+use crate::shard::{DrainOrder, Inbox, Shard, Shared, Turn};
 
 use super::Inner;
 
@@ -38,7 +38,7 @@ impl Plan {
         let outcome = outcome.unwrap_or_else(|_| Err(io::Error::other("the shard panicked")));
         if let Err(error) = &outcome {
             tracing::error!(shard = shard.0, %error, "a shard broke; the engine ends");
-            engine.drain_within(engine.deadline_ms.min(BROKEN_DEADLINE_MS));
+            engine.drain_by(DrainOrder::within(engine.drain.deadline_ms.min(BROKEN_DEADLINE_MS)));
         }
         outcome
     }

@@ -31,6 +31,7 @@ mod listen;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, io};
 
 use serde::Serialize;
@@ -39,7 +40,7 @@ use serde::de::DeserializeOwned;
 use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
 use crate::app::context::Refused;
 use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
-use crate::config::{Algorithm, Auto, Config, Problems, ReceiveWait};
+use crate::config::{self, Algorithm, Auto, Config, Problems, ReceiveWait};
 use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
 use crate::id::ShardId;
 use crate::io::affinity;
@@ -48,8 +49,8 @@ use crate::io::probe::{self, Features, Unavailable};
 use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ShardMetrics};
 use crate::pubsub::{Bus, Delivery, Registry};
-use crate::shard::Shared;
 use crate::shard::settings::Settings;
+use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
 use launch::{Plan, ShardThread, launch};
 use listen::{bind_admin, listen};
@@ -158,7 +159,7 @@ impl EngineBuilder {
             shards: Shards::new(shards),
             phase: Arc::default(),
             metrics: metrics.clone(),
-            deadline_ms: self.config.drain.deadline.as_millis() as u64,
+            drain: DrainOrder::new(&self.config.drain),
         });
         let on_terminate = {
             let inner = inner.clone();
@@ -187,6 +188,7 @@ impl EngineBuilder {
             attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
             handshakes: Arc::default(),
+            drain: Default::default(),
         });
         let bells: Arc<[Arc<Bell>]> =
             (0..shards).map(|_| Bell::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?.into();
@@ -215,7 +217,7 @@ impl EngineBuilder {
         let (threads, started) = launch(plans);
         let engine = Engine { inner, threads, control: Some(control), addresses, capacity, features };
         if let Err(error) = started {
-            engine.inner.drain();
+            engine.inner.drain_by(DrainOrder::within(0));
             engine.wait();
             return Err(error.into());
         }
@@ -330,9 +332,21 @@ impl EngineHandle {
         self.inner.shards.broadcast(data)
     }
 
-    /// Stops accepting, tells everyone, flushes what is queued, and ends within `drain.deadline`. Returns at once.
+    /// Drains as configured: becomes unready, waits for load balancers, stops accepting, tells everyone when to come back,
+    /// flushes what is queued, and ends within `drain.deadline`. Returns at once.
     pub fn drain(&self) {
         self.inner.drain();
+    }
+
+    /// Drains in another way than configured, such as within a shorter time. Of two orders the more urgent of each time
+    /// counts.
+    ///
+    /// # Errors
+    /// What [`Config::validate`] would say of the section; nothing has begun then.
+    pub fn drain_with(&self, drain: &config::Drain) -> Result<(), Problems> {
+        drain.validate()?;
+        self.inner.drain_by(DrainOrder::new(drain));
+        Ok(())
     }
 
     /// The counters of each shard.
@@ -346,18 +360,18 @@ struct Inner {
     shards: Shards,
     phase: Arc<Phase>,
     metrics: Vec<Arc<ShardMetrics>>,
-    deadline_ms: u64,
+    drain: DrainOrder,
 }
 
 impl Inner {
     fn drain(&self) {
-        self.drain_within(self.deadline_ms);
+        self.drain_by(self.drain);
     }
 
-    fn drain_within(&self, deadline_ms: u64) {
-        self.phase.advance(Stage::Draining);
+    fn drain_by(&self, order: DrainOrder) {
+        self.phase.drain_within(Duration::from_millis(order.deadline_ms));
         for inbox in self.shards.inboxes() {
-            inbox.drain(deadline_ms);
+            inbox.drain(order);
         }
     }
 
@@ -366,7 +380,9 @@ impl Inner {
         Summary {
             connections: sum(&|m| &m.opened),
             drained: sum(&|m| &m.closed[CloseReason::Drain as usize]),
+            closed_cleanly: sum(&|m| &m.closed_cleanly),
             cut: sum(&|m| &m.cut),
+            unsent_bytes: sum(&|m| &m.unsent_bytes),
             messages_in: sum(&|m| &m.messages_in),
             messages_out: sum(&|m| &m.messages_out),
             broken_shards: broken,
@@ -380,7 +396,9 @@ impl Inner {
 pub struct Summary {
     pub connections: u64,
     pub drained: u64,
+    pub closed_cleanly: u64,
     pub cut: u64,
+    pub unsent_bytes: u64,
     pub messages_in: u64,
     pub messages_out: u64,
     pub broken_shards: usize,
@@ -388,11 +406,20 @@ pub struct Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connections, drained, cut, messages_in, messages_out, broken_shards } = self;
+        let Self {
+            connections,
+            drained: _,
+            closed_cleanly,
+            cut,
+            unsent_bytes,
+            messages_in,
+            messages_out,
+            broken_shards,
+        } = self;
         write!(
             f,
-            "served {connections} connections, {messages_in} messages in, {messages_out} out; {drained} closed by the \
-             drain, {cut} of them cut"
+            "served {connections} connections, {messages_in} messages in, {messages_out} out; drained: {closed_cleanly} \
+             closed cleanly, {cut} cut, {unsent_bytes} bytes unsent"
         )?;
         if *broken_shards > 0 {
             write!(f, "; {broken_shards} shards broke")?;

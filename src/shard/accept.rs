@@ -32,6 +32,9 @@ pub enum Accepting {
 impl<I: Io> Shard<I> {
     /// Starts accepting.
     pub fn open(&mut self) {
+        if self.accepting == Accepting::Idle {
+            self.shared.drain.opens();
+        }
         self.accepting = Accepting::On;
         self.io.accept();
     }

@@ -207,7 +207,9 @@ impl<I: Io> Shard<I> {
         if matches!(conn.phase, Phase::Gone) {
             return;
         }
-        let reason = conn.reason.unwrap_or(reason);
+        let reason = *conn.reason.get_or_insert(reason);
+        self.count_drained(key, reason);
+        let Some(conn) = self.conns.get_mut(key) else { return };
         conn.phase = Phase::Gone;
         conn.held = None;
         conn.intake = None;

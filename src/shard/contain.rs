@@ -113,6 +113,7 @@ mod tests {
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),
+            drain: Default::default(),
         });
         let settings = Settings { auth_required: false, ..Settings::new(&Config::default(), 9, 9) };
         let io = world.driver(ShardId(0), SimConfig { table: 9, buffers: 9, buffer_size: 999 });

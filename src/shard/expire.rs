@@ -43,7 +43,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn expire(&mut self) {
         self.resume_accepting();
-        self.enforce_drain();
+        self.advance_drain();
         self.give_up_handlers();
         let now_ms = self.now.monotonic_ms();
         while let Some(slot) = self.wheel.pop_expired(now_ms) {

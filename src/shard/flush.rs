@@ -55,7 +55,8 @@ impl<I: Io> Shard<I> {
         };
         self.metrics.bytes_out.add(u64::from(bytes));
         if matches!(conn.phase, Phase::Gone) {
-            return;
+            let reason = conn.reason;
+            return self.count_sent_late(reason, bytes);
         }
         if let Some(rest) = conn.outbound.on_sent(self.io.palette(), bytes) {
             self.metrics.sends.add(1);

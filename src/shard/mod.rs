@@ -37,6 +37,7 @@ use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
+pub use drain::{DrainOrder, Tally};
 use executor::Executor;
 pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
@@ -63,6 +64,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Handshakes in flight on all shards.
     pub handshakes: Arc<AtomicUsize>,
+    /// What they must agree on to end together.
+    pub drain: Tally,
 }
 
 /// A shard.
@@ -230,7 +233,7 @@ impl<I: Io> Shard<I> {
             self.wheel.next_deadline_ms(),
             self.handler_deadline_ms(),
             self.accept_retry_ms(),
-            self.drain_deadline_ms(),
+            self.drain_due_ms(),
             retry,
         ];
         let deadline = deadlines.into_iter().flatten().min();
@@ -337,6 +340,9 @@ impl<I: Io> Shard<I> {
 impl<I: Io> Drop for Shard<I> {
     fn drop(&mut self) {
         self.inbox.close();
+        if !matches!(self.accepting, accept::Accepting::Idle | accept::Accepting::Stopped) {
+            self.shared.drain.stops();
+        }
         // None, unless the shard broke: others that drain need not wait for its connections.
         self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
     }

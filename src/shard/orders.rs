@@ -1,7 +1,7 @@
 //! What other threads want of a shard: publishes of the embedding program, and the drain.
 //! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
@@ -12,6 +12,7 @@ use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
 
 use super::Shard;
+use super::drain::DrainOrder;
 
 /// An order to a shard.
 #[derive(Debug)]
@@ -36,13 +37,14 @@ pub enum Order {
 
 /// Orders that a shard holds at most.
 const ORDERS_MAX: usize = 1024;
+const DRAINS_MAX: usize = 8;
 
 /// A shard's inbox for other threads.
 pub struct Inbox {
     orders: ArrayQueue<Order>,
-    /// Milliseconds until the deadline of a drain that has been ordered, plus one; 0 if none has. Not a queued order: it
-    /// must always find room.
-    drain_ms: AtomicU64,
+    /// Drains that have been ordered and not taken up. Apart from the other orders, since they must always find room: of more
+    /// than fit, the oldest is forgotten.
+    drains: ArrayQueue<DrainOrder>,
     /// The shard has ended.
     closed: AtomicBool,
     doorbell: OnceLock<Arc<dyn Doorbell>>,
@@ -52,7 +54,7 @@ impl Default for Inbox {
     fn default() -> Self {
         Self {
             orders: ArrayQueue::new(ORDERS_MAX),
-            drain_ms: AtomicU64::new(0),
+            drains: ArrayQueue::new(DRAINS_MAX),
             closed: AtomicBool::new(false),
             doorbell: OnceLock::new(),
         }
@@ -88,16 +90,15 @@ impl Inbox {
         while self.orders.pop().is_some() {}
     }
 
-    /// Orders the shard to accept nobody any more, close everybody and end; whoever is left `deadline_ms` from then is
-    /// cut.
-    pub fn drain(&self, deadline_ms: u64) {
-        self.drain_ms.store(deadline_ms.saturating_add(1), Ordering::SeqCst);
+    /// Orders the shard to close everybody and end. A second order can only make that faster.
+    pub fn drain(&self, order: DrainOrder) {
+        self.drains.force_push(order);
         self.ring();
     }
 
     /// Whether a drain has been ordered that the shard has not taken up.
     pub(super) fn wants_drain(&self) -> bool {
-        self.drain_ms.load(Ordering::SeqCst) != 0
+        !self.drains.is_empty()
     }
 
     /// Whether orders wait.
@@ -118,10 +119,10 @@ impl Inbox {
 
 impl<I: Io> Shard<I> {
     pub(super) fn take_orders(&mut self) {
-        if self.inbox.wants_drain()
-            && let Some(deadline_ms) = self.inbox.drain_ms.swap(0, Ordering::SeqCst).checked_sub(1)
+        while self.inbox.wants_drain()
+            && let Some(order) = self.inbox.drains.pop()
         {
-            self.drain(deadline_ms);
+            self.drain(order);
         }
         while self.inbox.has_orders()
             && self.has_room_to_publish()

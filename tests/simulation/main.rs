@@ -5,6 +5,7 @@
 
 mod client;
 mod compose;
+mod drains;
 mod handlers;
 mod ledger;
 mod run;

@@ -16,7 +16,7 @@ use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::{CloseReason, ShardMetrics};
 use tidewheel::pubsub::{Bus, Registry};
 use tidewheel::shard::settings::Settings;
-use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
+use tidewheel::shard::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
 use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery};
 use tokio::sync::oneshot;
@@ -49,6 +49,8 @@ pub struct Run {
     pub clients: Vec<Client>,
     pub scene: Scene,
     orders: Vec<(Answered, usize)>,
+    /// Whether time may jump.
+    jumps: bool,
     /// A shard that is late with everything.
     lazy: Option<usize>,
     /// Bytes of one connection that a shard may hold, and that may wait for it.
@@ -103,6 +105,7 @@ impl Run {
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),
+            drain: Default::default(),
         });
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
@@ -143,7 +146,22 @@ impl Run {
         let done = vec![false; shards.len()];
         let lazy = dice.chance(0.3).then(|| dice.below(shards.len()));
         let (clients, orders) = (Vec::new(), Vec::new());
-        Self { dice, world, shards, done, shared, metrics, inboxes, waiting, clients, scene, orders, lazy, bounds }
+        Self {
+            dice,
+            world,
+            shards,
+            done,
+            shared,
+            metrics,
+            inboxes,
+            waiting,
+            clients,
+            scene,
+            orders,
+            jumps: true,
+            lazy,
+            bounds,
+        }
     }
 
     /// One step of the busy part of a run.
@@ -160,7 +178,7 @@ impl Run {
             }
             5 => self.order(),
             6..=9 if self.waiting.len() > 0 => self.release_one(),
-            10 if self.scene.rules.timers && self.dice.chance(0.1) => {
+            10 if self.jumps && self.scene.rules.timers && self.dice.chance(0.1) => {
                 self.world.advance(Duration::from_secs(self.dice.below(20) as u64));
                 self.scene.rules.rough = true;
             }
@@ -322,18 +340,30 @@ impl Run {
     /// Orders the drain as the engine does, and turns the shards to their end.
     pub fn drain(&mut self) {
         self.world.set_faults(Faults::default());
+        self.jumps = false;
         let from = self.world.now().monotonic_ms();
         let deadline_ms = [0, 100, 5_000, 30_000][self.dice.below(4)];
+        let mut part_of_deadline = || deadline_ms * [0, 0, 1, 3][self.dice.below(4)] / 10;
+        let (wait_ms, spread_ms) = (part_of_deadline(), part_of_deadline());
+        let reconnects_per_second = [1, 5, 1_000][self.dice.below(3)];
         self.scene.drained_at = self.scene.step;
         if deadline_ms < 30_000 {
             self.scene.rules.rough = true; // some will be cut
         }
         for inbox in &self.inboxes {
-            inbox.drain(deadline_ms);
+            inbox.drain(DrainOrder { wait_ms, spread_ms, deadline_ms, reconnects_per_second });
         }
         let stuck = self.dice.chance(0.3);
+        let (clients_max, mut busy) = (self.clients.len() + 4, self.dice.chance(0.5));
         for turn in 0.. {
             self.scene.step += 1;
+            if busy && (turn > BUSY_TURNS || self.world.now().monotonic_ms() - from > wait_ms + spread_ms) {
+                busy = false;
+                self.calm();
+            }
+            if busy && self.dice.chance(0.2) {
+                self.play(clients_max);
+            }
             if self.all_asleep() || self.dice.chance(0.1) {
                 for client in 0..self.clients.len() {
                     if !stuck || client % 3 != 0 {
@@ -356,6 +386,9 @@ impl Run {
                 self.still_there()
             );
             self.turn_one();
+        }
+        if busy {
+            self.calm();
         }
         let took = self.world.now().monotonic_ms() - from;
         assert!(took <= deadline_ms + 2_000, "the drain took {took} ms, with a deadline of {deadline_ms}");
@@ -466,5 +499,7 @@ const ROOMY_BYTES: u32 = 1 << 24;
 const SETTLE_TURNS: u32 = 200_000;
 /// The same for a drain, where one that trickles has until the deadline.
 const DRAIN_TURNS: u32 = 1_000_000;
+/// Turns of a drain in which clients still come, ask and go.
+const BUSY_TURNS: u32 = 1_000;
 /// Longest time one turn takes unless everybody sleeps until a deadline: a few steps of the network.
 const QUIET_MS: u64 = 5;

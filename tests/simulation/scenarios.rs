@@ -6,8 +6,8 @@ use tidewheel::Delivery;
 use tidewheel::app::context::Refused;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::Faults;
-use tidewheel::shard::Order;
 use tidewheel::shard::settings::Settings;
+use tidewheel::shard::{DrainOrder, Order};
 use tokio::sync::oneshot;
 
 use crate::stage::Stage;
@@ -50,7 +50,7 @@ fn a_shard_without_connections_counts_for_others_that_drain() {
     let client = stage.client(0);
     stage.send(client, &[r#"{"id":1,"type":"wait"}"#]);
     stage.rest();
-    stage.inboxes.iter().for_each(|inbox| inbox.drain(30_000));
+    stage.inboxes.iter().for_each(|inbox| inbox.drain(DrainOrder::within(30_000)));
     stage.turns(1, 10);
     let mut answered = stage.broadcast(0);
     stage.rest();
@@ -155,7 +155,7 @@ fn after_a_freeze_sockets_are_read_before_anyone_is_judged() {
 fn an_order_to_a_shard_that_has_ended_is_refused() {
     let mut stage = Stage::new(1, 8, |_| {});
     let mut before = stage.broadcast(0);
-    stage.inboxes[0].drain(1_000);
+    stage.inboxes[0].drain(DrainOrder::within(1_000));
     stage.rest();
     assert_eq!((stage.done[0], before.try_recv().unwrap().unwrap()), (true, Delivery::default()));
     let mut late = stage.broadcast(0);
@@ -186,7 +186,7 @@ fn who_has_gone_by_the_deadline_was_not_cut() {
     stage.world.client_stall(stage.id(slow), true);
     stage.send(slow, &[r#"{"id":1,"type":"wait"}"#]);
     stage.rest();
-    stage.inboxes[0].drain(1_000);
+    stage.inboxes[0].drain(DrainOrder::within(1_000));
     stage.rest();
     stage.world.client_shutdown(stage.id(gone));
     stage.rest();

@@ -60,6 +60,7 @@ impl Stage {
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),
+            drain: Default::default(),
         });
         let mut settings = Settings::new(&Config::default(), 100, 100);
         settings.auth_required = false;
@@ -158,6 +159,16 @@ impl Stage {
             }
         }
         panic!("the shards do not come to rest");
+    }
+
+    /// One millisecond, in which every shard does what it has to do.
+    pub fn tick(&mut self) {
+        for shard in 0..self.shards.len() {
+            while !self.done[shard] && !self.world.asleep(ShardId(shard as u16)) {
+                self.turn(shard);
+            }
+        }
+        self.world.advance(Duration::from_millis(1));
     }
 
     /// Lets time pass in which the shards run as they like.

@@ -31,9 +31,19 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.upgraded),
     },
     Family {
-        name: "websocket_connections_cut",
-        help: "Connections cut at the drain's deadline, part of those closed.",
+        name: "tidewheel_drain_closed_cleanly",
+        help: "Connections that the drain closed with everything sent and the peer's side ended, part of those closed.",
+        values: Values::Counter(|shard| &shard.closed_cleanly),
+    },
+    Family {
+        name: "tidewheel_drain_cut",
+        help: "Connections that the drain ended otherwise, part of those closed.",
         values: Values::Counter(|shard| &shard.cut),
+    },
+    Family {
+        name: "tidewheel_drain_unsent_bytes",
+        help: "Bytes queued for connections that were cut which the kernel had not taken.",
+        values: Values::Gauge(|shard| &shard.unsent_bytes),
     },
     Family {
         name: "websocket_refused",

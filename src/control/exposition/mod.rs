@@ -110,10 +110,23 @@ impl Engine {
         }
     }
 
+    fn encode_drain(&self, page: &mut Page<'_>) -> fmt::Result {
+        let deadline_ms = self.phase.deadline_ms();
+        let left: u64 = self.shards.iter().filter(|_| deadline_ms.is_some()).map(|shard| shard.active()).sum();
+        page.gauge(
+            "tidewheel_drain_connections_left",
+            "Connections that a drain has still to end; 0 without one.",
+            &left,
+        )?;
+        let help = "Unix time when the drain ends at the latest; 0 without one.";
+        page.gauge("tidewheel_drain_deadline_timestamp_seconds", help, &(deadline_ms.unwrap_or(0) as f64 / 1000.0))
+    }
+
     fn encode_process(&self, page: &mut Page<'_>) -> fmt::Result {
         let now = self.phase.get();
         let stages = Stage::ALL.iter().map(|&stage| ([("phase", stage.label())], u64::from(stage == now)));
         page.gauges("tidewheel_phase", "1 for the phase the engine is in, 0 for the others.", stages)?;
+        self.encode_drain(page)?;
         let help = "Log lines dropped because stderr took no more.";
         let mut metric = page.0.encode_descriptor("tidewheel_log_lines_lost", help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, u64>(&logging::lost_lines(), None)?;
