@@ -147,6 +147,8 @@ labels! {
         BadRequest = "bad_request",
         /// 429: too many attempts from the same address prefix.
         RateLimited = "rate_limited",
+        /// 429: the address has as many connections without an identity as it may.
+        Address = "address",
         /// 403: the page that asks may not connect.
         Origin = "origin",
         /// 401: the token in the request was not valid.

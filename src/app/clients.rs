@@ -1,4 +1,4 @@
-//! Which connections each client has: one owner for every client id.
+//! Which connections each client has: one owner for every client id, or for every address.
 //! Law: a client's connections change under one lock, so of newcomers on all shards exactly as many stay as it may have,
 //! whatever happens at the same time. Whoever is evicted leaves the list at once and is named to one newcomer, once. An
 //! entry lives as long as it has a connection. Touched when a connection authenticates, refreshes its token or ends,
@@ -37,6 +37,11 @@ impl Clients {
     pub fn new(connections_max: Option<u32>, policy: ClientLimitPolicy) -> Self {
         let parts = (0..PARTS).map(|_| Mutex::default()).collect();
         Self { connections_max, policy, hasher: RandomState::new(), parts }
+    }
+
+    /// Whether there is a limit for those whose tokens say nothing of one.
+    pub fn is_limited(&self) -> bool {
+        self.connections_max.is_some()
     }
 
     /// Takes a newcomer in and returns the connections that have to go for it; the caller sees to that. `own_max` is

@@ -74,6 +74,9 @@ section! {
         /// Authenticated connections of one client (the claim `sub`) on all shards together; the claim
         /// `max_connections` goes before it. `null`: no limit.
         live max_connections_per_client: Option<u32> = Some(5) => 1..=1_000_000,
+        /// Connections without an identity, where none is required, of one address prefix (as in
+        /// `limits.connection_attempts`) on all shards together. `null`: no limit, since many users may share an address.
+        live max_connections_per_address: Option<u32> = None => 1..=1_000_000,
         /// Who makes room for one connection more.
         live client_limit_policy: ClientLimitPolicy = ClientLimitPolicy::EvictOldest,
         /// Connections on all shards together; beyond, newcomers get 503. `auto`: what the machine's

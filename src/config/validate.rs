@@ -260,6 +260,8 @@ mod tests {
         check("websocket: {max_connections_per_client: 0}", &["websocket.max_connections_per_client: 0 "]);
         check("websocket: {max_connections_per_client: 1}", &[]);
         check("websocket: {max_connections_per_client: null}", &[]);
+        check("websocket: {max_connections_per_address: 0}", &["websocket.max_connections_per_address: 0 "]);
+        check("websocket: {max_connections_per_address: 1}", &[]);
         check("websocket: {idle_timeout_seconds: 0, ping_interval_seconds: 0}", &[]);
         check("websocket: {idle_timeout_seconds: 31536001}", &["websocket.idle_timeout_seconds: 31536001 "]);
         check("websocket: {pong_timeout: 99ms}", &["websocket.pong_timeout: 99ms is out of range; write 100ms to 1h"]);

@@ -175,16 +175,15 @@ impl EngineBuilder {
             on_terminate,
         })?;
 
+        let clients = |most| Clients::new(most, self.config.websocket.client_limit_policy);
         let shared = Arc::new(Shared {
             router: self.router,
             authenticator,
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::new(shards),
             shards,
-            clients: Clients::new(
-                self.config.websocket.max_connections_per_client,
-                self.config.websocket.client_limit_policy,
-            ),
+            clients: clients(self.config.websocket.max_connections_per_client),
+            addresses: clients(self.config.websocket.max_connections_per_address),
             attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
             handshakes: Arc::default(),

@@ -121,7 +121,8 @@ impl<I: Io> Shard<I> {
     }
 
     /// An open connection is about to end, and makes room for others of its client.
-    fn leave_client(&self, key: ConnKey) {
+    fn leave_client(&mut self, key: ConnKey) {
+        self.unlist_anonymous(key);
         if let Some(conn) = self.conns.get(key)
             && conn.is_open()
             && let Some(identity) = &conn.identity

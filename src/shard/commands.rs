@@ -86,6 +86,7 @@ impl<I: Io> Shard<I> {
             Ok(evicted) => {
                 // First: they are on no list any more, so whatever happens next they must go.
                 evicted.into_iter().for_each(|place| self.send_away(place));
+                self.unlist_anonymous(key);
                 self.adopt_identity(key, identity, id);
             }
             Err(too_many) => self.turn_away(key, ErrorCode::LimitExceeded, &too_many, id),
@@ -100,7 +101,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Parts from a connection, wherever it is, for a newer one of the same client, which does not wait for that.
-    fn send_away(&mut self, (shard, key): Place) {
+    pub(super) fn send_away(&mut self, (shard, key): Place) {
         if shard == self.id { self.evict(key) } else { self.bus.evict(shard, key) }
     }
 

@@ -110,6 +110,7 @@ mod tests {
             bus: Bus::new(1),
             shards: 1,
             clients: Clients::new(None, ClientLimitPolicy::Reject),
+            addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),

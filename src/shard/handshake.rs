@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use crate::app::auth::Claims;
+use crate::app::clients::TooMany;
 use crate::app::{forwarded, origin};
 use crate::conn::{Endpoint, Greeting, Phase};
 use crate::id::ConnKey;
@@ -106,13 +107,23 @@ impl<I: Io> Shard<I> {
             (client, shard.judge(request, unwelcome.or(is_flood.then_some(Refusal::RateLimited))))
         })?;
         match verdict {
-            Verdict::Open { endpoint, claims } => {
+            Verdict::Open { endpoint, claims: Some(claims) } => {
                 self.upgrade(key, request, endpoint);
-                if let Some(claims) = claims {
-                    self.enter(key, claims, None);
-                }
+                self.enter(key, claims, None);
                 Some(())
             }
+            Verdict::Open { endpoint, claims: None } => match self.list_anonymous(key, endpoint, client) {
+                Ok(evicted) => {
+                    evicted.into_iter().for_each(|place| self.send_away(place));
+                    self.upgrade(key, request, endpoint);
+                    Some(())
+                }
+                Err(TooMany(_)) => {
+                    let why = "as many connections from this address as there may be; connect again later";
+                    self.turn_down(key, 429, why, Refusal::Address);
+                    None
+                }
+            },
             Verdict::Refuse { status, why, cause } => {
                 let (shard, slot) = (self.id.0, key.slot);
                 tracing::debug!(shard, slot, status, %why, ?client, request.origin, "handshake refused");

@@ -5,6 +5,7 @@
 
 mod accept;
 mod actions;
+mod anonymous;
 mod closing;
 mod commands;
 pub mod contain;
@@ -21,12 +22,14 @@ mod publish;
 mod rates;
 pub mod settings;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use ahash::RandomState;
 
 use crate::app::auth::Authenticator;
 use crate::app::context::Desk;
@@ -58,6 +61,8 @@ pub struct Shared {
     pub shards: usize,
     /// Which connections each client has.
     pub clients: Clients,
+    /// Which connections without an identity each address has.
+    pub addresses: Clients,
     /// How often which addresses connect; `None` if that is not limited.
     pub attempts: Option<ConnectionAttempts>,
     /// Connections of all shards, those that are being told that the server is full included.
@@ -108,6 +113,8 @@ pub struct Shard<I: Io> {
     /// Whose mail was taken first.
     first_sender: u16,
     gather: Gather,
+    /// Connections that are counted by address, and under which name.
+    anonymous: HashMap<ConnKey, Box<str>, RandomState>,
 
     accepting: accept::Accepting,
     draining: Option<drain::Draining>,
@@ -161,6 +168,7 @@ impl<I: Io> Shard<I> {
             mail_budget: Budget::default(),
             first_sender: 0,
             gather: Gather::default(),
+            anonymous: HashMap::default(),
             accepting: accept::Accepting::default(),
             draining: None,
             lenient_until_ms: 0,

@@ -2,7 +2,7 @@
 
 use crate::app::auth::Carriers;
 use crate::app::envelope;
-use crate::config::{Config, Origins, Proxy};
+use crate::config::{AttemptRate, Config, Origins, Proxy};
 use crate::conn::{OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
@@ -15,6 +15,7 @@ pub struct Settings {
     pub echo_path: Option<String>,
     pub origins: Origins,
     pub proxy: Proxy,
+    pub prefixes: AttemptRate,
     pub connections_max: u32,
     pub handshakes_max: u32,
     pub slots: u32,
@@ -48,6 +49,7 @@ impl Settings {
             echo_path: config.echo_path.clone(),
             origins: config.origins.clone(),
             proxy: config.proxy.clone(),
+            prefixes: config.limits.connection_attempts.clone().unwrap_or_default(),
             connections_max,
             handshakes_max: config.limits.handshakes_in_flight,
             slots,

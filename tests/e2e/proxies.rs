@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use tidewheel::metrics::Refusal;
+use tidewheel::metrics::{CloseReason, Refusal};
 
-use super::raw::{self, Raw};
+use super::auth::{SECRET, token};
+use super::raw::{self, CLOSE, Raw};
 use super::server::Server;
 
 /// Connections of each address that are let in at once; few come back while a test runs.
@@ -161,4 +163,94 @@ fn bad_proxy_headers() {
     check(2, &binary(1, 1, &[]), 400, "HTTP");
     assert!(server.sum(|shard| &shard.refused[Refusal::BadRequest as usize]) >= 8);
     server.rest();
+}
+
+/// An upgrade from 127.0.0.`from`: the status, and the connection if it is one.
+#[track_caller]
+fn upgrade(server: &Server, from: u8, path: &str, lines: &str) -> (u16, Raw) {
+    let mut raw = connect(server, from);
+    raw.write(raw::request_with(path, lines).as_bytes());
+    let status = raw.head().split(' ').nth(1).unwrap().parse().unwrap();
+    (status, raw)
+}
+
+#[track_caller]
+fn is_alive(raw: &mut Raw) {
+    raw.text(r#"{"type":"ping","id":1}"#);
+    assert_eq!(raw.json()["reply_to"], 1);
+}
+
+#[test]
+fn connections_of_an_address_make_room_for_each_other() {
+    let server = Server::start(
+        "proxy: {trusted: 127.0.0.9}\nwebsocket: {max_total_connections: 4096, max_connections_per_address: 3}",
+    );
+    let open = |from, lines| {
+        let (status, raw) = upgrade(&server, from, "/ws", lines);
+        assert_eq!(status, 101);
+        raw
+    };
+    let mut others = vec![open(2, ""), open(9, "X-Forwarded-For: 192.0.2.1\r\n"), open(9, "X-Forwarded-For: ::1\r\n")];
+    let mut ours: Vec<Raw> = (0..3).map(|_| open(1, "")).collect();
+    ours.iter_mut().for_each(is_alive);
+    for from in [1, 9] {
+        // By way of the proxy they come from the same address.
+        ours.push(open(from, "X-Forwarded-For: 127.0.0.1\r\n"));
+        let mut oldest = ours.remove(0);
+        assert_eq!(oldest.until(CLOSE).payload[..2], 4503u16.to_be_bytes());
+        ours.iter_mut().chain(&mut others).for_each(is_alive);
+    }
+    // Whoever has left is not counted.
+    drop(ours.pop());
+    super::until("the end of one", || server.closed(CloseReason::Lost) + server.closed(CloseReason::Peer) >= 1);
+    ours.push(open(1, ""));
+    ours.iter_mut().chain(&mut others).for_each(is_alive);
+    assert_eq!(server.closed(CloseReason::Evicted), 2);
+    drop((ours, others));
+    server.rest();
+}
+
+#[test]
+fn an_address_with_too_many_connections_is_rejected() {
+    let server = Server::start(&format!(
+        "echo_path: /echo\nauth: {{required: false, secret: '{SECRET}'}}\n\
+         websocket: {{max_connections_per_address: 2, client_limit_policy: reject}}"
+    ));
+    let (mut first, mut second) = (upgrade(&server, 1, "/ws", "").1, upgrade(&server, 1, "/echo", "").1);
+    assert_eq!(upgrade(&server, 1, "/ws", "").0, 429);
+    assert_eq!(upgrade(&server, 1, "/echo", "").0, 429);
+    assert_eq!(server.sum(|shard| &shard.refused[Refusal::Address as usize]), 2);
+    assert_eq!(upgrade(&server, 2, "/ws", "").0, 101);
+    // Somebody is not nobody: who authenticates makes room, and who does so at once needs none.
+    let alice = token(json!({"sub": "alice"}));
+    let (status, mut known) = upgrade(&server, 1, "/ws", &format!("Authorization: Bearer {alice}\r\n"));
+    assert_eq!((status, &known.json()["payload"]["user_id"]), (101, &json!("alice")));
+    first.text(&json!({"type": "authenticate", "payload": {"token": alice}}).to_string());
+    assert_eq!(first.json()["payload"]["authenticated"], true);
+    let mut third = upgrade(&server, 1, "/ws", "");
+    assert_eq!((third.0, upgrade(&server, 1, "/ws", "").0), (101, 429));
+    [&mut first, &mut third.1, &mut known].into_iter().for_each(is_alive);
+    // However one ends, there is room again.
+    second.write(&raw::close(1000));
+    assert_eq!(second.closed(), 1000);
+    let mut fourth = upgrade(&server, 1, "/ws", "");
+    assert_eq!((fourth.0, upgrade(&server, 1, "/ws", "").0), (101, 429));
+    is_alive(&mut fourth.1);
+    drop((first, second, third, fourth, known));
+    server.rest();
+}
+
+#[test]
+fn who_is_not_counted_by_address() {
+    for (section, count) in [
+        ("auth: {required: false}\n", 40),
+        (&*format!("auth: {{secret: '{SECRET}'}}\nwebsocket: {{max_connections_per_address: 1}}"), 5),
+    ] {
+        let server = Server::start(section);
+        let mut all: Vec<(u16, Raw)> = (0..count).map(|_| upgrade(&server, 1, "/ws", "")).collect();
+        all.iter_mut().for_each(|(status, raw)| {
+            assert_eq!(*status, 101);
+            is_alive(raw);
+        });
+    }
 }

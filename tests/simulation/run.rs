@@ -102,6 +102,7 @@ impl Run {
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Clients::new(Some(1), ClientLimitPolicy::Reject),
+            addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),
@@ -425,6 +426,8 @@ impl Run {
         }
         assert!(self.shared.registry.is_empty(), "topics are left in the registry");
         assert!(self.shared.clients.is_empty(), "clients are listed that are not there");
+        assert!(self.shared.addresses.is_empty(), "connections are counted by address that are not there");
+        assert_eq!(self.shared.handshakes.load(Ordering::Relaxed), 0, "handshakes are in flight that are not");
         assert_eq!(self.shared.connections.load(Ordering::Relaxed), 0, "connections are counted that are not there");
         if let Err(left) = self.world.audit() {
             panic!("{left}");

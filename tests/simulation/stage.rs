@@ -57,6 +57,7 @@ impl Stage {
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Clients::new(None, ClientLimitPolicy::Reject),
+            addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),
             handshakes: Arc::default(),
