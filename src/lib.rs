@@ -49,5 +49,7 @@ pub mod ws;
 
 pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage};
 pub use config::Config;
+pub use control::{Target, TopicEntry};
 pub use pubsub::Delivery;
 pub use server::{Engine, EngineBuilder, EngineHandle, StartError};
+pub use shard::errands::{Disconnect, Reached, TopicQuery};

@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidewheel::Config;
+use tidewheel::app::Clients;
+use tidewheel::config::ClientLimitPolicy;
 use tidewheel::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
 use tidewheel::metrics::{CloseReason, ErrorCode, ShardMetrics};
 
@@ -324,12 +326,13 @@ impl Plane {
 }
 
 fn settings(shards: usize) -> ControlSettings {
+    let clients = Clients::new(None, ClientLimitPolicy::Reject);
     ControlSettings {
         admin: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
         metrics: (0..shards).map(|_| Arc::default()).collect(),
         phase: Arc::default(),
         page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
-        api: ApiSettings::new(&Config::default(), Shards::new(shards)),
+        api: ApiSettings::new(&Config::default(), Shards::new(shards, clients.into()), Vec::new()),
         signals: false,
         on_terminate: Box::new(|| {}),
     }

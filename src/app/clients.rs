@@ -87,6 +87,11 @@ impl Clients {
         }
     }
 
+    /// Where the connections of a client are.
+    pub fn places(&self, user_id: &str) -> Vec<Place> {
+        self.part(user_id).lock().get(user_id).cloned().unwrap_or_default()
+    }
+
     /// How many clients have an entry.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|part| part.lock().len()).sum()

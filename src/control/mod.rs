@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use crate::metrics::ShardMetrics;
 pub use api::ApiSettings;
 pub use phase::{Phase, Stage};
-pub use shards::Shards;
+pub use shards::{Shards, Target, TopicEntry};
 
 /// What the control plane is given at its start.
 pub struct ControlSettings {

@@ -110,6 +110,15 @@ impl Topics {
         }
     }
 
+    /// Names and numbers of members of the topics in `portion` places of the table from `from` on, and where to go on, if
+    /// there is more of it.
+    pub fn list(&self, from: u32, portion: u32) -> (impl Iterator<Item = (&str, usize)>, Option<u32>) {
+        let places = self.locals.get(from as usize..).unwrap_or_default();
+        let next = (places.len() > portion as usize).then_some(from.saturating_add(portion));
+        let there = places.iter().take(portion as usize).flatten();
+        (there.map(|local| (local.topic.name(), local.members.len())), next)
+    }
+
     /// Topics with local members.
     pub fn len(&self) -> usize {
         self.by_name.len()

@@ -25,6 +25,7 @@
 //! ```
 
 mod capacity;
+mod errands;
 mod launch;
 mod listen;
 
@@ -155,8 +156,10 @@ impl EngineBuilder {
         };
 
         let metrics: Vec<_> = (0..shards).map(|_| Arc::<ShardMetrics>::default()).collect();
+        let websocket = &self.config.websocket;
+        let clients = Arc::new(Clients::new(websocket.max_connections_per_client, websocket.client_limit_policy));
         let inner = Arc::new(Inner {
-            shards: Shards::new(shards),
+            shards: Shards::new(shards, clients.clone()),
             phase: Arc::default(),
             metrics: metrics.clone(),
             drain: DrainOrder::new(&self.config.drain),
@@ -170,20 +173,19 @@ impl EngineBuilder {
             metrics,
             phase: inner.phase.clone(),
             page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
-            api: ApiSettings::new(&self.config, inner.shards.clone()),
+            api: ApiSettings::new(&self.config, inner.shards.clone(), inner.metrics.clone()),
             signals: self.signals,
             on_terminate,
         })?;
 
-        let clients = |most| Clients::new(most, self.config.websocket.client_limit_policy);
         let shared = Arc::new(Shared {
             router: self.router,
             authenticator,
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::new(shards),
             shards,
-            clients: clients(self.config.websocket.max_connections_per_client),
-            addresses: clients(self.config.websocket.max_connections_per_address),
+            clients,
+            addresses: Clients::new(websocket.max_connections_per_address, websocket.client_limit_policy),
             attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
             connections: Default::default(),
             handshakes: Arc::default(),
@@ -304,7 +306,7 @@ impl Drop for Engine {
     }
 }
 
-/// Publishes, broadcasts and drains from any thread.
+/// What other threads may ask of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     inner: Arc<Inner>,

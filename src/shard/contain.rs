@@ -109,7 +109,7 @@ mod tests {
             registry: Arc::new(Registry::new(1)),
             bus: Bus::new(1),
             shards: 1,
-            clients: Clients::new(None, ClientLimitPolicy::Reject),
+            clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
             addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),

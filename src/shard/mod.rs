@@ -10,6 +10,7 @@ mod closing;
 mod commands;
 pub mod contain;
 mod drain;
+pub mod errands;
 mod executor;
 mod expire;
 mod flush;
@@ -60,7 +61,7 @@ pub struct Shared {
     /// How many shards there are.
     pub shards: usize,
     /// Which connections each client has.
-    pub clients: Clients,
+    pub clients: Arc<Clients>,
     /// Which connections without an identity each address has.
     pub addresses: Clients,
     /// How often which addresses connect; `None` if that is not limited.

@@ -1,4 +1,5 @@
-//! What other threads want of a shard: publishes of the embedding program, and the drain.
+//! What other threads want of a shard: publishes of the embedding program and the API, what is to be done to certain
+//! connections, and the drain.
 //! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use crate::pubsub::Delivery;
 
 use super::Shard;
 use super::drain::DrainOrder;
+use super::errands::{Addressees, Errand, Members, Reached, TopicPage, TopicQuery};
 
 /// An order to a shard.
 #[derive(Debug)]
@@ -33,11 +35,40 @@ pub enum Order {
         /// Where the receipt goes.
         answer: Answer<Delivery>,
     },
+    /// Do something to some connections.
+    Run {
+        /// What.
+        errand: Errand,
+        /// To whom.
+        addressees: Addressees,
+        /// Where it goes what it came to.
+        answer: Answer<Reached>,
+    },
+    /// Find members of a topic.
+    Members {
+        /// The topic.
+        topic: Box<str>,
+        /// Where to begin to look: 0, or [`Members::next`].
+        from: u32,
+        /// Where they go.
+        answer: Answer<Members>,
+    },
+    /// List topics with local subscribers.
+    Topics {
+        /// Which.
+        query: TopicQuery,
+        /// Where to begin to look: 0, or [`TopicPage::next`].
+        from: u32,
+        /// Where they go.
+        answer: Answer<TopicPage>,
+    },
 }
 
 /// Orders that a shard holds at most.
 const ORDERS_MAX: usize = 1024;
 const DRAINS_MAX: usize = 8;
+/// Orders taken in one turn that go through many connections or topics; publishes have a budget of their own.
+const WALKS_PER_TURN: u32 = 4;
 
 /// A shard's inbox for other threads.
 pub struct Inbox {
@@ -124,16 +155,23 @@ impl<I: Io> Shard<I> {
         {
             self.drain(order);
         }
-        while self.inbox.has_orders()
+        let mut walks = WALKS_PER_TURN;
+        while walks > 0
+            && self.inbox.has_orders()
             && self.has_room_to_publish()
             && let Some(order) = self.inbox.orders.pop()
         {
+            walks -= u32::from(!matches!(order, Order::Publish { .. } | Order::Broadcast { .. }));
             match order {
                 Order::Publish { topic, data, answer } => match self.check_name(&topic) {
                     Ok(()) => self.publish_for(&topic, &data, answer),
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
                 },
                 Order::Broadcast { data, answer } => self.broadcast_for(&data, answer),
+                // Nobody may wait for an answer any more.
+                Order::Run { errand, addressees, answer } => drop(answer.send(Ok(self.run(errand, addressees)))),
+                Order::Members { topic, from, answer } => drop(answer.send(Ok(self.members_from(&topic, from)))),
+                Order::Topics { query, from, answer } => drop(answer.send(Ok(self.topics_from(&query, from)))),
             }
         }
     }

@@ -129,7 +129,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// The wire frame of a message, encoded once for all its receivers.
-    fn encode(&self, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
+    pub(super) fn encode(&self, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
         let mut out = Vec::with_capacity(256);
         ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
         SharedFrame::new(out)
@@ -163,7 +163,6 @@ impl<I: Io> Shard<I> {
 
     /// Puts the frame on the queue of every open connection that need not authenticate first.
     pub(super) fn deliver_to_all(&mut self, frame: Arc<SharedFrame>) -> Delivery {
-        let now = self.ms();
         let required = self.settings.auth_required;
         let everyone: Vec<u32> = self
             .conns
@@ -172,10 +171,16 @@ impl<I: Io> Shard<I> {
             .filter(|(_, conn)| conn.identity.is_some() || !required)
             .map(|(key, _)| key.slot)
             .collect();
+        self.deliver_to(&everyone, frame)
+    }
+
+    /// Puts the frame on the queues of open connections, named by their slots.
+    pub(super) fn deliver_to(&mut self, slots: &[u32], frame: Arc<SharedFrame>) -> Delivery {
+        let now = self.ms();
         let limits = &self.settings.outbound;
         let palette = self.io.palette();
         let delivery =
-            fan_out(frame, &everyone, None, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
+            fan_out(frame, slots, None, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
         self.count(delivery)
     }
 

@@ -310,3 +310,17 @@ fn the_document_and_the_routes_are_the_same() {
     let described: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(counted, described);
 }
+
+#[test]
+fn the_configuration_is_told_without_its_secrets() {
+    let api = Api::start(
+        "websocket: {pong_timeout: 90s, max_message_size: 64KiB}\nauth: {secret: hush-hush-hush, required: false}",
+    );
+    let answer = api.ask("GET /api/config", "");
+    let config = answer.json();
+    assert_eq!((&config["admin"]["key"], &config["auth"]["secret"]), (&json!("***"), &json!("***")));
+    assert_eq!(config["websocket"]["pong_timeout"], "90s");
+    assert_eq!(config["websocket"]["max_message_size"], "64KiB");
+    assert_eq!(config["limits"]["topic_length"], 255);
+    assert!(!answer.body.contains("hush") && !answer.body.contains(KEY), "{}", answer.body);
+}

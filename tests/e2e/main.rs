@@ -10,6 +10,7 @@ mod client;
 mod commands;
 mod credentials;
 mod drain;
+mod errands;
 mod handlers;
 mod handshake;
 mod http;

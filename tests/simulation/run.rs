@@ -101,7 +101,7 @@ impl Run {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
-            clients: Clients::new(Some(1), ClientLimitPolicy::Reject),
+            clients: Clients::new(Some(1), ClientLimitPolicy::Reject).into(),
             addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),

@@ -56,7 +56,7 @@ impl Stage {
             registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
-            clients: Clients::new(None, ClientLimitPolicy::Reject),
+            clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
             addresses: Clients::new(None, ClientLimitPolicy::Reject),
             attempts: None,
             connections: Default::default(),

@@ -1,12 +1,13 @@
-//! What comes in: JSON bodies, and the room that they are given.
+//! What comes in: JSON bodies and query strings, and the room that they are given.
 //! Law: a body is read only if it may be that large and there is room for it with all the others that are under way;
 //! whatever is not understood is an error that names the member.
 
 use std::sync::Arc;
 
 use axum::body::{Bytes, HttpBody};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
@@ -58,6 +59,18 @@ async fn read(request: Request, api: &Arc<Api>) -> Result<(Bytes, OwnedSemaphore
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
     content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// A request's query string.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let asked = Query::try_from_uri(&parts.uri);
+        asked.map(|Query(asked)| Self(asked)).map_err(|rejection| ApiError::invalid(rejection.body_text()))
+    }
 }
 
 /// For members that may be missing, but not `null`.

@@ -6,11 +6,14 @@
 //! cookie to ride on, and no CORS header ever allows one to ask for more. So neither a forged request nor a name that is
 //! rebound to this address gets past the key.
 //!
-//! To add an endpoint: an `async fn` with `#[utoipa::path]` that takes `State<Arc<Api>>` and [`body::Body`],
-//! returns `Result<_, ApiError>`, and is named in [`endpoints`]. Its types derive `ToSchema`, deny unknown
+//! To add an endpoint: an `async fn` with `#[utoipa::path]` that takes `State<Arc<Api>>` and [`body::Body`] or
+//! [`body::Asked`], returns `Result<_, ApiError>`, and is named in [`endpoints`]. Its types derive `ToSchema`, deny unknown
 //! fields, and say their bounds; the document, the metrics and the tests of both follow from that.
 
 mod body;
+mod document;
+mod engine;
+mod errands;
 mod error;
 mod once;
 mod publish;
@@ -28,16 +31,16 @@ use axum::http::header::AUTHORIZATION;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
+use serde_json::Value;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Schema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::http::{json_text, method_not_allowed};
+use super::http::method_not_allowed;
 use super::shards::Shards;
 use crate::config::{Config, Secret};
+use crate::metrics::ShardMetrics;
 use body::{BODY_BYTES_MAX, UNDER_WAY_BYTES_MAX};
 pub(super) use error::{ApiError, Code};
 use once::Once;
@@ -48,13 +51,16 @@ pub struct ApiSettings {
     /// What callers must know; `None`: the API is off.
     key: Option<Secret>,
     shards: Shards,
+    metrics: Vec<Arc<ShardMetrics>>,
     topic_length_max: usize,
+    config: Value,
 }
 
 impl ApiSettings {
     /// What a configuration says of the API of these shards.
-    pub fn new(config: &Config, shards: Shards) -> Self {
-        Self { key: config.admin.key.clone(), shards, topic_length_max: config.limits.topic_length }
+    pub fn new(config: &Config, shards: Shards, metrics: Vec<Arc<ShardMetrics>>) -> Self {
+        let (key, topic_length_max) = (config.admin.key.clone(), config.limits.topic_length);
+        Self { key, shards, metrics, topic_length_max, config: config.to_value() }
     }
 }
 
@@ -66,13 +72,15 @@ struct Api {
     room: Arc<Semaphore>,
     hasher: RandomState,
     usage: Arc<Usage>,
+    metrics: Vec<Arc<ShardMetrics>>,
+    config: Value,
     document: Bytes,
 }
 
 /// The endpoints, and what counts their use.
 pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
     let (router, mut document) = endpoints().split_for_parts();
-    bound_topics(&mut document, settings.topic_length_max);
+    document::complete(&mut document, settings.topic_length_max);
     let once = Arc::<Once>::default();
     let usage = Arc::new(Usage::new(document.paths.paths.keys().cloned(), once.clone()));
     let api = Arc::new(Api {
@@ -82,6 +90,8 @@ pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
         room: Arc::new(Semaphore::new(UNDER_WAY_BYTES_MAX)),
         hasher: RandomState::new(),
         usage: usage.clone(),
+        metrics: settings.metrics,
+        config: settings.config,
         document: serde_json::to_vec(&document).expect("a document of plain values").into(),
     });
     let router = router
@@ -95,39 +105,18 @@ pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
 
 /// Every endpoint, and the document that describes them.
 fn endpoints() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::with_openapi(description())
+    OpenApiRouter::with_openapi(document::begin())
         .routes(routes!(publish::publish))
         .routes(routes!(publish::batch))
         .routes(routes!(publish::broadcast))
-        .routes(routes!(openapi))
-}
-
-fn description() -> OpenApi {
-    let info = InfoBuilder::new().title("Tidewheel").version(env!("CARGO_PKG_VERSION")).description(Some(
-        "The admin API of one engine. Every request carries `Authorization: Bearer KEY`, the configuration's `admin.key`.",
-    ));
-    let mut document = OpenApiBuilder::new()
-        .info(info.build())
-        .security(Some([SecurityRequirement::new("key", [] as [&str; 0])]))
-        .build();
-    let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-    document.components.get_or_insert_default().add_security_scheme("key", key);
-    document
-}
-
-/// The configuration decides how long a topic may be, in bytes; a document can only count characters.
-fn bound_topics(document: &mut OpenApi, most: usize) {
-    let schemas = document.components.as_mut().map(|components| &mut components.schemas);
-    if let Some(RefOr::T(Schema::Object(topic))) = schemas.and_then(|schemas| schemas.get_mut("Topic")) {
-        topic.max_length = Some(most);
-    }
-}
-
-/// This document.
-#[utoipa::path(get, path = "/api/openapi.json", tag = "engine",
-    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), ApiError))]
-async fn openapi(State(api): State<Arc<Api>>) -> Response {
-    json_text(api.document.clone())
+        .routes(routes!(errands::send))
+        .routes(routes!(errands::disconnect))
+        .routes(routes!(errands::subscribe))
+        .routes(routes!(errands::unsubscribe))
+        .routes(routes!(engine::topics))
+        .routes(routes!(engine::shards))
+        .routes(routes!(engine::config))
+        .routes(routes!(engine::openapi))
 }
 
 /// Lets nobody pass who does not have the key.
