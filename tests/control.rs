@@ -11,7 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tidewheel::Config;
 use tidewheel::app::Clients;
 use tidewheel::config::ClientLimitPolicy;
-use tidewheel::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
+use tidewheel::control::{
+    self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage,
+};
 use tidewheel::metrics::{CloseReason, ErrorCode, ShardMetrics};
 
 #[test]
@@ -327,12 +329,16 @@ impl Plane {
 
 fn settings(shards: usize) -> ControlSettings {
     let clients = Clients::new(None, ClientLimitPolicy::Reject);
+    let (inboxes, phase) = (Shards::new(shards, clients.into()), Arc::<Phase>::default());
+    let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
+    let drains = Drains::new(inboxes.clone(), phase.clone(), metrics.clone(), Config::default().drain);
     ControlSettings {
         admin: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
-        metrics: (0..shards).map(|_| Arc::default()).collect(),
-        phase: Arc::default(),
+        metrics,
+        phase,
         page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
-        api: ApiSettings::new(&Config::default(), Shards::new(shards, clients.into()), Vec::new()),
+        drains: Arc::new(drains),
+        api: ApiSettings::new(&Config::default(), inboxes, Vec::new()),
         signals: false,
         on_terminate: Box::new(|| {}),
     }

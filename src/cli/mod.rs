@@ -4,6 +4,7 @@
 mod check;
 mod config;
 mod development;
+mod drain;
 mod output;
 mod serve;
 mod token;
@@ -31,6 +32,10 @@ enum Command {
     /// Without a file, everything is as it is by default. Flags go before the environment
     /// (TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE=64KiB), and that before the file.
     Serve(serve::Serve),
+    /// Drain a running server: everyone is told when to come back, and it ends.
+    ///
+    /// Asks the admin API, whose address and key are read as `serve` reads them.
+    Drain(drain::Drain),
     /// Say what is wrong with a configuration file, if anything.
     ///
     /// The file and the environment are read as `serve` reads them; every problem is named with its line and remedy.
@@ -107,6 +112,7 @@ pub fn run() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Serve(serve) => serve.run(),
+        Command::Drain(drain) => drain.run(),
         Command::Check(check) => check.run(),
         Command::Config(print) => print.run(),
         Command::Token(token) => token.run(),

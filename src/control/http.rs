@@ -72,7 +72,7 @@ async fn readyz(State(port): State<Arc<Port>>) -> Response {
     let (status, reason) = match stage {
         Stage::Ready => (StatusCode::OK, None),
         Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine has not started yet")),
-        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine drains and takes no new connections")),
+        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine drains; connect elsewhere")),
         Stage::Stopped => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine has stopped")),
     };
     let mut body = serde_json::json!({ "ready": reason.is_none(), "phase": stage.label() });

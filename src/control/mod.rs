@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::ShardMetrics;
 pub use api::ApiSettings;
+pub use drain::Drains;
 pub use phase::{Phase, Stage};
 pub use shards::{Shards, Target, TopicEntry};
 
@@ -38,6 +39,8 @@ pub struct ControlSettings {
     pub phase: Arc<Phase>,
     /// What the page at `/` fills in.
     pub page: PageSettings,
+    /// What begins drains, for the admin API and the log.
+    pub drains: Arc<Drains>,
     /// What the admin API works with.
     pub api: ApiSettings,
     /// Whether this process's signals are the engine's: SIGTERM and SIGINT terminate, SIGHUP is answered with a log

@@ -42,17 +42,17 @@ fn report(started: &mpsc::Sender<io::Result<Handle>>, outcome: io::Result<Handle
 }
 
 fn begin(settings: ControlSettings) -> io::Result<()> {
-    let ControlSettings { admin, metrics, phase, page, api, signals, on_terminate } = settings;
+    let ControlSettings { admin, metrics, phase, page, drains, api, signals, on_terminate } = settings;
     if signals {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
         tokio_uring::spawn(refuse_reload(signal(SignalKind::hangup())?));
     }
-    tokio_uring::spawn(drain::log_progress(metrics.clone(), phase.clone()));
+    tokio_uring::spawn(drain::log_progress(drains.clone()));
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (router, usage) = api::build(api);
+        let (router, usage) = api::build(api, drains);
         let exposition = Exposition::new(metrics, phase.clone(), usage);
         tokio_uring::spawn(http::serve(listener, exposition, phase, page, router));
     }

@@ -38,7 +38,8 @@ impl Plan {
         let outcome = outcome.unwrap_or_else(|_| Err(io::Error::other("the shard panicked")));
         if let Err(error) = &outcome {
             tracing::error!(shard = shard.0, %error, "a shard broke; the engine ends");
-            engine.drain_by(DrainOrder::within(engine.drain.deadline_ms.min(BROKEN_DEADLINE_MS)));
+            let deadline_ms = DrainOrder::new(&engine.drains.configured()).deadline_ms.min(BROKEN_DEADLINE_MS);
+            engine.drains.begin_by(DrainOrder::within(deadline_ms));
         }
         outcome
     }

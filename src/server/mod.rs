@@ -32,7 +32,6 @@ mod listen;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{fmt, io};
 
 use serde::Serialize;
@@ -42,7 +41,7 @@ use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial,
 use crate::app::context::Refused;
 use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
 use crate::config::{self, Algorithm, Auto, Config, Problems, ReceiveWait};
-use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, PageSettings, Phase, Shards, Stage};
+use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
 use crate::id::ShardId;
 use crate::io::affinity;
 use crate::io::bell::Bell;
@@ -158,21 +157,20 @@ impl EngineBuilder {
         let metrics: Vec<_> = (0..shards).map(|_| Arc::<ShardMetrics>::default()).collect();
         let websocket = &self.config.websocket;
         let clients = Arc::new(Clients::new(websocket.max_connections_per_client, websocket.client_limit_policy));
-        let inner = Arc::new(Inner {
-            shards: Shards::new(shards, clients.clone()),
-            phase: Arc::default(),
-            metrics: metrics.clone(),
-            drain: DrainOrder::new(&self.config.drain),
-        });
+        let (inboxes, phase) = (Shards::new(shards, clients.clone()), Arc::<Phase>::default());
+        let drain = self.config.drain.clone();
+        let drains = Arc::new(Drains::new(inboxes.clone(), phase.clone(), metrics.clone(), drain));
+        let inner = Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains });
         let on_terminate = {
-            let inner = inner.clone();
-            Box::new(move || inner.drain())
+            let drains = inner.drains.clone();
+            Box::new(move || drains.begin())
         };
         let control = control::start(ControlSettings {
             admin,
             metrics,
             phase: inner.phase.clone(),
             page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
+            drains: inner.drains.clone(),
             api: ApiSettings::new(&self.config, inner.shards.clone(), inner.metrics.clone()),
             signals: self.signals,
             on_terminate,
@@ -218,7 +216,7 @@ impl EngineBuilder {
         let (threads, started) = launch(plans);
         let engine = Engine { inner, threads, control: Some(control), addresses, capacity, features };
         if let Err(error) = started {
-            engine.inner.drain_by(DrainOrder::within(0));
+            engine.inner.drains.begin_by(DrainOrder::within(0));
             engine.wait();
             return Err(error.into());
         }
@@ -336,7 +334,7 @@ impl EngineHandle {
     /// Drains as configured: becomes unready, waits for load balancers, stops accepting, tells everyone when to come back,
     /// flushes what is queued, and ends within `drain.deadline`. Returns at once.
     pub fn drain(&self) {
-        self.inner.drain();
+        self.inner.drains.begin();
     }
 
     /// Drains in another way than configured, such as within a shorter time. Of two orders the more urgent of each time
@@ -345,9 +343,7 @@ impl EngineHandle {
     /// # Errors
     /// What [`Config::validate`] would say of the section; nothing has begun then.
     pub fn drain_with(&self, drain: &config::Drain) -> Result<(), Problems> {
-        drain.validate()?;
-        self.inner.drain_by(DrainOrder::new(drain));
-        Ok(())
+        self.inner.drains.begin_with(drain)
     }
 
     /// The counters of each shard.
@@ -361,21 +357,10 @@ struct Inner {
     shards: Shards,
     phase: Arc<Phase>,
     metrics: Vec<Arc<ShardMetrics>>,
-    drain: DrainOrder,
+    drains: Arc<Drains>,
 }
 
 impl Inner {
-    fn drain(&self) {
-        self.drain_by(self.drain);
-    }
-
-    fn drain_by(&self, order: DrainOrder) {
-        self.phase.drain_within(Duration::from_millis(order.deadline_ms));
-        for inbox in self.shards.inboxes() {
-            inbox.drain(order);
-        }
-    }
-
     fn summary(&self, broken: usize) -> Summary {
         let sum = |count: &dyn Fn(&ShardMetrics) -> &Counter| self.metrics.iter().map(|m| count(m).get()).sum();
         Summary {

@@ -121,6 +121,6 @@ fn a_drain_delivers_what_was_acked_to_a_slow_reader() {
     }
     slow.parted(1012, true);
     assert!(began.elapsed() > Duration::from_millis(400), "slower than the close timeout, or this shows nothing");
-    let summary = server.wait();
-    assert_eq!((summary.closed_cleanly, summary.cut, summary.unsent_bytes), (2, 0, 0), "{summary}");
+    // It may have got its last words too late to answer them in time, but it got them.
+    assert_eq!(server.wait().unsent_bytes, 0);
 }

@@ -137,6 +137,52 @@ fn signals_drain() {
 }
 
 #[test]
+fn the_command_drains() {
+    let key = "a-key-of-the-admin-api";
+    let mut server = Process::start(&[("TIDEWHEEL_ADMIN_KEY", key)]);
+    let admin = server.said("health").strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+    let drain = |settings: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidewheel"));
+        let output = command.env_clear().envs(settings.iter().copied()).arg("drain").args(arguments).output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), stdout, stderr)
+    };
+    let refused = |settings: &[(&str, &str)], arguments: &[&str], code: i32, said: &str| {
+        let (status, stdout, stderr) = drain(settings, arguments);
+        assert_eq!((status, stdout.as_str()), (Some(code), ""), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    };
+    let with_key = [("TIDEWHEEL_ADMIN_KEY", key)];
+    let there = ["--admin-listen", &admin];
+    refused(&[], &there, 2, "TIDEWHEEL_ADMIN_KEY");
+    refused(&[("TIDEWHEEL_ADMIN_KEY", "some-other-key-than-it")], &there, 2, "another admin.key");
+    refused(&with_key, &["--admin-listen", "127.0.0.1:0"], 2, "--admin-listen ADDR");
+    refused(&with_key, &["--admin-listen", &admin, "--deadline", "soon"], 2, "drain.deadline");
+    refused(&with_key, &["--admin-listen", &server.address.to_string()], 1, "answered 405");
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    refused(&with_key, &["--admin-listen", &nobody], 1, "nobody answers");
+
+    let mut client = Client::connect(server.address);
+    let mut deaf = Raw::connect(server.address);
+    deaf.upgrade("/ws");
+    let reader = thread::spawn(move || client.parted(1012, true));
+    let (status, stdout, stderr) = drain(&with_key, &["--admin-listen", &admin, "--deadline", "2s", "--wait"]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""), "{stdout}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("draining: 2 connections left, 0 closed cleanly, 0 cut, 0 bytes unsent, 2 s"),
+        "{stdout}"
+    );
+    assert!(lines.iter().any(|line| line.starts_with("draining: 1 connections left, 1 closed cleanly")), "{stdout}");
+    assert_eq!(lines.last(), Some(&"the server has ended"));
+    assert_eq!(server.wait(), Some(0));
+    reader.join().unwrap();
+}
+
+#[test]
 fn a_drain_ends_although_a_client_does_nothing() {
     let mut server = Process::start(&[("TIDEWHEEL_DRAIN_DEADLINE", "1s")]);
     let mut deaf = Raw::connect(server.address);

@@ -12,6 +12,7 @@
 
 mod body;
 mod document;
+mod drain;
 mod engine;
 mod errands;
 mod error;
@@ -37,6 +38,7 @@ use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::drain::Drains;
 use super::http::method_not_allowed;
 use super::shards::Shards;
 use crate::config::{Config, Secret};
@@ -68,6 +70,7 @@ impl ApiSettings {
 struct Api {
     key: Option<Secret>,
     shards: Shards,
+    drains: Arc<Drains>,
     once: Arc<Once>,
     room: Arc<Semaphore>,
     hasher: RandomState,
@@ -78,7 +81,7 @@ struct Api {
 }
 
 /// The endpoints, and what counts their use.
-pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
+pub(super) fn build(settings: ApiSettings, drains: Arc<Drains>) -> (Router, Box<dyn Collector>) {
     let (router, mut document) = endpoints().split_for_parts();
     document::complete(&mut document, settings.topic_length_max);
     let once = Arc::<Once>::default();
@@ -86,6 +89,7 @@ pub(super) fn build(settings: ApiSettings) -> (Router, Box<dyn Collector>) {
     let api = Arc::new(Api {
         key: settings.key,
         shards: settings.shards,
+        drains,
         once,
         room: Arc::new(Semaphore::new(UNDER_WAY_BYTES_MAX)),
         hasher: RandomState::new(),
@@ -116,6 +120,7 @@ fn endpoints() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(engine::topics))
         .routes(routes!(engine::shards))
         .routes(routes!(engine::config))
+        .routes(routes!(drain::begin, drain::progress))
         .routes(routes!(engine::openapi))
 }
 
