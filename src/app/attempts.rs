@@ -71,6 +71,8 @@ const _: () = assert!(size_of::<Mutex<[Entry; WAYS]>>() * SETS <= 17 << 16, "a m
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::sync::Barrier;
+    use std::thread;
 
     use super::*;
 
@@ -115,5 +117,30 @@ mod tests {
         });
         assert_eq!(refused.count(), 0, "a newcomer always has its burst");
         assert!(!attempts.admit(flooder, 99), "who has used its burst is remembered");
+    }
+
+    /// Four shards' threads on one address, each asking for more than there is in every millisecond of ten seconds: the
+    /// burst, and what each of the 9,999 milliseconds after the first brings, neither more nor less.
+    #[test]
+    fn the_rate_is_steady_across_threads() {
+        for (per_second, burst) in [(1, 1), (10, 1), (10, 5), (1000, 1), (1000, 200)] {
+            let attempts = ConnectionAttempts::new(&AttemptRate { per_second, burst, ..AttemptRate::default() });
+            let (address, tick) = (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), Barrier::new(4));
+            let shard = || {
+                let mut admitted = 0;
+                for now_ms in 1_000..11_000 {
+                    tick.wait(); // all clocks show the same time
+                    while attempts.admit(address, now_ms) {
+                        admitted += 1;
+                    }
+                }
+                admitted
+            };
+            let admitted: u64 = thread::scope(|scope| {
+                let shards = [(); 4].map(|()| scope.spawn(shard));
+                shards.map(|shard| shard.join().unwrap()).iter().sum()
+            });
+            assert_eq!(admitted, u64::from(burst) + 9_999 * u64::from(per_second) / 1000, "{per_second}/s, {burst}");
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
@@ -289,48 +288,4 @@ fn a_client_that_is_known_from_its_request() {
         drop((stays, goes));
         server.rest();
     }
-}
-
-/// Fifty connections of one client at once, a hundred times: five stay, and who comes later takes the place of one.
-#[test]
-fn exactly_as_many_as_allowed_stay_of_any_crowd() {
-    let server = clients("max_total_connections: 4096");
-    for round in 0..100 {
-        let claims = json!({"sub": format!("user-{round}")});
-        let text = json!({"type": "authenticate", "payload": {"token": token(claims.clone())}}).to_string();
-        let gate = Barrier::new(10);
-        let mut crowd: Vec<Raw> = thread::scope(|scope| {
-            let enter = || {
-                let mut own: Vec<Raw> = (0..5).map(|_| server.raw_open()).collect();
-                gate.wait();
-                own.iter_mut().for_each(|raw| raw.text(&text));
-                own.iter_mut().for_each(|raw| assert_eq!(raw.json()["payload"]["authenticated"], true));
-                own
-            };
-            let threads: Vec<_> = (0..10).map(|_| scope.spawn(enter)).collect();
-            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-        });
-        await_survivors(&mut crowd);
-        // The five that come next are the newest, and so the ones that stay.
-        let mut late: Vec<Client> = (0..5).map(|_| entered(&server, claims.clone())).collect();
-        crowd.iter_mut().for_each(|raw| assert_eq!(raw.json()["payload"]["code"], 4503));
-        late.iter_mut().for_each(Client::quiet);
-    }
-    super::until("the count", || server.closed(CloseReason::Evicted) == 100 * 50);
-    server.rest();
-}
-
-/// Waits until all of a crowd but five have been told to go. All were let in, so the orders are on their way.
-#[track_caller]
-fn await_survivors(crowd: &mut Vec<Raw>) {
-    super::until("all but five to be told to go", || {
-        crowd.retain_mut(|raw| {
-            raw.write(&ping(0));
-            let said = raw.json();
-            assert!(said["type"] == "pong" || said["payload"]["code"] == 4503, "{said}");
-            said["type"] == "pong"
-        });
-        assert!(crowd.len() >= 5, "only {} are left", crowd.len());
-        crowd.len() == 5
-    });
 }

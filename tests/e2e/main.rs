@@ -11,6 +11,7 @@ mod commands;
 mod credentials;
 mod drain;
 mod errands;
+mod eviction;
 mod handlers;
 mod handshake;
 mod http;

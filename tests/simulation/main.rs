@@ -12,6 +12,7 @@ mod run;
 mod scenarios;
 mod sizes;
 mod stage;
+mod steady;
 mod terms;
 mod wire;
 

@@ -1,9 +1,10 @@
 //! A small engine without faults, whose every turn a test tells.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewheel::app::Clients;
+use tidewheel::app::{Clients, ConnectionAttempts};
 use tidewheel::config::ClientLimitPolicy;
 use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
@@ -48,6 +49,17 @@ impl Stage {
         bus_bound: usize,
         change: impl Fn(&mut Settings),
     ) -> Self {
+        Self::with_attempts(kernel, seed, shards, bus_bound, None, change)
+    }
+
+    pub fn with_attempts(
+        kernel: SimConfig,
+        seed: u64,
+        shards: usize,
+        bus_bound: usize,
+        attempts: Option<ConnectionAttempts>,
+        change: impl Fn(&mut Settings),
+    ) -> Self {
         let world = World::new(seed, Faults::default());
         let waiting = Waiting::default();
         let shared = Arc::new(Shared {
@@ -58,7 +70,7 @@ impl Stage {
             shards,
             clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
             addresses: Clients::new(None, ClientLimitPolicy::Reject),
-            attempts: None,
+            attempts,
             connections: Default::default(),
             handshakes: Arc::default(),
             drain: Default::default(),
@@ -100,6 +112,14 @@ impl Stage {
     pub fn newcomer(&mut self, shard: usize) -> usize {
         self.readers.push((self.world.connect_to(ShardId(shard as u16)), Reader::default()));
         self.readers.len() - 1
+    }
+
+    /// A client of this shard, from this address, that asks for an upgrade.
+    pub fn newcomer_from(&mut self, address: IpAddr, shard: usize) -> usize {
+        self.readers.push((self.world.connect_from(address, ShardId(shard as u16)), Reader::default()));
+        let client = self.readers.len() - 1;
+        self.world.client_send(self.id(client), wire::request("/ws").as_bytes());
+        client
     }
 
     /// The answer to its upgrade request.

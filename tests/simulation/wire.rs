@@ -101,7 +101,7 @@ impl Reader {
         } else {
             body = value("Content-Length").expect("the length of the body").parse().expect("a length");
             assert_eq!(value("Connection"), Some(if status == 426 { "Upgrade" } else { "close" }), "{text}");
-            assert_eq!(value("Retry-After").is_some(), status == 503, "{text}");
+            assert_eq!(value("Retry-After").is_some(), matches!(status, 429 | 503), "{text}");
         }
         if rest.len() < head + body {
             return None;

@@ -92,22 +92,22 @@ impl World {
 
     /// Connects a client to one of the listeners that are open, by chance (SO_REUSEPORT).
     pub fn connect(&self) -> ClientId {
-        self.connect_from(CLIENT)
-    }
-
-    /// The same, from this address.
-    pub fn connect_from(&self, address: IpAddr) -> ClientId {
         let mut state = self.0.borrow_mut();
         let listening: Vec<usize> = (0..state.kernels.len()).filter(|&i| state.kernels[i].listens()).collect();
         let shard = (!listening.is_empty()).then(|| listening[state.dice.below(listening.len())]);
-        state.connect(shard, address)
+        state.connect(shard, CLIENT)
     }
 
     /// Connects a client to this shard's listener.
     pub fn connect_to(&self, shard: ShardId) -> ClientId {
+        self.connect_from(CLIENT, shard)
+    }
+
+    /// The same, from this address.
+    pub fn connect_from(&self, address: IpAddr, shard: ShardId) -> ClientId {
         let mut state = self.0.borrow_mut();
         let listens = state.kernels[shard.index()].listens();
-        state.connect(listens.then_some(shard.index()), CLIENT)
+        state.connect(listens.then_some(shard.index()), address)
     }
 
     /// Sends bytes. The network takes them as the server's socket buffer has room; those of a connection that has
