@@ -5,7 +5,7 @@
 //!
 //! | layer | module | its one job |
 //! |---|---|---|
-//! | L0 vocabulary | [`id`], [`config`], [`metrics`], [`fixed`], [`sync`] | names, numbers and bounded structures; no domain logic |
+//! | L0 vocabulary | [`id`], [`topic`], [`config`], [`metrics`], [`fixed`], [`sync`] | names, numbers and bounded structures; no domain logic |
 //! | L1 bytes | [`ws`] | RFC 6455 as a value: bytes in, events out; knows no socket and no clock |
 //! | L1 kernel | [`io`] | the ring: the only unsafe code and the only syscalls; knows no WebSocket |
 //! | L2 | [`conn`] | one connection: its fields, its laws, its outbound queue, its deadlines |
@@ -45,6 +45,7 @@ pub mod server;
 
 pub mod shard;
 pub mod sync;
+pub mod topic;
 pub mod ws;
 
 pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage};

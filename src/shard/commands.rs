@@ -9,11 +9,11 @@ use std::rc::Rc;
 use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
-use crate::conn::permissions::{TopicError, check_topic};
 use crate::conn::{Conn, Identity};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
+use crate::topic::{TopicError, check_topic};
 use crate::ws::{self, Opcode};
 
 use super::Shard;
