@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tidewheel::conn::{Conn, ConnPool, Gather, Greeting, OutboundLimits};
 use tidewheel::io::{Palette, SharedFrame};
-use tidewheel::pubsub::fan_out;
+use tidewheel::pubsub::{Queues, fan_out};
 
 const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 1_000_000, frames_max: 1024, age_max_ms: 30_000 };
 const FRAME_BYTES: usize = 132;
@@ -45,8 +45,9 @@ impl Topic {
     fn publish(&mut self) {
         let Self { conns, palette, members, dirty, over, .. } = self;
         let frame = SharedFrame::new(vec![b'x'; FRAME_BYTES]);
-        let delivery = fan_out(black_box(frame), members, None, conns, palette, &LIMITS, 0, dirty, over);
-        assert_eq!(delivery.queued, members.len() as u64);
+        let queues = Queues { conns, palette, limits: &LIMITS, now: 0, dirty, over };
+        let fanned = fan_out(black_box(frame), members, None, queues);
+        assert_eq!(fanned.delivery.queued, members.len() as u64);
     }
 
     /// Begins every send, and ends it when all have begun.

@@ -5,8 +5,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tidewheel::conn::{Gather, Outbound, OutboundLimits};
-use tidewheel::io::{Palette, SharedFrame};
+use tidewheel::conn::{Enqueued, Gather, Outbound, OutboundLimits};
+use tidewheel::io::{Lossy, Palette, SharedFrame, Stream};
+use tidewheel::metrics::Drops;
 use tidewheel::ws::{self, Opcode};
 
 const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 1_000_000, frames_max: 1024, age_max_ms: 30_000 };
@@ -18,6 +19,7 @@ struct Connection {
     palette: Palette,
     gather: Gather,
     queue: Outbound,
+    drops: Drops,
 }
 
 impl Connection {
@@ -28,6 +30,14 @@ impl Connection {
     fn publish(&mut self, frame: &Arc<SharedFrame>) {
         let key = self.palette.share(frame.clone(), 1);
         black_box(self.queue.enqueue(key, frame.plain().len() as u32, &LIMITS, 0));
+    }
+
+    fn publish_lossy(&mut self, frame: &Arc<SharedFrame>) {
+        let key = self.palette.share(frame.clone(), 1);
+        let stream = frame.stream().expect("may be dropped");
+        let (len, Self { palette, queue, drops, .. }) = (frame.plain().len() as u32, self);
+        let enqueued = queue.enqueue_lossy(key, len, stream, &LIMITS, 0, palette, drops);
+        assert_eq!(enqueued, Enqueued::Queued);
     }
 
     /// Begins a send and returns how many bytes it has.
@@ -87,7 +97,29 @@ fn outbound(c: &mut Criterion) {
         });
         connection.sent(in_flight);
     });
+    // What does a publish pay that finds a queue full, where the oldest or the one with its key goes for it?
+    group.throughput(Throughput::Elements(1));
+    for (policy, keys) in [(Lossy::DropOldest, 1), (Lossy::LatestPerKey, 1024)] {
+        let mut full = Connection::default();
+        full.publish(&frame);
+        full.flush();
+        let frames: Vec<_> = (0..keys)
+            .map(|key| SharedFrame::lossy(MESSAGE.to_vec(), Stream { policy, topic: 1, key: hash(key) }))
+            .collect();
+        let mut next = (0..keys as usize).cycle();
+        group.bench_function(format!("into a full queue, {policy:?}"), |b| {
+            for frame in frames.iter().cycle().take(1024) {
+                full.publish_lossy(frame);
+            }
+            b.iter(|| full.publish_lossy(&frames[next.next().expect("for ever")]));
+        });
+    }
     group.finish();
+}
+
+/// Any function that spreads.
+fn hash(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 criterion_group!(benches, outbound);

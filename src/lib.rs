@@ -48,7 +48,8 @@ pub mod sync;
 pub mod topic;
 pub mod ws;
 
-pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage};
+pub use app::context::{Sending, Sent};
+pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage, PublishOptions};
 pub use config::Config;
 pub use control::{Target, TopicEntry};
 pub use pubsub::Delivery;

@@ -161,6 +161,14 @@ labels! {
     Drop {
         /// The subscriber was over a bound and is being disconnected.
         Disconnect = "disconnect",
+        /// Of a topic that drops the oldest: thrown out of a full queue for a newer one, or not taken where that would not
+        /// have made room.
+        DropOldest = "drop_oldest",
+        /// Of a topic that drops the newest: not taken by a full queue, or thrown out of one for a message that may not be
+        /// dropped.
+        DropNewest = "drop_newest",
+        /// Of a topic that keeps the latest of each key: replaced by a newer one with its key, or as for `drop_oldest`.
+        LatestPerKey = "latest_per_key",
         /// The connection ended with the frame still queued.
         Closed = "closed",
     }
@@ -177,6 +185,9 @@ labels! {
         Shard = "shard",
     }
 }
+
+/// How many deliveries were dropped, for each cause.
+pub type Drops = [u64; Drop::ALL.len()];
 
 /// The counters of one shard.
 #[derive(Debug, Default)]

@@ -4,12 +4,15 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::message::OutgoingMessage;
+use super::envelope::KEY_LENGTH_MAX;
+use super::message::{OutgoingMessage, PublishOptions};
 use crate::conn::Identity;
 use crate::id::{ConnKey, SessionId};
 use crate::metrics::ErrorCode;
@@ -37,6 +40,31 @@ impl Refused {
     }
 }
 
+/// What became of a message that a handler sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It waits for its turn, and leaves unless the connection ends before.
+    Queued,
+    /// Four times `outbound.max_bytes` wait for the client, which does not read: the message was dropped and the client is
+    /// being disconnected (4008).
+    Dropped,
+    /// The connection has ended, or is past its last words.
+    Closed,
+}
+
+/// Tells what became of a message, as soon as it is known: after the poll in which it was sent. The message is sent
+/// whether this is awaited or not.
+#[derive(Debug)]
+pub struct Sending(oneshot::Receiver<Sent>);
+
+impl Future for Sending {
+    type Output = Sent;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Sent> {
+        Pin::new(&mut self.0).poll(context).map(|sent| sent.unwrap_or(Sent::Closed))
+    }
+}
+
 /// Where the answer to an action goes.
 pub type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 
@@ -44,8 +72,9 @@ pub type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the methods of `Context` describe them")]
 pub enum Action {
-    Send(OutgoingMessage),
-    Publish { topic: Box<str>, data: Vec<u8>, answer: Answer<Delivery> },
+    Send { message: OutgoingMessage, outcome: oneshot::Sender<Sent> },
+    Drained { answer: Answer<()> },
+    Publish { topic: Box<str>, data: Vec<u8>, options: PublishOptions, answer: Answer<Delivery> },
     Subscribe { topic: Box<str>, answer: Answer<()> },
     Unsubscribe { topic: Box<str>, answer: Answer<()> },
     Close { code: u16, reason: String },
@@ -93,10 +122,21 @@ impl Context {
         self.identity.as_deref().map(|identity| &*identity.user_id)
     }
 
-    /// Sends a message to this connection, before the handler's reply. Nothing happens if the connection has ended; a
-    /// client that already has four times `outbound.max_bytes` waiting is disconnected (4008).
-    pub fn send(&self, message: OutgoingMessage) {
-        self.note(Action::Send(message));
+    /// Sends a message to this connection, before the handler's reply. What became of it can be awaited, or ignored. A
+    /// handler that sends much awaits [`Context::drained`] in between, so that its client can follow.
+    pub fn send(&self, message: OutgoingMessage) -> Sending {
+        let (outcome, sent) = oneshot::channel();
+        self.note(Action::Send { message, outcome });
+        Sending(sent)
+    }
+
+    /// Waits until the client has read: until no more than half of `outbound.max_bytes` wait for it, not counting published
+    /// messages that their topic's policy may drop. At once, if that is so already.
+    ///
+    /// # Errors
+    /// `not_found` if the connection ends first or is ending, `limit_exceeded` if 64 futures wait for this connection.
+    pub fn drained(&self) -> impl Future<Output = Result<(), Refused>> + use<> {
+        self.ask(Ok(|answer| Action::Drained { answer }))
     }
 
     /// Publishes to a topic, whatever the client's own permissions; the future gives the receipt. The message is
@@ -109,9 +149,22 @@ impl Context {
         topic: &str,
         data: &T,
     ) -> impl Future<Output = Result<Delivery, Refused>> + use<T> {
-        let data = serde_json::to_vec(data).map_err(not_json);
+        self.publish_with(topic, data, PublishOptions::new())
+    }
+
+    /// As [`Context::publish`], with more to say.
+    ///
+    /// # Errors
+    /// Those of [`Context::publish`], and `too_large` for a key of more than 255 bytes.
+    pub fn publish_with<T: Serialize>(
+        &self,
+        topic: &str,
+        data: &T,
+        options: PublishOptions,
+    ) -> impl Future<Output = Result<Delivery, Refused>> + use<T> {
+        let data = publishable(data, &options);
         let topic = topic.into();
-        self.ask(data.map(|data| move |answer| Action::Publish { topic, data, answer }))
+        self.ask(data.map(|data| move |answer| Action::Publish { topic, data, options, answer }))
     }
 
     /// Subscribes this connection to a topic, whatever the client's own permissions.
@@ -153,6 +206,15 @@ impl Context {
         });
         async move { asked?.await.unwrap_or_else(|_| Err(Refused::gone())) }
     }
+}
+
+/// The JSON text of what is to be published.
+pub(crate) fn publishable<T: Serialize>(data: &T, options: &PublishOptions) -> Result<Vec<u8>, Refused> {
+    if options.key.as_ref().is_some_and(|key| key.len() > KEY_LENGTH_MAX) {
+        let why = format!("`key` must not be longer than {KEY_LENGTH_MAX} bytes");
+        return Err(Refused::new(ErrorCode::TooLarge, why));
+    }
+    serde_json::to_vec(data).map_err(not_json)
 }
 
 pub(crate) fn not_json(error: serde_json::Error) -> Refused {

@@ -1,5 +1,5 @@
-//! A message of a handler's own, ready to be sent.
-//! Law: its payload is JSON text; what cannot be JSON is refused when the message is made, not when it is sent.
+//! A message of a handler's own, ready to be sent, and what else a publish may say.
+//! Law: a message's payload is JSON text; what cannot be JSON is refused when the message is made, not when it is sent.
 
 use std::borrow::Cow;
 
@@ -32,5 +32,26 @@ impl OutgoingMessage {
     /// The payload's JSON text.
     pub fn payload(&self) -> &[u8] {
         &self.payload
+    }
+}
+
+/// What a publish says besides its topic and data; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishOptions {
+    pub(crate) key: Option<Box<str>>,
+}
+
+impl PublishOptions {
+    /// Nothing but topic and data.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the message is the latest of, at most 255 bytes, for topics with the policy `latest_per_key`. All messages of a
+    /// topic without a key are of one.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 }

@@ -18,5 +18,5 @@ pub use attempts::ConnectionAttempts;
 pub use clients::Clients;
 pub use context::Context;
 pub use handler::{HandlerError, IntoReply, MessageHandler};
-pub use message::OutgoingMessage;
+pub use message::{OutgoingMessage, PublishOptions};
 pub use router::{RouteError, Router};

@@ -61,7 +61,7 @@ impl Sources {
                 }
             }
         }
-        let keys = draft.reader.keys.clone();
+        let keys = Config::keys();
         for (name, value) in &self.env {
             let Some(suffix) = name.strip_prefix(ENV_PREFIX) else { continue };
             if INJECTED.iter().any(|injected| suffix.starts_with(injected)) {
@@ -89,7 +89,8 @@ impl Sources {
 
 impl Draft {
     fn new(config: Config) -> Self {
-        Self { config, reader: Reader::new(Config::keys()), blind: false }
+        let keys = Config::reference().into_iter().filter(|key| key.apply != Apply::Section);
+        Self { config, reader: Reader::new(keys.map(|key| key.path).collect()), blind: false }
     }
 
     fn read_text(&mut self, text: &str, file: Option<&Arc<str>>) {
@@ -213,7 +214,8 @@ mod tests {
     use super::*;
     use crate::config::origin::OriginPattern::{Any, Opaque, SameHost};
     use crate::config::{
-        Algorithm, Auto, ByteRate, ClientLimitPolicy, LogFormat, MessageRate, ReceiveWait, Secret, Size,
+        Algorithm, Auto, ByteRate, ClientLimitPolicy, LogFormat, MessageRate, OutboundPolicy, ReceiveWait, Secret,
+        Size, TopicRule,
     };
 
     #[track_caller]
@@ -299,6 +301,14 @@ mod tests {
             "limits: {bytes: {per_secon: 5}}",
             "line 1: limits.bytes.per_secon: no such key; did you mean `limits.bytes.per_second`?",
         );
+        check_problem(
+            "topics: [{pattern: a, polcy: drop_oldest}]",
+            "line 1: topics[0].polcy: no such key; did you mean `topics[].policy`?",
+        );
+        check_problem(
+            "topics: [{pattern: a, policy: drop}]",
+            "line 1: topics[0].policy: `drop` is none of disconnect, drop_oldest, drop_newest, latest_per_key",
+        );
         check_problem("log: {colour: x}", "line 1: log.colour: no such key; remove it");
         check_problem(
             "\nwebsocket: {pong_timeout: 10}",
@@ -357,6 +367,14 @@ mod tests {
         check_env("TIDEWHEEL_ORIGINS_ALLOW", "same_host, null", Ok(|c| c.origins.allow = vec![SameHost, Opaque]));
         check_env("TIDEWHEEL_ORIGINS_ALLOW_MISSING", "false", Ok(|c| c.origins.allow_missing = false));
         check_env("TIDEWHEEL_AUTH_QUERY", "true", Ok(|c| c.auth.query = true));
+        check_env(
+            "TIDEWHEEL_TOPICS",
+            "[{pattern: a.>, policy: drop_oldest}, {pattern: '*'}]",
+            Ok(|c| {
+                let rules = [("a.>", Some(OutboundPolicy::DropOldest)), ("*", None)];
+                c.topics = rules.map(|(pattern, policy)| TopicRule { pattern: pattern.to_owned(), policy }).into();
+            }),
+        );
         check_env("TIDEWHEEL_SHARDS", "3", Ok(|c| c.shards = Auto::Value(3)));
         check_env(
             "TIDEWHEEL_LISTEN",
@@ -522,6 +540,8 @@ mod tests {
                 "null",
                 "7",
                 "7s",
+                "drop_newest",
+                "[{pattern: a}]",
                 "false",
                 "true",
                 "poll",

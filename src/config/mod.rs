@@ -49,6 +49,8 @@ section! {
         section websocket: Websocket,
         /// The queue of messages towards one connection.
         section outbound: Outbound,
+        /// What holds for which topics: of the entries whose pattern covers a topic the first one counts, whole.
+        restart topics: Vec<TopicRule> = Vec::new(),
         /// Who may connect.
         section auth: Auth,
         /// What one client may use.
@@ -101,16 +103,29 @@ section! {
 }
 
 section! {
-    /// Bounds of each connection's outbound queue; at any of them the subscriber is disconnected with 4008. Replies are
-    /// always queued: at `max_bytes` the connection is not read from.
+    /// Bounds of each connection's outbound queue, and what is done with a message that finds it full. Replies are always
+    /// queued: at `max_bytes` the connection is not read from.
     Outbound {
         /// Bytes queued. One message is admitted into an empty queue whatever its size.
         live max_bytes: Size = Size(1_000_000) => 1..=GIB,
         /// Frames queued.
         live max_frames: usize = 1024 => 1..=MIB / 2,
         /// How long a message may wait behind a send that makes no progress; one that trickles is found within
-        /// twice that.
+        /// twice that. Then close 4008, whatever the policy; messages that a policy may drop may wait longer while others
+        /// leave.
         live max_age: Duration = Duration::from_secs(30) => SHORTEST..=HOUR,
+        /// What is done at `max_bytes` and `max_frames`, for topics of which `topics` says nothing else.
+        restart policy: OutboundPolicy = OutboundPolicy::Disconnect,
+    }
+}
+
+section! {
+    /// What holds for the topics that a pattern covers.
+    TopicRule {
+        /// Dot-separated segments; `*` stands for any one of them, a last `>` for one or more. 1 to 255 bytes.
+        restart pattern: String = String::new(),
+        /// What is done with a message that finds a subscriber's queue full. `null`: what `outbound.policy` says.
+        restart policy: Option<OutboundPolicy> = None,
     }
 }
 
@@ -346,6 +361,21 @@ words! {
         EvictIdle = "evict_idle",
         /// The newcomer; closed with 4501.
         Reject = "reject",
+    }
+}
+
+words! {
+    /// What is done with a published message that finds a subscriber's queue at its bound.
+    OutboundPolicy {
+        /// The subscriber is closed with 4008: what it has seen is a prefix.
+        Disconnect = "disconnect",
+        /// The oldest waiting messages of the same topic go until it fits; if that would not do, it goes itself.
+        DropOldest = "drop_oldest",
+        /// It goes itself; later ones may find room again.
+        DropNewest = "drop_newest",
+        /// It takes the place of a waiting message of the same topic and key, also below the bound; at the bound as
+        /// `drop_oldest`.
+        LatestPerKey = "latest_per_key",
     }
 }
 

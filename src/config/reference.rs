@@ -182,7 +182,7 @@ mod tests {
     use crate::config::Sources;
 
     /// Of these every key takes one that is not its default.
-    const VALUES: [&str; 15] = [
+    const VALUES: [&str; 17] = [
         "null",
         "7",
         "7s",
@@ -193,6 +193,8 @@ mod tests {
         "reject",
         "json",
         "debug",
+        "drop_newest",
+        "[{pattern: a.*, policy: drop_oldest}, {pattern: '*'}]",
         "HS512",
         "127.0.0.1:7",
         "10.0.0.0/8",

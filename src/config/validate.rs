@@ -7,6 +7,7 @@ use super::node::Node;
 use super::origin::OriginPattern;
 use super::units::show_duration;
 use super::{Algorithm, Auto, Config, Drain, Place, Problem, Problems, RECEIVE_BUFFERS_MAX};
+use crate::topic::{PATTERN_LENGTH_MAX, check_pattern};
 
 impl Config {
     /// Checks every value and how they go together.
@@ -34,6 +35,7 @@ impl Config {
         self.check_cookie(&mut problems);
         self.check_admin_key(&mut problems);
         self.check_proxy(&mut problems);
+        self.check_topics(&mut problems);
         self.check_ring(&mut problems);
         self.check_drain(&mut problems);
         problems.0
@@ -159,6 +161,15 @@ impl Config {
         {
             let what = "is not the name of a cookie; write letters, digits, `-` and `_`, such as session, or null";
             problems.add("auth.cookie", format!("`{cookie}` {what}"));
+        }
+    }
+
+    fn check_topics(&self, problems: &mut Found) {
+        for (index, rule) in self.topics.iter().enumerate() {
+            if let Err(error) = check_pattern(&rule.pattern, PATTERN_LENGTH_MAX) {
+                let what = format!("`{}` is no pattern: {error}; write one such as prices.>", rule.pattern);
+                problems.add(&format!("topics[{index}].pattern"), what);
+            }
         }
     }
 
@@ -337,6 +348,15 @@ mod tests {
         check("path: ws\necho_path: '/e?'", &["path: `ws` is not a path", "echo_path: `/e?` is not a path"]);
         check("echo_path: /ws", &["echo_path: `/ws` is also `path`"]);
         check("path: ''", &["path: `` is not a path"]);
+    }
+
+    #[test]
+    fn topics() {
+        check("topics: [{pattern: a.*.>, policy: drop_newest}, {pattern: a}]", &[]);
+        check(
+            "topics: [{pattern: a}, {policy: drop_oldest}, {pattern: 'a.>.b'}]",
+            &["topics[1].pattern: `` is no pattern: a topic must not be empty", "topics[2].pattern: `a.>.b` "],
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod greeting;
 mod identity;
+mod lossy;
 mod outbound;
 pub mod permissions;
 mod rate_limiter;
@@ -122,7 +123,7 @@ pub enum Deferred {
     /// It came behind unanswered publishes: its ack waits behind theirs, and no message of the topic may overtake it.
     Subscribe { id: Option<MessageId>, topic: Box<str> },
     /// There is no room for a publish on its way, or others have waited longer for some.
-    Publish { id: Option<MessageId>, topic: Box<str>, data: Box<[u8]>, exclude_self: bool },
+    Publish { id: Option<MessageId>, topic: Box<str>, data: Box<[u8]>, of: Option<Box<str>>, exclude_self: bool },
 }
 
 /// What the connection's messages mean.

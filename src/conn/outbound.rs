@@ -3,12 +3,15 @@
 //! Law: frames leave in the order in which they were queued, except that pings and pongs overtake what waits;
 //! at most one send is in flight, and everything that queued up meanwhile leaves in the next one;
 //! published frames are admitted within the bounds only, replies always (a connection whose replies cannot leave is
-//! not read from, which bounds them); an empty queue holds no memory.
+//! not read from, which bounds them); only frames that their topic allows to be dropped are, and none that is in flight;
+//! an empty queue holds no memory.
 
 use crate::fixed::RingQueue;
-use crate::io::{FrameKey, Palette};
+use crate::io::{FrameKey, Palette, Stream};
+use crate::metrics::Drops;
 
 use super::Ms;
+use super::lossy::{LossyQueue, Room};
 
 /// Bounds of one queue.
 #[derive(Clone, Copy, Debug)]
@@ -42,14 +45,24 @@ pub struct SendPart {
 /// What waits behind a send or behind the first frame, and for how long.
 #[derive(Debug)]
 struct Backlog {
-    ring: RingQueue<FrameKey>,
-    /// Frames taken out so far.
+    waiting: Waiting,
+    /// Frames that may not be dropped, taken out so far.
     taken: u32,
-    /// When `taken` reaches this, every frame that waited at `marked` has left.
+    /// When `taken` reaches this, every such frame that waited at `marked` has left.
     mark: u32,
     marked: Ms,
+    /// Any frame has left since.
+    moved: bool,
     /// The wheel will look at the age.
     watched: bool,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// What waits behind the front, nothing of which may be dropped.
+    Ring(RingQueue<FrameKey>),
+    /// All that waits, the front, which is repeated in the queue, too.
+    Lossy(Box<LossyQueue>),
 }
 
 /// The queue. 24 bytes in every connection; a backlog is on the heap and only while there is one.
@@ -80,7 +93,15 @@ impl Outbound {
 
     /// Frames that wait behind the one in flight.
     pub fn frames(&self) -> usize {
-        usize::from(self.front.is_some()) + self.backlog.as_ref().map_or(0, |b| b.ring.len())
+        usize::from(self.front.is_some()) + self.backlog.as_ref().map_or(0, |b| b.waiting.behind_front())
+    }
+
+    /// Bytes that wait or are in flight, without those that may be dropped.
+    pub fn firm_bytes(&self) -> usize {
+        match self.backlog.as_deref() {
+            Some(Backlog { waiting: Waiting::Lossy(queue), .. }) => (self.bytes - queue.lossy_bytes()) as usize,
+            _ => self.bytes(),
+        }
     }
 
     /// Whether nothing waits and nothing is in flight.
@@ -103,6 +124,58 @@ impl Outbound {
         Enqueued::Queued
     }
 
+    /// Queues a published frame that may be dropped, with what its policy does at a bound; what it throws out is added to
+    /// `drops`. The queue then owns one reference of the frame.
+    #[expect(clippy::too_many_arguments, reason = "a queue is small and owns nothing that it works with")]
+    pub fn enqueue_lossy(
+        &mut self,
+        frame: FrameKey,
+        len: u32,
+        stream: &Stream,
+        limits: &OutboundLimits,
+        now: Ms,
+        palette: &mut Palette,
+        drops: &mut Drops,
+    ) -> Enqueued {
+        if self.front.is_none() {
+            return self.enqueue(frame, len, limits, now); // nothing waits that could go for it
+        }
+        let room = self.room(limits);
+        let more = self.lossy(palette, now).admit(frame, len, stream, room, palette, drops);
+        self.mirror();
+        let Some(more) = more else { return Enqueued::Over };
+        self.bytes = (i64::from(self.bytes) + more) as u32;
+        Enqueued::Queued
+    }
+
+    /// A frame of `len` bytes that may not be dropped was refused: throws out waiting ones that may, oldest first, until it
+    /// fits. `false`, and none is thrown out, if it would not fit without all of them.
+    pub fn make_room(
+        &mut self,
+        len: u32,
+        limits: &OutboundLimits,
+        now: Ms,
+        palette: &mut Palette,
+        drops: &mut Drops,
+    ) -> bool {
+        if !self.has_lossy(palette) {
+            return false;
+        }
+        let room = self.room(limits);
+        let Some(freed) = self.lossy(palette, now).make_room(len, room, palette, drops) else { return false };
+        self.bytes -= freed;
+        self.mirror();
+        true
+    }
+
+    /// The connection leaves a topic of which the latest of each key is kept. What comes when it joins again must not take
+    /// the place of what waits now, which is before the acks in between.
+    pub fn forget_keys(&mut self, topic: u64, palette: &Palette, now: Ms) {
+        if self.has_lossy(palette) {
+            self.lossy(palette, now).forget_keys(topic, palette);
+        }
+    }
+
     /// Appends a reply: `write` adds one or more complete wire frames to the batch that leaves next.
     pub fn reply(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
         let has_room = |batch: &mut Vec<u8>| batch.len() < BATCH_BYTES_MAX;
@@ -121,8 +194,16 @@ impl Outbound {
         if palette.is_private(front) && palette.append(front).is_some() {
             return self.append(palette, front, write);
         }
+        if palette.stream(front).is_some() {
+            self.lossy(palette, now); // a ring holds none that may be dropped
+        }
         let frame = palette.open();
-        self.backlog(now).ring.push_front(front).expect("the ring has room beyond the bound for control frames");
+        match &mut self.backlog(now).waiting {
+            Waiting::Ring(ring) => {
+                ring.push_front(front).expect("the ring has room beyond the bound for control frames")
+            }
+            Waiting::Lossy(queue) => queue.push_front(frame),
+        }
         self.front = Some(frame);
         self.append(palette, frame, write);
     }
@@ -134,7 +215,7 @@ impl Outbound {
         }
         let front = self.front?;
         let frame = if self.backlog.is_none() || palette.bytes(front).len() >= GATHER_FRAME_MAX {
-            self.take_front();
+            self.take_front(palette);
             front
         } else {
             self.gather(palette, gather)
@@ -166,12 +247,14 @@ impl Outbound {
 
     /// Whether a frame has waited behind a send for longer than allowed; else when to look again.
     ///
-    /// A queue that makes no progress is found after `age_max_ms`, one that trickles within twice that.
+    /// A queue that makes no progress is found after `age_max_ms`, one that trickles within twice that. Frames that may be
+    /// dropped are not judged while others leave: there are so many and no more, and the latest of a key must not go.
     pub fn over_age(&mut self, limits: &OutboundLimits, now: Ms) -> Result<Option<Ms>, Aged> {
         let Some(backlog) = &mut self.backlog else { return Ok(None) };
-        if backlog.taken.wrapping_sub(backlog.mark) as i32 >= 0 {
-            backlog.mark = backlog.taken.wrapping_add(backlog.ring.len() as u32);
+        if backlog.moved && backlog.taken.wrapping_sub(backlog.mark) as i32 >= 0 {
+            backlog.mark = backlog.taken.wrapping_add(backlog.waiting.firm_len() as u32);
             backlog.marked = now;
+            backlog.moved = false;
         } else if now.wrapping_sub(backlog.marked) >= limits.age_max_ms {
             return Err(Aged);
         }
@@ -182,14 +265,9 @@ impl Outbound {
     /// Returns how many published frames did not leave.
     pub fn clear(&mut self, palette: &mut Palette) -> u64 {
         let mut unsent = 0;
-        let in_flight = self.in_flight.take();
-        let mut drop_frame = |frame| {
+        while let Some(frame) = self.in_flight.take().or_else(|| self.take_front(palette)) {
             unsent += u64::from(!palette.is_private(frame));
             palette.release(frame);
-        };
-        in_flight.into_iter().for_each(&mut drop_frame);
-        while let Some(frame) = self.take_front() {
-            drop_frame(frame);
         }
         self.bytes = 0;
         unsent
@@ -204,9 +282,22 @@ impl Outbound {
     }
 
     fn back(&self) -> Option<FrameKey> {
-        self.backlog.as_ref().and_then(|b| b.ring.back()).or(self.front)
+        let behind = self.backlog.as_ref().and_then(|backlog| match &backlog.waiting {
+            Waiting::Ring(ring) => ring.back(),
+            Waiting::Lossy(queue) => queue.back(),
+        });
+        behind.or(self.front)
     }
 
+    /// What is left up to the bounds.
+    fn room(&self, limits: &OutboundLimits) -> Room {
+        Room {
+            bytes: i64::from(limits.bytes_max) - i64::from(self.bytes),
+            frames: i64::from(limits.frames_max) - self.frames() as i64,
+        }
+    }
+
+    /// Puts a frame last that may not be dropped, or behind nothing that waits.
     fn push(&mut self, frame: FrameKey, now: Ms) {
         if self.front.is_none() {
             self.front = Some(frame);
@@ -215,23 +306,77 @@ impl Outbound {
             }
             return;
         }
-        self.backlog(now).ring.push_back(frame).expect("bounded by the limits, which are below the ring's bound");
+        match &mut self.backlog(now).waiting {
+            Waiting::Ring(ring) => {
+                ring.push_back(frame).expect("bounded by the limits, which are below the ring's bound")
+            }
+            Waiting::Lossy(queue) => queue.push_back(frame),
+        }
     }
 
     fn backlog(&mut self, now: Ms) -> &mut Backlog {
         self.backlog.get_or_insert_with(|| {
-            Box::new(Backlog { ring: RingQueue::new(RING_BOUND), taken: 0, mark: 1, marked: now, watched: false })
+            let waiting = Waiting::Ring(RingQueue::new(RING_BOUND));
+            Box::new(Backlog { waiting, taken: 0, mark: 1, marked: now, moved: false, watched: false })
         })
     }
 
-    fn take_front(&mut self) -> Option<FrameKey> {
-        let front = self.front.take()?;
-        if let Some(backlog) = &mut self.backlog {
-            self.front = backlog.ring.pop_front();
-            backlog.taken = backlog.taken.wrapping_add(1);
-            if backlog.ring.is_empty() {
+    /// Whether anything that waits may be dropped, or was about to be.
+    fn has_lossy(&self, palette: &Palette) -> bool {
+        let is_known = matches!(self.backlog.as_deref(), Some(Backlog { waiting: Waiting::Lossy(_), .. }));
+        is_known || self.front.is_some_and(|front| palette.stream(front).is_some())
+    }
+
+    /// What waits, as a queue that knows what of it may be dropped.
+    fn lossy(&mut self, palette: &Palette, now: Ms) -> &mut LossyQueue {
+        let front = self.front;
+        let backlog = self.backlog(now);
+        if let Waiting::Ring(ring) = &backlog.waiting {
+            let mut queue = Box::new(LossyQueue::new(RING_BOUND));
+            for frame in front.into_iter().chain(ring.iter()) {
+                match palette.stream(frame) {
+                    Some(stream) => queue.push_back_lossy(frame, palette.bytes(frame).len() as u32, stream),
+                    None => queue.push_back(frame),
+                }
+            }
+            backlog.mark = backlog.taken.wrapping_add(queue.firm_len() as u32);
+            backlog.waiting = Waiting::Lossy(queue);
+        }
+        match &mut backlog.waiting {
+            Waiting::Lossy(queue) => queue,
+            Waiting::Ring(_) => unreachable!("replaced above"),
+        }
+    }
+
+    /// After the queue has changed other than at its end.
+    fn mirror(&mut self) {
+        if let Some(Backlog { waiting: Waiting::Lossy(queue), .. }) = self.backlog.as_deref() {
+            self.front = queue.front();
+            if self.front.is_none() {
                 self.backlog = None;
             }
+        }
+    }
+
+    fn take_front(&mut self, palette: &Palette) -> Option<FrameKey> {
+        let front = self.front.take()?;
+        let Some(backlog) = &mut self.backlog else { return Some(front) };
+        backlog.moved = true;
+        let behind = match &mut backlog.waiting {
+            Waiting::Ring(ring) => {
+                backlog.taken = backlog.taken.wrapping_add(1);
+                self.front = ring.pop_front();
+                ring.len()
+            }
+            Waiting::Lossy(queue) => {
+                backlog.taken = backlog.taken.wrapping_add(u32::from(palette.stream(front).is_none()));
+                queue.pop_front(palette);
+                self.front = queue.front();
+                queue.len().saturating_sub(1)
+            }
+        };
+        if behind == 0 {
+            self.backlog = None;
         }
         Some(front)
     }
@@ -250,7 +395,7 @@ impl Outbound {
             bytes += len;
             shared &= !palette.is_private(front);
             gather.run.push(front);
-            self.take_front();
+            self.take_front(palette);
         }
         let frame = match gather.batch {
             Some(batch) if shared && gather.run == gather.last => {
@@ -270,6 +415,23 @@ impl Outbound {
             palette.release(gathered);
         }
         frame
+    }
+}
+
+impl Waiting {
+    fn behind_front(&self) -> usize {
+        match self {
+            Self::Ring(ring) => ring.len(),
+            Self::Lossy(queue) => queue.len() - 1, // never left empty
+        }
+    }
+
+    /// Frames that may not be dropped, of a ring without the front.
+    fn firm_len(&self) -> usize {
+        match self {
+            Self::Ring(ring) => ring.len(),
+            Self::Lossy(queue) => queue.firm_len(),
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use ahash::RandomState;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::app::Clients;
-use crate::app::context::{Answer, Refused, not_json};
+use crate::app::context::{Answer, Refused, not_json, publishable};
+use crate::app::{Clients, PublishOptions};
 use crate::id::{ConnKey, SessionId, ShardId};
 use crate::pubsub::Delivery;
 use crate::shard::errands::{Addressees, ERRAND_CONNS_MAX, Errand, Reached, TopicQuery};
@@ -73,11 +73,24 @@ impl Shards {
         topic: &str,
         data: &T,
     ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
-        let data = serde_json::to_vec(data).map_err(not_json);
+        self.publish_with(topic, data, PublishOptions::new())
+    }
+
+    /// As [`Shards::publish`], with more to say.
+    ///
+    /// # Errors
+    /// Those of [`Shards::publish`], and `too_large` for a key of more than 255 bytes.
+    pub fn publish_with<T: Serialize>(
+        &self,
+        topic: &str,
+        data: &T,
+        options: PublishOptions,
+    ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
+        let data = publishable(data, &options);
         // One topic always goes through the same shard, so that its messages keep their order.
         let shard = self.hasher.hash_one(topic) as usize % self.inboxes.len();
         let topic: Box<str> = topic.into();
-        self.ask(shard, data.map(|data| move |answer| Order::Publish { topic, data, answer }))
+        self.ask(shard, data.map(|data| move |answer| Order::Publish { topic, data, options, answer }))
     }
 
     /// Sends to every connection, subscribed or not.

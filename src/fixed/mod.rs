@@ -3,11 +3,13 @@
 //! are no locks and no atomics here because there is nothing to share.
 
 mod chunked;
+mod linked_queue;
 mod ring_queue;
 mod slot_map;
 mod timer_wheel;
 mod token_bucket;
 
+pub use linked_queue::{LinkedQueue, Place};
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;
 pub use timer_wheel::TimerWheel;

@@ -1,12 +1,14 @@
 //! The hot loop: one frame onto the queues of a topic's members.
-//! Law: the frame is referenced by a 4-byte key and counted once for all members; a member over its bound is named to
-//! the caller and costs its neighbours nothing. One that was refused a frame is refused all that follow: what it has
-//! seen is a prefix, though a later frame might be small enough or come after a send has made room.
+//! Law: the frame is referenced by a 4-byte key and counted once for all members; the policy is decided before the loop, and
+//! what it does at one member's bound costs its neighbours nothing. A member that was refused a frame that may not be
+//! dropped is named to the caller and refused all that follow: what it has seen is a prefix, though a later frame might be
+//! small enough or come after a send has made room.
 
 use std::sync::Arc;
 
-use crate::conn::{ConnPool, Enqueued, Ms, OutboundLimits};
+use crate::conn::{Conn, ConnPool, Enqueued, Ms, OutboundLimits};
 use crate::io::{Palette, SharedFrame};
+use crate::metrics::{Drop, Drops};
 
 /// What became of one published frame; what a publish receipt says; adds up: `matched = queued + dropped`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -27,35 +29,90 @@ impl std::ops::AddAssign for Delivery {
     }
 }
 
-/// Puts `frame` on the queue of every member but `except`. Slots whose queue has now something to flush go onto
-/// `dirty` (once a flush), those over a bound onto `over` (once).
-#[expect(clippy::too_many_arguments, reason = "the hot loop names everything it touches")]
-pub fn fan_out(
-    frame: Arc<SharedFrame>,
-    members: &[u32],
-    except: Option<u32>,
-    conns: &mut ConnPool,
-    palette: &mut Palette,
-    limits: &OutboundLimits,
-    now: Ms,
-    dirty: &mut Vec<u32>,
-    over: &mut Vec<u32>,
-) -> Delivery {
+/// What became of one published frame, and what was dropped for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FanOut {
+    /// What became of the frame itself.
+    pub delivery: Delivery,
+    /// Deliveries that were dropped: of this frame, and of older ones that had to go for it.
+    pub drops: Drops,
+}
+
+/// The queues of a shard, and what they work with.
+#[derive(Debug)]
+pub struct Queues<'a> {
+    /// The connections that have them.
+    pub conns: &'a mut ConnPool,
+    /// The frames that are on them.
+    pub palette: &'a mut Palette,
+    /// The bounds of each.
+    pub limits: &'a OutboundLimits,
+    /// The time.
+    pub now: Ms,
+    /// Slots whose queue has something to flush, each once a flush.
+    pub dirty: &'a mut Vec<u32>,
+    /// Slots whose queue refused a frame that may not be dropped, each once.
+    pub over: &'a mut Vec<u32>,
+}
+
+/// Puts `frame` on the queue of every member but `except`.
+pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, queues: Queues<'_>) -> FanOut {
     if members.is_empty() {
-        return Delivery::default();
+        return FanOut::default();
     }
+    let Queues { conns, palette, limits, now, dirty, over } = queues;
     let len = frame.plain().len() as u32;
+    let stream = frame.stream().copied();
     let owners = members.len() as u32;
     let key = palette.share(frame, owners);
-    let mut delivery = Delivery::default();
-    for &slot in members {
-        if Some(slot) == except {
-            continue;
+    let mut drops = Drops::default();
+    let members = members.iter().copied().filter(|&slot| Some(slot) != except);
+    let delivery = match stream {
+        None => {
+            let delivery = put_on_each(members, conns, now, dirty, |slot, conn| {
+                if conn.slow {
+                    return Enqueued::Over;
+                }
+                let mut enqueued = conn.outbound.enqueue(key, len, limits, now);
+                if enqueued == Enqueued::Over {
+                    if conn.outbound.make_room(len, limits, now, palette, &mut drops) {
+                        enqueued = conn.outbound.enqueue(key, len, limits, now);
+                    } else {
+                        conn.slow = true;
+                        over.push(slot);
+                    }
+                }
+                enqueued
+            });
+            drops[Drop::Disconnect as usize] += delivery.dropped;
+            delivery
         }
-        delivery.matched += 1;
+        Some(stream) => put_on_each(members, conns, now, dirty, |_, conn| {
+            if conn.slow {
+                drops[Drop::Disconnect as usize] += 1;
+                return Enqueued::Over;
+            }
+            let enqueued = conn.outbound.enqueue_lossy(key, len, &stream, limits, now, palette, &mut drops);
+            drops[Drop::from(stream.policy) as usize] += u64::from(enqueued == Enqueued::Over);
+            enqueued
+        }),
+    };
+    palette.release_many(key, owners - delivery.queued as u32);
+    FanOut { delivery, drops }
+}
+
+/// The loop itself; `put` is made for the policy of the topic.
+fn put_on_each(
+    members: impl Iterator<Item = u32>,
+    conns: &mut ConnPool,
+    now: Ms,
+    dirty: &mut Vec<u32>,
+    mut put: impl FnMut(u32, &mut Conn) -> Enqueued,
+) -> Delivery {
+    let mut delivery = Delivery::default();
+    for slot in members {
         let conn = conns.slot_mut(slot).expect("members are live");
-        let enqueued = if conn.slow { Enqueued::Over } else { conn.outbound.enqueue(key, len, limits, now) };
-        match enqueued {
+        match put(slot, conn) {
             Enqueued::Queued => {
                 delivery.queued += 1;
                 conn.active = now;
@@ -64,23 +121,17 @@ pub fn fan_out(
                     dirty.push(slot);
                 }
             }
-            Enqueued::Over => {
-                delivery.dropped += 1;
-                if !conn.slow {
-                    conn.slow = true;
-                    over.push(slot);
-                }
-            }
+            Enqueued::Over => delivery.dropped += 1,
         }
     }
-    palette.release_many(key, owners - delivery.queued as u32);
+    delivery.matched = delivery.queued + delivery.dropped;
     delivery
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::{Conn, Gather, Greeting};
+    use crate::conn::{Gather, Greeting};
 
     #[test]
     fn a_refused_frame_is_the_last_that_is_tried() {
@@ -89,8 +140,9 @@ mod tests {
         let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
         let (mut dirty, mut over) = (Vec::new(), Vec::new());
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
-            let frame = SharedFrame::new(vec![0; bytes]);
-            fan_out(frame, &[key.slot], None, conns, palette, &limits, 0, &mut dirty, &mut over).queued
+            let (dirty, over) = (&mut dirty, &mut over);
+            let queues = Queues { conns, palette, limits: &limits, now: 0, dirty, over };
+            fan_out(SharedFrame::new(vec![0; bytes]), &[key.slot], None, queues).delivery.queued
         };
         assert_eq!(publish(6, &mut conns, &mut palette), 1);
         assert_eq!(publish(6, &mut conns, &mut palette), 0, "over the bound");

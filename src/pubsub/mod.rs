@@ -11,12 +11,14 @@
 
 mod bus;
 mod fanout;
+mod policies;
 mod receipts;
 mod registry;
 mod topics;
 
 pub use bus::{Bus, BusPort, Publish};
-pub use fanout::{Delivery, fan_out};
+pub use fanout::{Delivery, FanOut, Queues, fan_out};
+pub use policies::Policies;
 pub use receipts::{Answered, Receipts};
 pub use registry::{Registry, ShardSet, Topic};
 pub use topics::Topics;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use ahash::RandomState;
 
 use crate::id::ShardId;
+use crate::io::{Lossy, Stream};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, RwLock};
 
-use super::SHARDS_MAX;
+use super::{Policies, SHARDS_MAX};
 
 /// A set of shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,10 @@ impl ShardSet {
 #[derive(Debug)]
 pub struct Topic {
     name: Box<str>,
+    /// Decided when it came to be.
+    policy: Option<Lossy>,
+    /// Of its name.
+    hash: u64,
     interest: [AtomicU64; SHARDS_MAX / 64],
     dead: AtomicBool,
     /// The topic's index in each shard's own table; written and read by that shard alone.
@@ -69,9 +74,11 @@ pub struct Topic {
 const NOT_LOCAL: u32 = u32::MAX;
 
 impl Topic {
-    fn new(name: &str, shards: usize) -> Self {
+    fn new(name: &str, policy: Option<Lossy>, hash: u64, shards: usize) -> Self {
         Self {
             name: name.into(),
+            policy,
+            hash,
             interest: std::array::from_fn(|_| AtomicU64::new(0)),
             dead: AtomicBool::new(false),
             local: (0..shards).map(|_| AtomicU32::new(NOT_LOCAL)).collect(),
@@ -81,6 +88,11 @@ impl Topic {
     /// The topic's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the frames of a topic are known by, if only the latest of each key is kept.
+    pub fn keeps_latest(&self) -> Option<u64> {
+        (self.policy == Some(Lossy::LatestPerKey)).then_some(self.hash)
     }
 
     /// The shards with subscribers now; `None` if the topic has died and must be looked up again.
@@ -103,6 +115,7 @@ pub struct Registry {
     stripes: Box<[RwLock<Stripe>]>,
     /// Keyed by random numbers of this process: topic names come from clients.
     hasher: RandomState,
+    policies: Policies,
     shards: usize,
 }
 
@@ -116,10 +129,20 @@ const STRIPES: usize = 1;
 
 impl Registry {
     /// A registry for `shards` shards.
-    pub fn new(shards: usize) -> Self {
+    pub fn new(shards: usize, policies: Policies) -> Self {
         assert!((1..=SHARDS_MAX).contains(&shards));
         let stripes = (0..STRIPES).map(|_| RwLock::new(Stripe::default())).collect();
-        Self { stripes, hasher: RandomState::new(), shards }
+        Self { stripes, hasher: RandomState::new(), policies, shards }
+    }
+
+    /// What the frames of a topic may be dropped for, `key` being that of the message; `None` if they may not be dropped.
+    pub fn stream(&self, topic: &Topic, key: Option<&str>) -> Option<Stream> {
+        let policy = topic.policy?;
+        let key = match policy {
+            Lossy::LatestPerKey => self.hasher.hash_one((topic.hash, key)),
+            Lossy::DropOldest | Lossy::DropNewest => 0,
+        };
+        Some(Stream { policy, topic: topic.hash, key })
     }
 
     /// The topic, if any shard has a subscriber of it.
@@ -133,7 +156,8 @@ impl Registry {
         let topic = match stripe.get(name) {
             Some(topic) => topic.clone(),
             None => {
-                let topic = Arc::new(Topic::new(name, self.shards));
+                let (policy, hash) = (self.policies.of(name), self.hasher.hash_one(name));
+                let topic = Arc::new(Topic::new(name, policy, hash, self.shards));
                 stripe.insert(name.into(), topic.clone());
                 topic
             }
@@ -178,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_topic_lives_while_a_shard_has_subscribers() {
-        let registry = Registry::new(71);
+        let registry = Registry::new(71, Policies::default());
         let topic = registry.join("t", A, 7);
         assert_eq!(registry.join("t", B, 9).name(), "t");
         let interest = topic.interest().unwrap();

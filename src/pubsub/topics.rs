@@ -80,9 +80,9 @@ impl Topics {
         &self.local(index).members
     }
 
-    /// Name of a local topic.
-    pub fn name(&self, index: u32) -> &str {
-        self.local(index).topic.name()
+    /// A local topic.
+    pub fn topic(&self, index: u32) -> &Topic {
+        &self.local(index).topic
     }
 
     /// Makes the connection a member. It must be live and not a member yet.

@@ -39,7 +39,9 @@ use serde::de::DeserializeOwned;
 
 use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
 use crate::app::context::Refused;
-use crate::app::{Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, RouteError, Router};
+use crate::app::{
+    Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router,
+};
 use crate::config::{self, Algorithm, Auto, Config, Problems, ReceiveWait};
 use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
 use crate::id::ShardId;
@@ -48,7 +50,7 @@ use crate::io::bell::Bell;
 use crate::io::probe::{self, Features, Unavailable};
 use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ShardMetrics};
-use crate::pubsub::{Bus, Delivery, Registry};
+use crate::pubsub::{Bus, Delivery, Policies, Registry};
 use crate::shard::settings::Settings;
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
@@ -179,7 +181,7 @@ impl EngineBuilder {
         let shared = Arc::new(Shared {
             router: self.router,
             authenticator,
-            registry: Arc::new(Registry::new(shards)),
+            registry: Arc::new(Registry::new(shards, Policies::new(&self.config))),
             bus: Bus::new(shards),
             shards,
             clients,
@@ -321,6 +323,19 @@ impl EngineHandle {
         data: &T,
     ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
         self.inner.shards.publish(topic, data)
+    }
+
+    /// As [`EngineHandle::publish`], with more to say.
+    ///
+    /// # Errors
+    /// Those of [`EngineHandle::publish`], and `too_large` for a key of more than 255 bytes.
+    pub fn publish_with<T: Serialize>(
+        &self,
+        topic: &str,
+        data: &T,
+        options: PublishOptions,
+    ) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
+        self.inner.shards.publish_with(topic, data, options)
     }
 
     /// Sends to every connection, subscribed or not.

@@ -2,16 +2,17 @@
 //! Law: a handler runs between two changes of the shard's data, never inside one; a panic in it ends with an error to
 //! its client, a count and a line in the log, and nothing else.
 
-use crate::app::Context;
-use crate::app::context::{Action, Refused};
+use crate::app::context::{Action, Refused, Sent};
 use crate::app::envelope::{IncomingMessage, MessageId};
 use crate::app::handler::HandlerError;
+use crate::app::{Context, OutgoingMessage};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode, PanicSite};
 
 use super::Shard;
 use super::closing::Goodbye;
+use super::commands::can_be_told;
 use super::contain::contain;
 use super::executor::{Done, Ended};
 use super::orders::refused_for_room;
@@ -126,16 +127,33 @@ impl<I: Io> Shard<I> {
         self.conns.get(key).is_some_and(|conn| conn.outbound.bytes() >= flood)
     }
 
+    /// Queues a message of a handler, unless it sends on and on to a client that does not read.
+    fn send(&mut self, key: ConnKey, message: &OutgoingMessage) -> Sent {
+        if !self.conns.get(key).is_some_and(can_be_told) {
+            return Sent::Closed;
+        }
+        if self.is_flooded(key) {
+            self.part_slow(key, "a handler sends more than it reads");
+            return Sent::Dropped;
+        }
+        self.push(key, |envelope| envelope.raw(message.kind(), message.payload()));
+        Sent::Queued
+    }
+
     /// Does what handlers asked for, in the order in which they asked.
     fn act(&mut self) {
         for (key, action) in self.desk.take() {
             match action {
                 // A handler that sends on and on to a client that does not read.
-                Action::Send(_) if self.is_flooded(key) => self.part_slow(key, "a handler sends more than it reads"),
-                Action::Send(message) => self.push(key, |envelope| envelope.raw(message.kind(), message.payload())),
-                Action::Publish { topic, data, answer } => match self.check_name(&topic) {
+                Action::Send { message, outcome } => {
+                    let _ = outcome.send(self.send(key, &message)); // nobody waits for it
+                }
+                Action::Drained { answer } => self.await_drained(key, answer),
+                Action::Publish { topic, data, options, answer } => match self.check_name(&topic) {
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
-                    Ok(()) if self.has_room_to_publish() => self.publish_for(&topic, &data, answer),
+                    Ok(()) if self.has_room_to_publish() => {
+                        self.publish_for(&topic, &data, options.key.as_deref(), answer);
+                    }
                     Ok(()) => drop(answer.send(Err(refused_for_room()))),
                 },
                 Action::Subscribe { topic, answer } => {

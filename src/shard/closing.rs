@@ -110,6 +110,7 @@ impl<I: Io> Shard<I> {
     fn leave_open(&mut self, key: ConnKey, reason: CloseReason, farewell: Farewell) {
         let now = self.ms();
         self.leave_client(key);
+        self.forget_waiters(key);
         self.topics.unsubscribe_all(key, &mut self.conns);
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.is_open());
@@ -203,6 +204,7 @@ impl<I: Io> Shard<I> {
     /// The end: gives back everything but the slot, which the kernel's last completion frees.
     pub(super) fn retire(&mut self, key: ConnKey, reason: CloseReason) {
         self.leave_client(key);
+        self.forget_waiters(key);
         self.topics.unsubscribe_all(key, &mut self.conns);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Gone) {

@@ -184,7 +184,7 @@ impl<I: Io> Shard<I> {
     fn list_subscriptions(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>) {
         let Some(conn) = self.conns.get(key) else { return };
         let topics: Vec<u32> = conn.subscriptions.as_slice().iter().map(|held| held.topic).collect();
-        let names: Vec<Box<str>> = topics.into_iter().map(|topic| self.topics.name(topic).into()).collect();
+        let names: Vec<Box<str>> = topics.into_iter().map(|topic| self.topics.topic(topic).name().into()).collect();
         self.reply(key, id, |envelope| envelope.subscriptions(names.iter().map(|name| &**name)));
     }
 
@@ -204,11 +204,16 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn leave(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
-        let left = match self.topics.find(topic) {
-            Some(index) => self.topics.unsubscribe(index, key, &mut self.conns),
-            None => false,
-        };
-        if left { Ok(()) } else { Err((ErrorCode::NotFound, "not subscribed to this topic".into())) }
+        let now = self.ms();
+        let Some(index) = self.topics.find(topic) else { return Err(not_subscribed()) };
+        let kept = self.topics.topic(index).keeps_latest();
+        let left = self.topics.unsubscribe(index, key, &mut self.conns);
+        if let Some(topic) = kept
+            && let Some(conn) = self.conns.get_mut(key)
+        {
+            conn.outbound.forget_keys(topic, self.io.palette(), now);
+        }
+        if left { Ok(()) } else { Err(not_subscribed()) }
     }
 
     /// Whether the connection's token allows it; without a token everything is allowed, where none is required.
@@ -290,8 +295,12 @@ impl<I: Io> Shard<I> {
 }
 
 /// Whether the connection is still to be told things: until its close frame is queued.
-fn can_be_told(conn: &Conn) -> bool {
+pub(super) fn can_be_told(conn: &Conn) -> bool {
     matches!(conn.phase, crate::conn::Phase::Open | crate::conn::Phase::Settling(_))
+}
+
+fn not_subscribed() -> Fault {
+    (ErrorCode::NotFound, "not subscribed to this topic".into())
 }
 
 pub(super) fn gone() -> Fault {

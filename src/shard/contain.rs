@@ -106,7 +106,7 @@ mod tests {
         let shared = Arc::new(Shared {
             router: Router::default(),
             authenticator: None,
-            registry: Arc::new(Registry::new(1)),
+            registry: Arc::new(Registry::new(1, crate::pubsub::Policies::default())),
             bus: Bus::new(1),
             shards: 1,
             clients: Clients::new(None, ClientLimitPolicy::Reject).into(),

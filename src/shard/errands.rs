@@ -140,7 +140,7 @@ impl<I: Io> Shard<I> {
         let may_get = |conn: &Conn| conn.endpoint == Endpoint::Native && (conn.identity.is_some() || !required);
         let slots: Vec<u32> =
             keys.iter().filter(|&&key| self.conns.get(key).is_some_and(may_get)).map(|key| key.slot).collect();
-        let frame = self.encode(|envelope| envelope.raw(message.kind(), message.payload()));
+        let frame = self.encode(None, |envelope| envelope.raw(message.kind(), message.payload()));
         self.deliver_to(&slots, frame)
     }
 

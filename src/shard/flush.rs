@@ -75,6 +75,7 @@ impl<I: Io> Shard<I> {
         if held {
             self.want_resume(key);
         }
+        self.tell_drained(key);
     }
 
     /// Parts from subscribers whose queue refused a published frame: they have seen a prefix, never a gap.

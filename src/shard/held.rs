@@ -6,6 +6,7 @@
 //! at a time. Nothing but publishes waits for that room: a ping is answered whatever the bus does. Bound: one request,
 //! and what was on its way when reading was paused, at most the shard's receive buffers.
 
+use crate::app::envelope::Publish;
 use crate::conn::{Deferred, Held, Phase};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
@@ -33,16 +34,11 @@ impl<I: Io> Shard<I> {
     }
 
     /// Puts a publish off until it is its turn and there is room.
-    pub(super) fn hold_publish(
-        &mut self,
-        key: ConnKey,
-        id: Option<MessageIdRef<'_>>,
-        topic: &str,
-        data: &[u8],
-        exclude_self: bool,
-    ) {
+    pub(super) fn hold_publish(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, request: &Publish<'_>) {
+        let Publish { topic, data, key: of, exclude_self } = *request;
         let id = id.map(MessageId::from);
-        self.defer(key, Deferred::Publish { id, topic: topic.into(), data: data.into(), exclude_self });
+        let (topic, data, of) = (topic.into(), data.into(), of.map(Box::from));
+        self.defer(key, Deferred::Publish { id, topic, data, of, exclude_self });
         self.metrics.bus_full.add(1);
         self.stand_in_line(key);
     }
@@ -135,8 +131,9 @@ impl<I: Io> Shard<I> {
             Some(Deferred::Subscribe { id, topic }) => {
                 self.subscribe_to(key, id.as_ref().map(MessageId::borrow), &topic);
             }
-            Some(Deferred::Publish { id, topic, data, exclude_self }) => {
-                self.publish_to(key, id.as_ref().map(MessageId::borrow), &topic, &data, exclude_self);
+            Some(Deferred::Publish { id, topic, data, of, exclude_self }) => {
+                let request = Publish { topic: &topic, data: &data, key: of.as_deref(), exclude_self };
+                self.publish_to(key, id.as_ref().map(MessageId::borrow), &request);
             }
         }
     }

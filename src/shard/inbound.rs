@@ -170,10 +170,10 @@ impl<I: Io> Shard<I> {
             || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
     }
 
-    /// Bytes that wait to be sent to the connection.
+    /// Bytes that wait to be sent to the connection and may not be dropped.
     pub(super) fn waiting_bytes(&self, key: ConnKey) -> usize {
         let Some(conn) = self.conns.get(key) else { return 0 };
-        conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest))
+        conn.outbound.firm_bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest))
     }
 
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.

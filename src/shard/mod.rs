@@ -10,6 +10,7 @@ mod closing;
 mod commands;
 pub mod contain;
 mod drain;
+mod drained;
 pub mod errands;
 mod executor;
 mod expire;
@@ -103,6 +104,8 @@ pub struct Shard<I: Io> {
     held: VecDeque<ConnKey>,
     /// Connections whose held messages may go on: their own queue or handlers got shorter, or they got their acks.
     freed: Vec<ConnKey>,
+    /// Handlers that wait for connections to drain.
+    waiters: drained::Waiters,
     /// The line of `held` is being served, so who is served is not sent back to its end.
     retrying: bool,
     /// Publishes that the connection at hand may still make before others have their turn.
@@ -163,6 +166,7 @@ impl<I: Io> Shard<I> {
             rearm: Vec::new(),
             held: VecDeque::new(),
             freed: Vec::new(),
+            waiters: drained::Waiters::default(),
             retrying: false,
             share: 0,
             budget: Budget::default(),

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::app::PublishOptions;
 use crate::app::context::{Answer, Refused};
 use crate::io::{Doorbell, Io};
 use crate::metrics::ErrorCode;
@@ -25,6 +26,8 @@ pub enum Order {
         topic: Box<str>,
         /// The JSON text of the data.
         data: Vec<u8>,
+        /// What else there is to say.
+        options: PublishOptions,
         /// Where the receipt goes.
         answer: Answer<Delivery>,
     },
@@ -163,8 +166,8 @@ impl<I: Io> Shard<I> {
         {
             walks -= u32::from(!matches!(order, Order::Publish { .. } | Order::Broadcast { .. }));
             match order {
-                Order::Publish { topic, data, answer } => match self.check_name(&topic) {
-                    Ok(()) => self.publish_for(&topic, &data, answer),
+                Order::Publish { topic, data, options, answer } => match self.check_name(&topic) {
+                    Ok(()) => self.publish_for(&topic, &data, options.key.as_deref(), answer),
                     Err((code, text)) => drop(answer.send(Err(Refused::new(code, text)))),
                 },
                 Order::Broadcast { data, answer } => self.broadcast_for(&data, answer),

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use crate::app::context::Answer;
-use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef};
+use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, Publish};
 use crate::conn::OutboundLimits;
 use crate::id::{ConnKey, ReceiptIndex};
-use crate::io::{Io, SharedFrame};
-use crate::metrics::Drop;
-use crate::pubsub::{Delivery, ShardSet, Topic, fan_out};
+use crate::io::{Io, SharedFrame, Stream};
+use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, fan_out};
 use crate::ws::{self, Opcode};
 
 use super::Shard;
@@ -65,25 +64,19 @@ impl<I: Io> Shard<I> {
             return self.fault(key, code, &text, id);
         }
         if self.must_wait() {
-            return self.hold_publish(key, id, request.topic, request.data, request.exclude_self);
+            return self.hold_publish(key, id, &request);
         }
-        self.publish_to(key, id, request.topic, request.data, request.exclude_self);
+        self.publish_to(key, id, &request);
     }
 
     /// Publishes for a client that may, with room on the way.
-    pub(super) fn publish_to(
-        &mut self,
-        key: ConnKey,
-        id: Option<MessageIdRef<'_>>,
-        topic: &str,
-        data: &[u8],
-        exclude_self: bool,
-    ) {
+    pub(super) fn publish_to(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>, request: &Publish<'_>) {
+        let Publish { topic, data, key: of, exclude_self } = *request;
         self.share = self.share.saturating_sub(1);
         let publisher = self.conns.get(key).and_then(|conn| conn.identity.clone());
         let publisher = publisher.as_deref().map(|identity| &*identity.user_id);
-        let frame = self.encode(|envelope| envelope.message(topic, data, publisher));
-        let spread = self.spread(topic, frame, exclude_self.then_some(key.slot));
+        let write = |envelope: EnvelopeWriter<'_>| envelope.message(topic, data, publisher);
+        let spread = self.spread(topic, of, exclude_self.then_some(key.slot), write);
         if spread.others.is_empty() {
             return self.acknowledge(key, id, topic, spread.delivery);
         }
@@ -95,15 +88,14 @@ impl<I: Io> Shard<I> {
     }
 
     /// Publishes for a handler or the embedding program. The caller has looked for room on the bus.
-    pub(super) fn publish_for(&mut self, topic: &str, data: &[u8], answer: Answer<Delivery>) {
-        let frame = self.encode(|envelope| envelope.message(topic, data, None));
-        let spread = self.spread(topic, frame, None);
+    pub(super) fn publish_for(&mut self, topic: &str, data: &[u8], of: Option<&str>, answer: Answer<Delivery>) {
+        let spread = self.spread(topic, of, None, |envelope| envelope.message(topic, data, None));
         self.answer_when_counted(spread, answer);
     }
 
     /// Sends to every connection of every shard, subscribed or not. The caller has looked for room on the bus.
     pub(super) fn broadcast_for(&mut self, data: &[u8], answer: Answer<Delivery>) {
-        let frame = self.encode(|envelope| envelope.broadcast(data));
+        let frame = self.encode(None, |envelope| envelope.broadcast(data));
         self.budget.spend(&frame);
         let delivery = self.deliver_to_all(frame.clone());
         self.answer_when_counted(Spread { delivery, others: self.bus.others(), topic: None, frame }, answer);
@@ -128,18 +120,20 @@ impl<I: Io> Shard<I> {
         self.bus.has_room() && self.receipts.has_room()
     }
 
-    /// The wire frame of a message, encoded once for all its receivers.
-    pub(super) fn encode(&self, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
-        let mut out = Vec::with_capacity(256);
-        ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
-        SharedFrame::new(out)
-    }
-
-    /// Puts the frame on the queues of this shard's members and finds out which other shards have some.
-    fn spread(&mut self, topic: &str, frame: Arc<SharedFrame>, except: Option<u32>) -> Spread {
+    /// Encodes a message once for all its receivers, puts it on the queues of this shard's members and finds out which
+    /// other shards have some. `of` is the key of the message.
+    fn spread(
+        &mut self,
+        topic: &str,
+        of: Option<&str>,
+        except: Option<u32>,
+        write: impl FnOnce(EnvelopeWriter<'_>),
+    ) -> Spread {
         self.metrics.published.add(1);
-        self.budget.spend(&frame);
         let topic = self.topics.resolve(topic);
+        let stream = topic.as_deref().and_then(|topic| self.shared.registry.stream(topic, of));
+        let frame = self.encode(stream, write);
+        self.budget.spend(&frame);
         let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();
         others.remove(self.id);
         let local = topic.as_deref().and_then(|topic| topic.local(self.id));
@@ -150,18 +144,34 @@ impl<I: Io> Shard<I> {
         Spread { delivery, others, topic, frame }
     }
 
+    /// The wire frame of a message.
+    pub(super) fn encode(&self, stream: Option<Stream>, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
+        let mut out = Vec::with_capacity(256);
+        ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
+        match stream {
+            None => SharedFrame::new(out),
+            Some(stream) => SharedFrame::lossy(out, stream),
+        }
+    }
+
     /// Puts the frame on the queues of a local topic's members.
     pub(super) fn deliver(&mut self, topic: u32, frame: Arc<SharedFrame>, except: Option<u32>) -> Delivery {
         let now = self.ms();
         let members = self.topics.members(topic);
-        let limits = &self.settings.outbound;
-        let palette = self.io.palette();
-        let delivery =
-            fan_out(frame, members, except, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
-        self.count(delivery)
+        let queues = Queues {
+            conns: &mut self.conns,
+            palette: self.io.palette(),
+            limits: &self.settings.outbound,
+            now,
+            dirty: &mut self.dirty,
+            over: &mut self.over,
+        };
+        let fanned = fan_out(frame, members, except, queues);
+        self.count(fanned)
     }
 
-    /// Puts the frame on the queue of every open connection that need not authenticate first.
+    /// Puts the frame on the queue of every open connection that need not authenticate first. It is of no topic, and is not
+    /// dropped for other messages.
     pub(super) fn deliver_to_all(&mut self, frame: Arc<SharedFrame>) -> Delivery {
         let required = self.settings.auth_required;
         let everyone: Vec<u32> = self
@@ -177,16 +187,21 @@ impl<I: Io> Shard<I> {
     /// Puts the frame on the queues of open connections, named by their slots.
     pub(super) fn deliver_to(&mut self, slots: &[u32], frame: Arc<SharedFrame>) -> Delivery {
         let now = self.ms();
-        let limits = &self.settings.outbound;
-        let palette = self.io.palette();
-        let delivery =
-            fan_out(frame, slots, None, &mut self.conns, palette, limits, now, &mut self.dirty, &mut self.over);
-        self.count(delivery)
+        let queues = Queues {
+            conns: &mut self.conns,
+            palette: self.io.palette(),
+            limits: &self.settings.outbound,
+            now,
+            dirty: &mut self.dirty,
+            over: &mut self.over,
+        };
+        let fanned = fan_out(frame, slots, None, queues);
+        self.count(fanned)
     }
 
-    fn count(&self, delivery: Delivery) -> Delivery {
+    fn count(&self, FanOut { delivery, drops }: FanOut) -> Delivery {
         self.metrics.messages_out.add(delivery.queued);
-        self.metrics.dropped[Drop::Disconnect as usize].add(delivery.dropped);
+        self.metrics.dropped.iter().zip(drops).for_each(|(dropped, count)| dropped.add(count));
         delivery
     }
 

@@ -124,7 +124,7 @@ fn pings_of_the_client() {
 }
 
 /// A client with little room in its kernel, so that it is slow soon.
-fn narrow(address: SocketAddr) -> Raw {
+pub fn narrow(address: SocketAddr) -> Raw {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&address.into()).unwrap();

@@ -4,6 +4,7 @@
 
 mod api;
 mod auth;
+mod backpressure;
 mod bad_input;
 mod churn;
 mod client;
@@ -21,6 +22,7 @@ mod load;
 mod matrix;
 mod order;
 mod origins;
+mod policies;
 mod ports;
 mod process;
 mod proxies;

@@ -195,7 +195,10 @@ impl Client {
                 let except = exclude_self.then_some(self.number);
                 let number = scene.ledger.publish(Source::Client(self.number), topic, scene.step, except);
                 let data = data_text(number, &scene.rules);
-                let extra = if exclude_self { ",\"exclude_self\":true" } else { "" };
+                let mut extra = if exclude_self { ",\"exclude_self\":true" } else { "" }.to_owned();
+                if let Some(key) = scene.ledger.publishes[number].key {
+                    extra.push_str(&format!(",\"key\":\"{key}\""));
+                }
                 let payload = format!("{{\"topic\":\"{}\",\"data\":{data}{extra}}}", TOPICS[topic]);
                 self.ask(Want::Published(number), "publish", &payload, dice);
             }

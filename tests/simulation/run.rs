@@ -9,22 +9,23 @@ use std::time::Duration;
 
 use tidewheel::app::Clients;
 use tidewheel::app::auth::{AuthSettings, Authenticator};
-use tidewheel::config::ClientLimitPolicy;
+use tidewheel::config::{ClientLimitPolicy, OutboundPolicy, TopicRule};
 use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
+use tidewheel::io::Lossy;
 use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
-use tidewheel::metrics::{CloseReason, ShardMetrics};
-use tidewheel::pubsub::{Bus, Registry};
+use tidewheel::metrics::{CloseReason, Drop, ShardMetrics};
+use tidewheel::pubsub::{Bus, Policies, Registry};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
 use tidewheel::ws::{HandshakeLimits, Limits};
-use tidewheel::{Config, Delivery};
+use tidewheel::{Config, Delivery, PublishOptions};
 use tokio::sync::oneshot;
 
 use crate::client::Client;
 use crate::compose::{data_text, key};
 use crate::handlers::{Waiting, router};
-use crate::ledger::{Ledger, NEVER, Source};
+use crate::ledger::{Ledger, Losses, NEVER, Source, Verdict};
 use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
@@ -92,13 +93,14 @@ impl Run {
         let mut dice = Dice::new(seed ^ 0xd1ce);
         let world = World::new(seed, faults);
         let waiting = Waiting::default();
+        let (policies, losses) = draw_policies(&mut dice, &settings);
         let shared = Arc::new(Shared {
             router: router(&waiting),
             authenticator: settings.auth_required.then(|| {
                 let keys = vec![key()];
                 Authenticator::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("a good key")
             }),
-            registry: Arc::new(Registry::new(shards)),
+            registry: Arc::new(Registry::new(shards, policies)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Clients::new(Some(1), ClientLimitPolicy::Reject).into(),
@@ -138,12 +140,14 @@ impl Run {
             unrest: [0.0, 0.005, 0.03][dice.below(3)],
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
-        let scene = Scene { step: 0, rules, ledger: Ledger::default(), drained_at: NEVER, tamper };
+        let scene = Scene { step: 0, rules, ledger: Ledger { losses, ..Ledger::default() }, drained_at: NEVER, tamper };
         // A cancelled receive may still bring bytes a few times. Beyond the bound of the queue there may be one message,
         // what parked handlers answer, and the last words.
         let held = settings.handshake.header_bytes_max + 8 * kernel.buffers * kernel.buffer_size;
         let replies = settings.messages.message_bytes_max + 300 * (2 + settings.parked_max);
-        let bounds = [held, settings.outbound.bytes_max as usize + replies];
+        // What may be dropped has its own room, and leaves that of the others to them.
+        let lossy = usize::from(losses.policies.iter().any(Option::is_some));
+        let bounds = [held, settings.outbound.bytes_max as usize * (1 + lossy) + replies];
         let done = vec![false; shards.len()];
         let lazy = dice.chance(0.3).then(|| dice.below(shards.len()));
         let (clients, orders) = (Vec::new(), Vec::new());
@@ -210,11 +214,20 @@ impl Run {
     fn order(&mut self) {
         let topic = self.dice.below(TOPICS.len() + 1);
         let publish = self.scene.ledger.publish(Source::Engine, topic, self.scene.step, None);
+        let key = self.scene.ledger.publishes[publish].key;
         let data = data_text(publish, &self.scene.rules).into_bytes();
         let (answer, answered) = oneshot::channel();
         let (shard, order) = match topic {
             BROADCAST => (0, Order::Broadcast { data, answer }),
-            _ => (topic % self.shards.len(), Order::Publish { topic: TOPICS[topic].into(), data, answer }),
+            _ => (
+                topic % self.shards.len(),
+                Order::Publish {
+                    topic: TOPICS[topic].into(),
+                    data,
+                    options: key.map_or_else(PublishOptions::new, |key| PublishOptions::new().key(key)),
+                    answer,
+                },
+            ),
         };
         self.inboxes[shard].push(order).expect("far fewer orders than the inbox holds");
         self.orders.push((answered, publish));
@@ -437,7 +450,10 @@ impl Run {
         assert_eq!(sum(&|metrics| metrics.opened.get()), closed, "opened and closed");
         assert!(self.still_there().is_empty(), "clients that never saw their end: {:?}", self.still_there());
         let tails: Vec<_> = self.clients.iter().map(|client| client.tail(self.scene.drained_at)).collect();
-        let exact = self.scene.ledger.judge(&tails);
+        let Verdict { receipts: exact, lost } = self.scene.ledger.judge(&tails);
+        let dropped = |policy: Drop| sum(&|metrics| metrics.dropped[policy as usize].get());
+        let by_policy = dropped(Drop::DropOldest) + dropped(Drop::DropNewest) + dropped(Drop::LatestPerKey);
+        assert!((lost.0..=lost.1).contains(&by_policy), "{by_policy} dropped by policies, but {lost:?} are missing");
 
         let mut seen: Vec<(&str, u64)> = CloseReason::ALL
             .iter()
@@ -451,8 +467,9 @@ impl Run {
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
             ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
             ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
-            ("dropped", sum(&|metrics| metrics.dropped.iter().map(|counter| counter.get()).sum())),
+            ("exact drops", if lost.0 == lost.1 { by_policy } else { 0 }),
         ]);
+        seen.extend(Drop::ALL.iter().map(|&policy| (DROPPED[policy as usize], dropped(policy))));
         Outcome { trace: self.world.trace(), seen }
     }
 }
@@ -497,6 +514,31 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     (settings, bus_bound, 1 + dice.below(4))
 }
 
+/// Which topics have which policy.
+fn draw_policies(dice: &mut Dice, settings: &Settings) -> (Policies, Losses) {
+    let mut losses = Losses { unbounded: settings.outbound.bytes_max == ROOMY_BYTES, ..Losses::default() };
+    let mut config = Config::default();
+    for (topic, name) in TOPICS.iter().enumerate() {
+        let (policy, lossy) = match dice.below(8) {
+            0 => (OutboundPolicy::DropOldest, Lossy::DropOldest),
+            1 => (OutboundPolicy::DropNewest, Lossy::DropNewest),
+            2 => (OutboundPolicy::LatestPerKey, Lossy::LatestPerKey),
+            _ => continue,
+        };
+        config.topics.push(TopicRule { pattern: (*name).into(), policy: Some(policy) });
+        losses.policies[topic] = Some(lossy);
+    }
+    (Policies::new(&config), losses)
+}
+
+/// What was dropped, by policy.
+const DROPPED: [&str; Drop::ALL.len()] = [
+    "dropped: disconnect",
+    "dropped: drop_oldest",
+    "dropped: drop_newest",
+    "dropped: latest_per_key",
+    "dropped: closed",
+];
 const ROOMY_BYTES: u32 = 1 << 24;
 /// Turns until a run without faults must have come to rest.
 const SETTLE_TURNS: u32 = 200_000;

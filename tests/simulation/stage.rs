@@ -10,7 +10,7 @@ use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::ShardMetrics;
-use tidewheel::pubsub::{Bus, Registry};
+use tidewheel::pubsub::{Bus, Policies, Registry};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
 use tidewheel::{Config, Delivery};
@@ -65,7 +65,7 @@ impl Stage {
         let shared = Arc::new(Shared {
             router: router(&waiting),
             authenticator: None,
-            registry: Arc::new(Registry::new(shards)),
+            registry: Arc::new(Registry::new(shards, Policies::default())),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
