@@ -103,6 +103,8 @@ labels! {
         Evicted = "evicted",
         /// A handler asked for it, or an operator did (4504 unless another code was given).
         Application = "application",
+        /// It had lasted as long as `max_lifetime` lets it (1012).
+        Lifetime = "lifetime",
         /// The server drained (1012).
         Drain = "drain",
         /// The connection's own handling failed beyond repair (1011).

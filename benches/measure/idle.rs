@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use tidewheel::conn::{CONN_BYTES, Identity};
+use tidewheel::conn::{CONN_BYTES, Identity, SESSION_BYTES};
 
 use super::child::Server;
 use super::server::{Kind, SECRET};
@@ -135,6 +135,7 @@ fn accounts(connections: usize) -> io::Result<()> {
     let mut table = Table::new("of which, from the sizes of the structures", &["bytes"]);
     let rows = [
         ("the connection", CONN_BYTES * in_pool),
+        ("its session: since, address, round trip, three events", SESSION_BYTES * in_pool),
         ("its slot's generation and free list", 8 * in_pool),
         ("its timer", 12 * in_pool),
         ("its record in the driver", 12 * in_driver),

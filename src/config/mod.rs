@@ -95,6 +95,15 @@ section! {
         live handshake_timeout: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
         /// Time for the peer's part of the closing handshake; then the connection is dropped.
         live close_timeout: Duration = Duration::from_secs(5) => SHORTEST..=HOUR,
+        /// How long a connection may last at most; each ends at a time of its own between four fifths of this and all
+        /// of it, with close 1012, and is asked to connect again. `null`: any time.
+        live max_lifetime: Option<Duration> = None => SHORTEST..=MONTH,
+        /// Events of each session that are remembered, its beginning and its end among them; older ones are counted.
+        /// 32 bytes each in the mean, so that long topic names leave room for fewer. 0: none.
+        live max_session_history: u32 = 100 => 0..=10_000,
+        /// Sessions that are remembered after their end, on all shards together and at most 4 MiB on each; the oldest
+        /// are forgotten.
+        live closed_sessions_kept: usize = 1_000 => 0..=1_000_000,
         /// Bytes of one message from a client, all fragments together; beyond, close 1009.
         live max_message_size: Size = Size(1_000_000) => 1..=GIB,
         /// Bytes of the upgrade request up to its empty line; beyond, 431.
@@ -404,6 +413,7 @@ words! {
 
 const MONTH_SECONDS: u64 = 30 * 24 * 60 * 60;
 const HOUR: Duration = Duration::from_secs(60 * 60);
+const MONTH: Duration = Duration::from_secs(MONTH_SECONDS);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest time that means anything at the resolution of a shard's timers.
 const SHORTEST: Duration = Duration::from_millis(100);

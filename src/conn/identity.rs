@@ -52,6 +52,16 @@ enum Text {
 // With the two counts of an `Rc` 56 bytes: the most that fits a block of 64 of the C library's allocator.
 const _: () = assert!(size_of::<UserId>() == 24 && size_of::<Identity>() == 40);
 
+impl UserId {
+    /// Bytes on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Text::Short { .. } => 0,
+            Text::Long(text) => text.len(),
+        }
+    }
+}
+
 impl From<&str> for UserId {
     fn from(text: &str) -> Self {
         if text.len() > SHORT_MAX {

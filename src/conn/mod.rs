@@ -4,19 +4,23 @@
 //! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
 
 mod greeting;
+mod history;
 mod identity;
 mod lossy;
 mod outbound;
 pub mod permissions;
 mod rate_limiter;
+mod session;
 mod subscriptions;
 
 use std::rc::Rc;
 
 pub use greeting::{Greeting, Seat};
-pub use identity::Identity;
+pub use history::{Event, Note};
+pub use identity::{Identity, UserId};
 pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
+pub use session::{Flow, HistoryLimits, SESSION_BYTES, Session, Shown, Totals, Traffic};
 pub use subscriptions::{Subscription, Subscriptions};
 
 use crate::fixed::SlotMap;
@@ -126,6 +130,17 @@ pub enum Deferred {
     Publish { id: Option<MessageId>, topic: Box<str>, data: Box<[u8]>, of: Option<Box<str>>, exclude_self: bool },
 }
 
+/// What became of the last ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ping {
+    /// Its pong has come, or there was none yet.
+    Answered,
+    /// It is out, and nothing has arrived since.
+    Awaited,
+    /// Something has arrived, and not its pong: the peer is there.
+    Heard,
+}
+
 /// What the connection's messages mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -158,6 +173,8 @@ pub struct Conn {
     pub heard: Ms,
     /// When the last ping was queued.
     pub pinged: Ms,
+    /// What it has received and sent, as far as its session has not taken that over.
+    pub traffic: Traffic,
     /// The newest entry of its chain of unanswered publish receipts.
     pub receipts: Option<ReceiptIndex>,
     /// Handler futures parked for it.
@@ -170,8 +187,8 @@ pub struct Conn {
     pub endpoint: Endpoint,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
-    /// A ping is out and nothing has arrived since.
-    pub awaiting_pong: bool,
+    /// What became of the last ping.
+    pub ping: Ping,
     /// `token_expiring` has been sent for the present token.
     pub expiry_announced: bool,
     /// Nothing more will be received.
@@ -202,13 +219,14 @@ impl Conn {
             active: now,
             heard: now,
             pinged: now,
+            traffic: Traffic::default(),
             receipts: None,
             parked: 0,
             errors: 0,
             reason: None,
             endpoint: Endpoint::Native,
             dirty: false,
-            awaiting_pong: false,
+            ping: Ping::Answered,
             expiry_announced: false,
             receive_ended: false,
             rearming: false,

@@ -215,6 +215,7 @@ impl Outbound {
         }
         let front = self.front?;
         let frame = if self.backlog.is_none() || palette.bytes(front).len() >= GATHER_FRAME_MAX {
+            gather.published = u32::from(!palette.is_private(front));
             self.take_front(palette);
             front
         } else {
@@ -385,6 +386,7 @@ impl Outbound {
     /// sent is not copied again.
     fn gather(&mut self, palette: &mut Palette, gather: &mut Gather) -> FrameKey {
         gather.run.clear();
+        gather.published = 0;
         let mut bytes = 0;
         let mut shared = true;
         while let Some(front) = self.front {
@@ -393,7 +395,9 @@ impl Outbound {
                 break;
             }
             bytes += len;
-            shared &= !palette.is_private(front);
+            let is_shared = !palette.is_private(front);
+            gather.published += u32::from(is_shared);
+            shared &= is_shared;
             gather.run.push(front);
             self.take_front(palette);
         }
@@ -446,6 +450,8 @@ const RING_BOUND: usize = 1 << 20;
 /// have the same run waiting, so it is copied once for all of them.
 #[derive(Debug, Default)]
 pub struct Gather {
+    /// Published messages in the send that was made last.
+    pub published: u32,
     run: Vec<FrameKey>,
     last: Vec<FrameKey>,
     batch: Option<FrameKey>,

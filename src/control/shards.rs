@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 use crate::app::context::{Answer, Refused, not_json, publishable};
 use crate::app::{Clients, PublishOptions};
 use crate::id::{ConnKey, SessionId, ShardId};
+use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
 use crate::shard::errands::{Addressees, ERRAND_CONNS_MAX, Errand, Reached, TopicQuery};
+use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::{Inbox, Order};
 
 /// The shards' inboxes. Cheap to clone.
@@ -206,6 +208,56 @@ impl Shards {
                 shards: by_shard.into_keys().collect(),
             };
             Ok(topics.into_iter().map(entry).collect())
+        }
+    }
+
+    /// The connections that a query asks for, of all shards, in its order. A shard that has ended has none.
+    ///
+    /// # Errors
+    /// `invalid_message` if the limit is out of range, `limit_exceeded` if too many such questions are being answered.
+    pub fn connections(
+        &self,
+        query: ConnectionsQuery,
+    ) -> impl Future<Output = Result<Connections, Refused>> + Send + use<> {
+        let asked: Vec<_> = (0..self.inboxes.len())
+            .map(|shard| {
+                let query = query.clone();
+                self.ask(shard, query.check().map(|()| move |answer| Order::Connections { query, answer }))
+            })
+            .collect();
+        async move {
+            let mut parts = Vec::with_capacity(asked.len());
+            for answer in asked {
+                match answer.await {
+                    Ok(part) => parts.push(part),
+                    Err(refused) if refused.code == ErrorCode::NotFound => {}
+                    Err(refused) => return Err(refused),
+                }
+            }
+            if parts.is_empty() {
+                return Err(Refused::gone());
+            }
+            Ok(query.merge(parts))
+        }
+    }
+
+    /// Everything about one session: its state and its history, also for a while after its end. `None` if nothing is
+    /// known of it.
+    ///
+    /// # Errors
+    /// `limit_exceeded` if the engine is busy.
+    pub fn session(
+        &self,
+        id: SessionId,
+    ) -> impl Future<Output = Result<Option<SessionReport>, Refused>> + Send + use<> {
+        let shard = id.shard().index();
+        let asked =
+            (shard < self.inboxes.len()).then(|| self.ask(shard, Ok(move |answer| Order::Session { id, answer })));
+        async move {
+            match asked {
+                Some(asked) => asked.await,
+                None => Ok(None), // made up
+            }
         }
     }
 

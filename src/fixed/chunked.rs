@@ -6,18 +6,20 @@ use std::ops::{Index, IndexMut};
 /// Elements in a chunk: the most that is ever allocated ahead of need.
 pub(super) const CHUNK: usize = 512;
 
+/// The array.
 #[derive(Debug)]
-pub(super) struct Chunked<T> {
+pub struct Chunked<T> {
     chunks: Vec<Box<[T; CHUNK]>>,
 }
 
 impl<T> Chunked<T> {
-    pub(super) fn new() -> Self {
+    /// An empty one, which has allocated nothing.
+    pub fn new() -> Self {
         Self { chunks: Vec::new() }
     }
 
     /// Makes `index` valid, filling what is added with `vacant()`.
-    pub(super) fn grow_to(&mut self, index: u32, mut vacant: impl FnMut() -> T) {
+    pub fn grow_to(&mut self, index: u32, mut vacant: impl FnMut() -> T) {
         while self.chunks.len() <= index as usize / CHUNK {
             // Collected on the heap: an array built on the stack first could be larger than the stack.
             let chunk: Vec<T> = (0..CHUNK).map(|_| vacant()).collect();
@@ -25,15 +27,23 @@ impl<T> Chunked<T> {
         }
     }
 
+    /// The element at `index`, if the array has grown that far.
     #[inline]
-    pub(super) fn get(&self, index: u32) -> Option<&T> {
+    pub fn get(&self, index: u32) -> Option<&T> {
         // The index within the chunk is below CHUNK by construction, so this is the one bounds check.
         Some(&self.chunks.get(index as usize / CHUNK)?[index as usize % CHUNK])
     }
 
+    /// The element at `index`, to change.
     #[inline]
-    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         Some(&mut self.chunks.get_mut(index as usize / CHUNK)?[index as usize % CHUNK])
+    }
+}
+
+impl<T> Default for Chunked<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -9,6 +9,7 @@ mod slot_map;
 mod timer_wheel;
 mod token_bucket;
 
+pub use chunked::Chunked;
 pub use linked_queue::{LinkedQueue, Place};
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;

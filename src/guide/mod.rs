@@ -9,6 +9,9 @@ pub mod drain {}
 #[doc = include_str!("design.md")]
 pub mod design {}
 
+#[doc = include_str!("sessions.md")]
+pub mod sessions {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub mod readme {}

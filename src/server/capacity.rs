@@ -54,8 +54,9 @@ fn available_memory_bytes() -> u64 {
 }
 
 /// User memory of an idle connection with a token and one subscription, in bytes: the connection and its slot, timer,
-/// driver record, identity (with what the allocator adds) and place in the topic's list. `measure idle` finds it.
-pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + 7;
+/// driver record, identity (with what the allocator adds), session with three events, and place in the topic's list.
+/// `measure idle` finds it.
+pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + crate::conn::SESSION_BYTES + 7;
 const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
 
 /// Largest descriptor table the kernel makes.

@@ -44,13 +44,14 @@ use crate::app::{
 };
 use crate::config::{self, Algorithm, Auto, Config, Problems, ReceiveWait};
 use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
-use crate::id::ShardId;
+use crate::id::{SessionId, ShardId};
 use crate::io::affinity;
 use crate::io::bell::Bell;
 use crate::io::probe::{self, Features, Unavailable};
 use crate::io::uring::{ReceiveMode, UringConfig};
-use crate::metrics::{CloseReason, Counter, ShardMetrics};
+use crate::metrics::{CloseReason, Counter, ErrorCode, ShardMetrics};
 use crate::pubsub::{Bus, Delivery, Policies, Registry};
+use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::settings::Settings;
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
@@ -344,6 +345,29 @@ impl EngineHandle {
     /// `invalid_message` if the data is not JSON, `limit_exceeded` if the engine is busy.
     pub fn broadcast<T: Serialize>(&self, data: &T) -> impl Future<Output = Result<Delivery, Refused>> + Send + use<T> {
         self.inner.shards.broadcast(data)
+    }
+
+    /// The connections that a query asks for, in its order.
+    ///
+    /// # Errors
+    /// `invalid_message` if the limit is out of range, `limit_exceeded` if too many such questions are being answered.
+    pub fn connections(
+        &self,
+        query: ConnectionsQuery,
+    ) -> impl Future<Output = Result<Connections, Refused>> + Send + use<> {
+        self.inner.shards.connections(query)
+    }
+
+    /// Everything about one session: its state and its history, also for a while after its end.
+    ///
+    /// # Errors
+    /// `not_found` if nothing is known of it, `limit_exceeded` if the engine is busy.
+    pub fn session(&self, id: SessionId) -> impl Future<Output = Result<SessionReport, Refused>> + Send + use<> {
+        let asked = self.inner.shards.session(id);
+        async move {
+            let unknown = || Refused::new(ErrorCode::NotFound, "no session has this id, or it ended too long ago");
+            asked.await?.ok_or_else(unknown)
+        }
     }
 
     /// Drains as configured: becomes unready, waits for load balancers, stops accepting, tells everyone when to come back,

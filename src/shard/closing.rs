@@ -6,7 +6,7 @@
 //! every step has a deadline; `retire` is the only way out and the only place that counts.
 
 use crate::app::envelope::EnvelopeWriter;
-use crate::conn::{Farewell, Notice, Phase, Then};
+use crate::conn::{Farewell, Note, Notice, Phase, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Drop};
@@ -45,7 +45,7 @@ impl<I: Io> Shard<I> {
         let notice = Some(Notice { reason: text.clone(), retry_after_ms });
         // A client that does not read messages finds the delay in the close frame.
         let text = match retry_after_ms {
-            Some(ms) if reason == CloseReason::Drain => format!("{{\"retry_after_ms\":{ms}}}"),
+            Some(ms) if code == 1012 => format!("{{\"retry_after_ms\":{ms}}}"),
             _ => text,
         };
         self.leave_open(key, reason, Farewell { notice, code: Some(code), text, then: Then::Await });
@@ -112,6 +112,7 @@ impl<I: Io> Shard<I> {
         self.leave_client(key);
         self.forget_waiters(key);
         self.topics.unsubscribe_all(key, &mut self.conns);
+        self.note(key, Note::Closed(reason, farewell.code));
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.is_open());
         conn.phase = Phase::Settling(Box::new(farewell));
@@ -217,10 +218,13 @@ impl<I: Io> Shard<I> {
         conn.held = None;
         conn.intake = None;
         conn.dirty = false;
+        let unsent = conn.outbound.clear(self.io.palette());
+        self.metrics.dropped[Drop::Closed as usize].add(unsent);
+        self.end_session(key, reason, unsent);
+        let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.identity.take().is_some() {
             self.metrics.authenticated.set(self.metrics.authenticated.get() - 1);
         }
-        self.metrics.dropped[Drop::Closed as usize].add(conn.outbound.clear(self.io.palette()));
         self.receipts.detach(&mut conn.receipts);
         if std::mem::take(&mut conn.parked) > 0 {
             self.executor.cancel(key);

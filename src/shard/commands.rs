@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
-use crate::conn::{Conn, Identity};
+use crate::conn::{Conn, Flow, Identity, Note};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -95,6 +95,7 @@ impl<I: Io> Shard<I> {
 
     fn turn_away<E: Display>(&mut self, key: ConnKey, code: ErrorCode, error: &E, id: Option<MessageIdRef<'_>>) {
         self.count_error(code);
+        self.note(key, Note::Error(code));
         self.reply(key, id, |envelope| envelope.not_authenticated(error));
         let text = format!("authentication failed: {error}");
         self.part(key, Goodbye::new(CloseReason::AuthFailed, 4501, text));
@@ -145,10 +146,12 @@ impl<I: Io> Shard<I> {
         let session = self.session_id(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
         let identity = Rc::new(identity);
-        if conn.identity.replace(identity.clone()).is_none() {
+        let is_first = conn.identity.replace(identity.clone()).is_none();
+        conn.expiry_announced = false;
+        if is_first {
             self.metrics.authenticated.add(1);
         }
-        conn.expiry_announced = false;
+        self.note(key, if is_first { Note::Authenticated } else { Note::Refreshed });
         tracing::debug!(%session, user = &*identity.user_id, "authenticated");
         let expires_at = identity.expires_at.map(NonZeroU64::get);
         self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, expires_at));
@@ -200,6 +203,7 @@ impl<I: Io> Shard<I> {
             return Err((ErrorCode::LimitExceeded, format!("a connection may have {most} subscriptions")));
         }
         self.topics.subscribe(topic, key, &mut self.conns);
+        self.note(key, Note::Subscribed(topic));
         Ok(())
     }
 
@@ -213,7 +217,11 @@ impl<I: Io> Shard<I> {
         {
             conn.outbound.forget_keys(topic, self.io.palette(), now);
         }
-        if left { Ok(()) } else { Err(not_subscribed()) }
+        if !left {
+            return Err(not_subscribed());
+        }
+        self.note(key, Note::Unsubscribed(topic));
+        Ok(())
     }
 
     /// Whether the connection's token allows it; without a token everything is allowed, where none is required.
@@ -265,6 +273,7 @@ impl<I: Io> Shard<I> {
             None => conn.outbound.reply(self.io.palette(), now, frame),
         }
         self.metrics.messages_out.add(1);
+        self.count_flow(key, Flow::MessagesOut, 1);
         self.mark_dirty(key);
     }
 
@@ -282,6 +291,7 @@ impl<I: Io> Shard<I> {
 
     fn spend_error(&mut self, key: ConnKey, code: ErrorCode) {
         self.count_error(code);
+        self.note(key, Note::Error(code));
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.errors = conn.errors.saturating_add(1);
         if conn.errors >= self.settings.errors_max {

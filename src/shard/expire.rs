@@ -7,7 +7,7 @@
 //! Activity, for the idle timeout, is a message in either direction or a ping from the client. The server's own ping
 //! and its pong prove that the peer is there, not that it is in use.
 
-use crate::conn::{Ms, Phase};
+use crate::conn::{Ms, Phase, Ping};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -15,7 +15,7 @@ use crate::ws::{self, Opcode};
 
 use super::Shard;
 use super::closing::Goodbye;
-use super::settings::LINGER_MS;
+use super::settings::{LIFETIME_SPREAD_MS, LINGER_MS};
 
 /// What a connection's timer stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ enum Due {
     Ping,
     Pong,
     Expiry,
+    Lifetime,
     Grace,
     Age,
     Close,
@@ -60,6 +61,7 @@ impl<I: Io> Shard<I> {
 
     /// The earliest thing that can fall due, and when; past times are due now.
     fn next_due(&mut self, key: ConnKey) -> Option<(u64, Due)> {
+        let lifetime_ms = self.lifetime_ms(key);
         let conn = self.conns.get_mut(key)?;
         let settings = &self.settings;
         let now_ms = self.now.monotonic_ms();
@@ -99,8 +101,11 @@ impl<I: Io> Shard<I> {
         if settings.idle_timeout_ms > 0 {
             consider(at(conn.active, settings.idle_timeout_ms).max(lenient_ms), Due::Idle);
         }
+        if let Some(lifetime_ms) = lifetime_ms {
+            consider(at(conn.since, lifetime_ms), Due::Lifetime);
+        }
         if settings.ping_interval_ms > 0 && conn.held.is_none() {
-            if conn.awaiting_pong {
+            if conn.ping == Ping::Awaited {
                 consider(at(conn.pinged, settings.pong_timeout_ms).max(lenient_ms), Due::Pong);
             } else {
                 consider(at(conn.heard, settings.ping_interval_ms), Due::Ping);
@@ -133,6 +138,11 @@ impl<I: Io> Shard<I> {
             Due::Auth => self.part(key, Goodbye::new(CloseReason::AuthTimeout, 4502, "not authenticated in time")),
             Due::Idle => self.part(key, Goodbye::new(CloseReason::Idle, 4001, "idle timeout")),
             Due::Pong => self.part(key, Goodbye::new(CloseReason::NoPong, 4002, "no pong")),
+            Due::Lifetime => {
+                let mut goodbye = Goodbye::new(CloseReason::Lifetime, 1012, "the connection has lived long enough");
+                goodbye.retry_after_ms = Some(self.io.random() % LIFETIME_SPREAD_MS);
+                self.part(key, goodbye);
+            }
             Due::Grace => self.part(key, Goodbye::new(CloseReason::Expired, 4003, "the token has expired")),
             Due::Age => self.part_slow(key, "a message has waited too long"),
             Due::Ping => self.ping(key),
@@ -147,9 +157,30 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.pinged = now;
-        conn.awaiting_pong = true;
-        conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Ping, b""));
+        conn.ping = Ping::Awaited;
+        let sent_ns = self.now.monotonic_ns.to_be_bytes();
+        conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Ping, &sent_ns));
         self.mark_dirty(key);
+    }
+
+    /// A pong that answers the last ping, once, says how far the peer is; every other one says nothing.
+    pub(super) fn on_pong(&mut self, key: ConnKey, payload: &[u8]) {
+        let Ok(sent_ns) = payload.try_into().map(u64::from_be_bytes) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.ping == Ping::Answered || (sent_ns / 1_000_000) as Ms != conn.pinged {
+            return;
+        }
+        conn.ping = Ping::Answered;
+        let rtt_ns = self.now.monotonic_ns.saturating_sub(sent_ns);
+        self.metrics.rtt.observe(rtt_ns);
+        self.sessions.set_rtt(key.slot, rtt_ns);
+    }
+
+    /// How long the session may last: between four fifths of `max_lifetime` and all of it, so that connections that came
+    /// together do not come back together.
+    fn lifetime_ms(&self, key: ConnKey) -> Option<u64> {
+        let most_ms = self.settings.max_lifetime_ms?;
+        Some(most_ms - most_ms / 5 * (self.session_id(key).random() % 1_024) / 1_024)
     }
 
     fn announce_expiry(&mut self, key: ConnKey) {

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::conn::Phase;
+use crate::conn::{Flow, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -33,6 +33,9 @@ impl<I: Io> Shard<I> {
             if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
                 self.metrics.sends.add(1);
                 self.io.send(key, part.frame, part.from);
+                if let Some(spilled) = conn.traffic.add(Flow::MessagesOut, self.gather.published) {
+                    self.sessions.spill(key.slot, Flow::MessagesOut, spilled);
+                }
             }
             if conn.outbound.watch(&self.settings.outbound).is_some() {
                 self.reschedule(key);
@@ -54,6 +57,9 @@ impl<I: Io> Shard<I> {
             Err(_) => return self.retire(key, CloseReason::Lost),
         };
         self.metrics.bytes_out.add(u64::from(bytes));
+        if let Some(spilled) = conn.traffic.add(Flow::BytesOut, bytes) {
+            self.sessions.spill(key.slot, Flow::BytesOut, spilled);
+        }
         if matches!(conn.phase, Phase::Gone) {
             let reason = conn.reason;
             return self.count_sent_late(reason, bytes);

@@ -109,6 +109,7 @@ impl<I: Io> Shard<I> {
         match verdict {
             Verdict::Open { endpoint, claims: Some(claims) } => {
                 self.upgrade(key, request, endpoint);
+                self.begin_session(key, client.map(|client| client.ip()));
                 self.enter(key, claims, None);
                 Some(())
             }
@@ -116,6 +117,7 @@ impl<I: Io> Shard<I> {
                 Ok(evicted) => {
                     evicted.into_iter().for_each(|place| self.send_away(place));
                     self.upgrade(key, request, endpoint);
+                    self.begin_session(key, client.map(|client| client.ip()));
                     Some(())
                 }
                 Err(TooMany(_)) => {

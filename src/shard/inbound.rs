@@ -3,7 +3,7 @@
 //! Law: a message is decoded only when its reply has room in the connection's own queue. If not, its bytes are held and
 //! the connection is not read from (see `held.rs`).
 
-use crate::conn::{Endpoint, Phase};
+use crate::conn::{Endpoint, Flow, Phase, Ping};
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
@@ -29,7 +29,12 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
-        if std::mem::take(&mut conn.awaiting_pong) {
+        let spilled = conn.traffic.add(Flow::BytesIn, bytes.len() as u32);
+        if let Some(spilled) = spilled {
+            self.sessions.spill(key.slot, Flow::BytesIn, spilled);
+        }
+        if conn.ping == Ping::Awaited {
+            conn.ping = Ping::Heard;
             self.reschedule(key); // the next ping may be due before the pong would have been
         }
         if !armed {
@@ -111,7 +116,7 @@ impl<I: Io> Shard<I> {
             Event::Close(close) => self.on_peer_close(key, close.map(|close| close.code)),
             // It is closing: nothing but the peer's close frame is of interest.
             _ if !conn.is_open() => {}
-            Event::Pong(_) => {}
+            Event::Pong(payload) => self.on_pong(key, payload),
             Event::Ping(payload) => {
                 conn.active = now;
                 conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Pong, payload));
@@ -119,6 +124,7 @@ impl<I: Io> Shard<I> {
             }
             Event::Text(bytes) => {
                 conn.active = now;
+                self.count_flow(key, Flow::MessagesIn, 1);
                 match endpoint {
                     Endpoint::Native if !self.is_within_rates(key, bytes) => {}
                     Endpoint::Native => self.on_message(key, bytes),
@@ -127,6 +133,7 @@ impl<I: Io> Shard<I> {
             }
             Event::Binary(bytes) => {
                 conn.active = now;
+                self.count_flow(key, Flow::MessagesIn, 1);
                 match endpoint {
                     Endpoint::Native if !self.is_within_rates(key, bytes) => {}
                     Endpoint::Native => self.on_binary_message(key, bytes),
@@ -151,6 +158,7 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         if let Some(conn) = self.conns.get_mut(key) {
             conn.outbound.reply(self.io.palette(), now, |out| ws::frame(out, opcode, bytes));
+            self.count_flow(key, Flow::MessagesOut, 1);
             self.mark_dirty(key);
         }
     }

@@ -21,7 +21,9 @@ mod inbound;
 mod mail;
 mod orders;
 mod publish;
+pub mod queries;
 mod rates;
+mod sessions;
 pub mod settings;
 
 use std::collections::{HashMap, VecDeque};
@@ -46,6 +48,7 @@ pub use drain::{DrainOrder, Tally};
 use executor::Executor;
 pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
+use sessions::Sessions;
 use settings::Settings;
 
 /// What all shards of an engine share.
@@ -86,6 +89,7 @@ pub struct Shard<I: Io> {
 
     names: SessionNames,
     conns: ConnPool,
+    sessions: Sessions,
     wheel: TimerWheel,
     topics: Topics,
     bus: BusPort,
@@ -94,6 +98,8 @@ pub struct Shard<I: Io> {
     desk: Rc<Desk>,
     inbox: Arc<Inbox>,
 
+    /// Questions about all connections that are on their way.
+    walks: queries::Walks,
     /// Slots whose queue has something to flush.
     dirty: Vec<u32>,
     /// Slots whose queue refused a published frame this turn.
@@ -154,6 +160,7 @@ impl<I: Io> Shard<I> {
             now,
             names: SessionNames::new([io.random(), io.random()]),
             conns: ConnPool::new(capacity),
+            sessions: Sessions::new(),
             wheel: TimerWheel::new(capacity, WHEEL_TICK_MS, now.monotonic_ms()),
             topics: Topics::new(id, shared.registry.clone()),
             bus: shared.bus.port(id),
@@ -161,6 +168,7 @@ impl<I: Io> Shard<I> {
             executor: Executor::new(settings.parked_max, io.doorbell(), now.monotonic_ms()),
             desk: Rc::default(),
             inbox,
+            walks: queries::Walks::default(),
             dirty: Vec::new(),
             over: Vec::new(),
             rearm: Vec::new(),
@@ -200,7 +208,8 @@ impl<I: Io> Shard<I> {
         self.retry_held(); // messages that waited: for room, for acks
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
         self.take_mail(); // what other shards published, and their counts
-        self.take_orders(); // what other threads want: publishes, the drain
+        self.take_orders(); // what other threads want: publishes, answers, the drain
+        self.walk(); // a slice of a question about all connections
         self.poll_handlers(); // futures that were woken
         self.expire(); // deadlines
         self.part_from_slow(); // queues over their bound
@@ -263,6 +272,7 @@ impl<I: Io> Shard<I> {
             || self.bus.has_mail()
             || self.executor.has_ready()
             || self.inbox.wants_drain()
+            || !self.walks.is_empty()
             || (self.inbox.has_orders() && self.has_room_on_bus())
     }
 
@@ -338,8 +348,9 @@ impl<I: Io> Shard<I> {
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
     /// handlers, frames.
-    pub fn leftovers(&mut self) -> [(&'static str, usize); 6] {
+    pub fn leftovers(&mut self) -> [(&'static str, usize); 7] {
         [
+            ("sessions", self.sessions.live(self.conns.slots())),
             ("connections", self.conns.len()),
             ("timers", self.wheel.len()),
             ("topics", self.topics.len()),

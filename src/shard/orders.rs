@@ -9,6 +9,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::app::PublishOptions;
 use crate::app::context::{Answer, Refused};
+use crate::id::SessionId;
 use crate::io::{Doorbell, Io};
 use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
@@ -16,6 +17,7 @@ use crate::pubsub::Delivery;
 use super::Shard;
 use super::drain::DrainOrder;
 use super::errands::{Addressees, Errand, Members, Reached, TopicPage, TopicQuery};
+use super::queries::{Connections, ConnectionsQuery, SessionReport};
 
 /// An order to a shard.
 #[derive(Debug)]
@@ -30,6 +32,20 @@ pub enum Order {
         options: PublishOptions,
         /// Where the receipt goes.
         answer: Answer<Delivery>,
+    },
+    /// Look for connections of this shard.
+    Connections {
+        /// Which.
+        query: ConnectionsQuery,
+        /// Where they go.
+        answer: Answer<Connections>,
+    },
+    /// Tell everything about one session of this shard.
+    Session {
+        /// Which.
+        id: SessionId,
+        /// Where it goes; nothing if it is not known.
+        answer: Answer<Option<SessionReport>>,
     },
     /// Send to every connection of the engine.
     Broadcast {
@@ -175,6 +191,8 @@ impl<I: Io> Shard<I> {
                 Order::Run { errand, addressees, answer } => drop(answer.send(Ok(self.run(errand, addressees)))),
                 Order::Members { topic, from, answer } => drop(answer.send(Ok(self.members_from(&topic, from)))),
                 Order::Topics { query, from, answer } => drop(answer.send(Ok(self.topics_from(&query, from)))),
+                Order::Connections { query, answer } => self.look_for(query, answer),
+                Order::Session { id, answer } => drop(answer.send(Ok(self.report(id)))),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::app::context::Answer;
 use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, Publish};
-use crate::conn::OutboundLimits;
+use crate::conn::{Flow, OutboundLimits};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame, Stream};
 use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, fan_out};
@@ -255,6 +255,7 @@ impl<I: Io> Shard<I> {
             out.extend_from_slice(after);
         });
         self.metrics.messages_out.add(1);
+        self.count_flow(key, Flow::MessagesOut, 1);
         self.mark_dirty(key);
     }
 }

@@ -3,7 +3,7 @@
 //! whole life, but who goes on without a pause is closed.
 
 use crate::app::envelope;
-use crate::conn::{Intake, OverRate};
+use crate::conn::{Intake, Note, OverRate};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -33,6 +33,7 @@ impl<I: Io> Shard<I> {
     fn refuse_over_rate(&mut self, key: ConnKey, bytes: &mut [u8], over: OverRate) {
         self.metrics.messages_in.add(1);
         self.count_error(ErrorCode::RateLimited);
+        self.note(key, Note::RateLimited);
         // A binary message may be anything.
         let read = move |_: &Self| simdutf8::basic::from_utf8(bytes).is_ok().then(move || envelope::parse(bytes));
         let Some(parsed) = self.contain_in(key, read) else { return };

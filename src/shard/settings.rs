@@ -3,7 +3,7 @@
 use crate::app::auth::Carriers;
 use crate::app::envelope;
 use crate::config::{AttemptRate, Config, Origins, Proxy};
-use crate::conn::{OutboundLimits, RateLimits};
+use crate::conn::{HistoryLimits, OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
 
@@ -32,6 +32,9 @@ pub struct Settings {
     pub ping_interval_ms: u64,
     pub pong_timeout_ms: u64,
     pub close_timeout_ms: u64,
+    pub max_lifetime_ms: Option<u64>,
+    pub history: HistoryLimits,
+    pub closed_sessions_kept: usize,
     pub errors_max: u16,
     pub subscriptions_max: usize,
     pub topic_length_max: usize,
@@ -80,6 +83,9 @@ impl Settings {
             ping_interval_ms: config.websocket.ping_interval_seconds * 1000,
             pong_timeout_ms: ms(config.websocket.pong_timeout),
             close_timeout_ms: ms(config.websocket.close_timeout),
+            max_lifetime_ms: config.websocket.max_lifetime.map(ms),
+            history: HistoryLimits::of_events(config.websocket.max_session_history),
+            closed_sessions_kept: config.websocket.closed_sessions_kept,
             errors_max: config.limits.errors.try_into().unwrap_or(u16::MAX),
             subscriptions_max: config.limits.subscriptions_per_connection,
             topic_length_max: config.limits.topic_length,
@@ -96,6 +102,8 @@ pub const SHARE: u32 = 64;
 /// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
 /// whole burst again, until it is closed.
 pub const OVER_RATE_MAX: u16 = 200;
+/// How far those whose lifetime has ended are spread when they come back: their ends are spread already.
+pub const LIFETIME_SPREAD_MS: u64 = 5_000;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

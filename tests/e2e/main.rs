@@ -29,6 +29,7 @@ mod proxies;
 mod python;
 mod raw;
 mod server;
+mod sessions;
 
 use std::time::{Duration, Instant};
 

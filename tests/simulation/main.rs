@@ -131,4 +131,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["internal", "rate_limit", "evicted"];
+const ELSEWHERE: &[&str] = &["internal", "rate_limit", "evicted", "lifetime"];
