@@ -13,6 +13,7 @@ mod credentials;
 mod drain;
 mod errands;
 mod eviction;
+mod farewell;
 mod handlers;
 mod handshake;
 mod http;

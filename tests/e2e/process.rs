@@ -15,9 +15,9 @@ use super::client::Client;
 use super::raw::{Raw, request_with};
 
 /// A running `tidewheel serve`, killed if the test ends before it does.
-struct Process {
+pub struct Process {
     child: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
     /// What it prints at the start, for people.
     banner: Vec<String>,
     /// Kept open: a server must not notice that nobody reads on.
@@ -30,7 +30,7 @@ impl Process {
         Self::spawn(serve("127.0.0.1:0", settings).stderr(Stdio::null()))
     }
 
-    fn spawn(command: &mut Command) -> Self {
+    pub fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut banner = Vec::new();
@@ -51,12 +51,12 @@ impl Process {
         line[name.len()..].trim()
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// The exit code; `None` if a signal ended it.
-    fn wait(&mut self) -> Option<i32> {
+    pub fn wait(&mut self) -> Option<i32> {
         let mut status = None;
         super::until("the server to end", || {
             status = self.child.try_wait().unwrap();
@@ -82,7 +82,7 @@ impl Drop for Process {
 }
 
 /// `tidewheel serve` in an environment without other settings. Nobody needs a token unless the settings say so.
-fn serve(listen: &str, settings: &[(&str, &str)]) -> Command {
+pub fn serve(listen: &str, settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidewheel"));
     command.args(["serve", "--shards", "2", "--admin-listen", "127.0.0.1:0", "--listen", listen]);
     for (name, _) in std::env::vars() {
