@@ -9,11 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidewheel::Config;
-use tidewheel::app::Clients;
-use tidewheel::config::ClientLimitPolicy;
-use tidewheel::control::{
-    self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage,
-};
+use tidewheel::control::running::Room;
+use tidewheel::control::{self, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Running, Shards, Stage};
 use tidewheel::metrics::{CloseReason, ErrorCode, ShardMetrics};
 
 #[test]
@@ -328,17 +325,17 @@ impl Plane {
 }
 
 fn settings(shards: usize) -> ControlSettings {
-    let clients = Clients::new(None, ClientLimitPolicy::Reject);
-    let (inboxes, phase) = (Shards::new(shards, clients.into()), Arc::<Phase>::default());
+    let open = Config::parse("auth: {required: false}").unwrap();
+    let (inboxes, phase) = (Shards::new(shards, Arc::default()), Arc::<Phase>::default());
     let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
-    let drains = Drains::new(inboxes.clone(), phase.clone(), metrics.clone(), Config::default().drain);
+    let running = Arc::new(Running::new(open, Room { connections: 1, slots: 1 }, inboxes, None).unwrap());
     ControlSettings {
         admin: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
-        metrics,
-        phase,
+        metrics: metrics.clone(),
+        phase: phase.clone(),
         page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
-        drains: Arc::new(drains),
-        api: ApiSettings::new(&Config::default(), inboxes, Vec::new()),
+        drains: Arc::new(Drains::new(running.clone(), phase, metrics)),
+        running,
         signals: false,
         on_terminate: Box::new(|| {}),
     }

@@ -20,11 +20,9 @@ pub type Place = (ShardId, ConnKey);
 #[error("limit_exceeded: this client has {0} connections, which is all it may have")]
 pub struct TooMany(pub u32);
 
-/// The connections of all clients that may not have any number of them.
+/// The connections of all clients.
 #[derive(Debug)]
 pub struct Clients {
-    connections_max: Option<u32>,
-    policy: ClientLimitPolicy,
     hasher: RandomState,
     /// Connections by user id, whoever has to go first in front.
     parts: Box<[Mutex<Part>]>,
@@ -32,32 +30,34 @@ pub struct Clients {
 
 type Part = HashMap<Box<str>, Vec<Place>, RandomState>;
 
+impl Default for Clients {
+    /// Nobody is here yet.
+    fn default() -> Self {
+        Self { hasher: RandomState::new(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+    }
+}
+
 impl Clients {
-    /// Nobody is here yet. Each client may have `connections_max` connections; `None`: any number.
-    pub fn new(connections_max: Option<u32>, policy: ClientLimitPolicy) -> Self {
-        let parts = (0..PARTS).map(|_| Mutex::default()).collect();
-        Self { connections_max, policy, hasher: RandomState::new(), parts }
-    }
-
-    /// Whether there is a limit for those whose tokens say nothing of one.
-    pub fn is_limited(&self) -> bool {
-        self.connections_max.is_some()
-    }
-
-    /// Takes a newcomer in and returns the connections that have to go for it; the caller sees to that. `own_max` is
-    /// what its token allows, in place of the usual number.
+    /// Takes a newcomer in and returns the connections that have to go for it; the caller sees to that. `most` is how
+    /// many the client may have; `None`: any number, which are listed too, since a reload may set a limit.
     ///
     /// # Errors
     /// There are too many, and none of them has to go.
-    pub fn admit(&self, user_id: &str, own_max: Option<u32>, newcomer: Place) -> Result<Vec<Place>, TooMany> {
-        let Some(most) = own_max.or(self.connections_max) else { return Ok(Vec::new()) };
+    pub fn admit(
+        &self,
+        user_id: &str,
+        most: Option<u32>,
+        policy: ClientLimitPolicy,
+        newcomer: Place,
+    ) -> Result<Vec<Place>, TooMany> {
+        let most = most.unwrap_or(u32::MAX);
         let mut part = self.part(user_id).lock();
         let Some(places) = part.get_mut(user_id) else {
             part.insert(user_id.into(), vec![newcomer]);
             return Ok(Vec::new());
         };
         let surplus = (places.len() + 1).saturating_sub(most as usize);
-        if surplus > 0 && self.policy == ClientLimitPolicy::Reject {
+        if surplus > 0 && policy == ClientLimitPolicy::Reject {
             return Err(TooMany(most));
         }
         let evicted = places.drain(..surplus.min(places.len())).collect();
@@ -65,11 +65,8 @@ impl Clients {
         Ok(evicted)
     }
 
-    /// A connection has shown that it is in use, by a new token.
+    /// A connection has shown that it is in use, by a new token: it is the last to go.
     pub fn touch(&self, user_id: &str, place: Place) {
-        if self.policy != ClientLimitPolicy::EvictIdle {
-            return;
-        }
         if let Some(places) = self.part(user_id).lock().get_mut(user_id)
             && let Some(at) = places.iter().position(|&other| other == place)
         {
@@ -125,17 +122,21 @@ mod tests {
     /// What happens to one client: `+` a newcomer, `~` a refresh, `-` an end, each with what it leads to.
     #[track_caller]
     fn check(most: Option<u32>, own: Option<u32>, policy: ClientLimitPolicy, steps: &[Step]) {
-        let clients = Clients::new(most, policy);
+        let clients = Clients::default();
         for &(what, number, expected) in steps {
             let outcome = match what {
-                '+' => clients.admit("ann", own, place(number)).map_err(|TooMany(most)| most),
-                '~' => Ok((Vec::new(), clients.touch("ann", place(number))).0),
+                '+' => clients.admit("ann", own.or(most), policy, place(number)).map_err(|TooMany(most)| most),
+                '~' if policy == EvictIdle => Ok((Vec::new(), clients.touch("ann", place(number))).0),
+                '~' => Ok(Vec::new()),
                 _ => Ok((Vec::new(), clients.release("ann", place(number))).0),
             };
             let expected = expected.map(|evicted| evicted.iter().map(|&number| place(number)).collect());
             assert_eq!(outcome, expected, "{what}{number}");
         }
-        assert!(clients.admit("bob", own, place(99)).unwrap().is_empty(), "others have lists of their own");
+        assert!(
+            clients.admit("bob", own.or(most), policy, place(99)).unwrap().is_empty(),
+            "others have lists of their own"
+        );
         (0..=99).for_each(|number| ["ann", "bob"].iter().for_each(|user| clients.release(user, place(number))));
         assert!(clients.is_empty());
     }
@@ -171,23 +172,24 @@ mod tests {
 
     #[test]
     fn a_smaller_number_evicts_as_many_as_it_takes() {
-        let clients = Clients::new(Some(5), EvictOldest);
-        (1..=5).for_each(|number| assert!(clients.admit("ann", None, place(number)).unwrap().is_empty()));
-        assert_eq!(clients.admit("ann", Some(2), place(6)), Ok([1, 2, 3, 4].map(place).to_vec()));
+        let clients = Clients::default();
+        (1..=5).for_each(|number| assert!(clients.admit("ann", None, EvictOldest, place(number)).unwrap().is_empty()));
+        assert_eq!(clients.admit("ann", Some(2), EvictOldest, place(6)), Ok([1, 2, 3, 4].map(place).to_vec()));
     }
 
     /// From several threads at once: everybody is evicted once or stays, and the limit stay.
     #[test]
     fn at_once() {
-        let clients = Arc::new(Clients::new(Some(5), EvictOldest));
+        let clients = Arc::new(Clients::default());
         let threads = (0..4_u32).map(|thread| {
             let clients = clients.clone();
-            let admit = move |number| clients.admit("ann", None, place(thread * 1000 + number)).unwrap();
+            let admit =
+                move |number| clients.admit("ann", Some(5), EvictOldest, place(thread * 1000 + number)).unwrap();
             std::thread::spawn(move || (0..1000).flat_map(admit).collect::<Vec<_>>())
         });
         let threads: Vec<_> = threads.collect();
         let mut evicted: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        evicted.extend(clients.admit("ann", Some(1), place(4000)).unwrap());
+        evicted.extend(clients.admit("ann", Some(1), EvictOldest, place(4000)).unwrap());
         evicted.sort_by_key(|(_, conn)| conn.slot);
         assert_eq!(evicted, (0..4000).map(place).collect::<Vec<_>>());
     }

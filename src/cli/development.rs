@@ -16,7 +16,7 @@ pub(super) enum Access {
     /// Holders of a token that the configured key accepts.
     Configured,
     /// Holders of this token, signed with a key of this process alone.
-    Development { token: String },
+    Development { token: String, secret: Secret },
 }
 
 impl Access {
@@ -54,14 +54,26 @@ impl Access {
             aud: config.auth.audience.clone(),
             ..Claims::new("developer", TOKEN_TTL_S)
         };
-        config.auth.secret = Some(Secret::new(secret));
-        Ok(Self::Development { token: claims.sign(&key)? })
+        let secret = Secret::new(secret);
+        config.auth.secret = Some(secret.clone());
+        Ok(Self::Development { token: claims.sign(&key)?, secret })
+    }
+
+    /// Completes a configuration that is read later with the key that was made, while none is configured.
+    pub(super) fn complete(&self, draft: &mut Draft) {
+        let auth = &mut draft.config.auth;
+        if let Self::Development { secret, .. } = self
+            && auth.secret.is_none()
+            && auth.public_key_file.is_none()
+        {
+            auth.secret = Some(secret.clone());
+        }
     }
 
     /// The end of the page's address that hands the token over. Browsers keep it to themselves.
     pub(super) fn fragment(&self) -> String {
         match self {
-            Self::Development { token } => format!("#token={token}"),
+            Self::Development { token, .. } => format!("#token={token}"),
             Self::Open | Self::Configured => String::new(),
         }
     }

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use clap::Args;
@@ -39,8 +40,9 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let file = self.config.clone();
-        let mut draft = sources(file, self.flags()?).read();
-        let access = Access::decide(&mut draft)?;
+        let sources = sources(file, self.flags()?);
+        let mut draft = sources.read();
+        let access = Arc::new(Access::decide(&mut draft)?);
         let warnings = draft.warnings();
         let config = draft.finish()?;
         let format = match config.log.format {
@@ -54,7 +56,14 @@ impl Serve {
             tracing::warn!("configuration: {warning}");
         }
 
-        let engine = Engine::builder(config.clone()).signals(true).start()?;
+        let for_later = access.clone();
+        let reread = move || {
+            let mut draft = sources.read();
+            for_later.complete(&mut draft);
+            let warnings = draft.warnings();
+            Ok((draft.finish()?, warnings))
+        };
+        let engine = Engine::builder(config.clone()).reread(reread).signals(true).start()?;
         // From a thread of its own, because a server whose banner nobody reads is still a server, and has to end.
         let banner = banner(&config, &engine, &access);
         let _ = thread::Builder::new().name("banner".into()).spawn(move || output::print(&banner).is_ok());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::node::{Key, Node, Reader, plain};
 use super::problem::nearest;
 use super::tree::{Content, Tree, Unreadable};
-use super::{Apply, Config, Place, Problem, Problems};
+use super::{Apply, Changes, Config, Place, Problem, Problems};
 
 const ENV_PREFIX: &str = "TIDEWHEEL_";
 /// Kubernetes puts `<NAME>_SERVICE_…` and `<NAME>_PORT…` of every service into the environment of every pod. A service
@@ -185,6 +185,13 @@ impl Config {
         draft.read_word(key, text, Place::Unwritten);
         *self = draft.read_only()?;
         Ok(())
+    }
+
+    /// Takes over from the configuration that is `running` whatever only a restart changes, and tells what differs.
+    pub fn settle(&mut self, running: &Self) -> Changes {
+        let mut changes = Changes::default();
+        Node::settle(self, running, "", Apply::Section, &mut changes);
+        changes
     }
 
     /// The paths of all keys, in order of declaration.

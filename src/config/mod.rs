@@ -28,7 +28,7 @@ pub use jsonwebtoken::Algorithm;
 use crate::id::SLOT_MAX;
 pub use load::{Draft, Flag, Sources, environment};
 use network::Network;
-pub use node::{Apply, Key};
+pub use node::{Apply, Changes, Key};
 use node::{section, words};
 use origin::OriginPattern;
 pub use problem::{Place, Problem, Problems};
@@ -82,7 +82,8 @@ section! {
         /// Who makes room for one connection more.
         live client_limit_policy: ClientLimitPolicy = ClientLimitPolicy::EvictOldest,
         /// Connections on all shards together; beyond, newcomers get 503. `auto`: what the machine's
-        /// descriptors and memory allow, computed and logged at the start.
+        /// descriptors and memory allow, computed and logged at the start. A reload lowers it, and raises it to as many as
+        /// there was room for at the start.
         live max_total_connections: Auto<u32> = Auto::Auto => 1..=SLOT_MAX + 1,
         /// Seconds without a message in either direction and without a ping from the client until close 4001.
         /// 0: never. The server's own pings and their pongs do not count.
@@ -187,7 +188,7 @@ section! {
         /// Bytes of a topic's name; beyond, `too_large`.
         live topic_length: usize = 255 => 1..=4 * KIB,
         /// Handler futures waiting on one shard; beyond, `limit_exceeded`.
-        live parked_handlers: usize = 4096 => 1..=MIB,
+        restart parked_handlers: usize = 4096 => 1..=MIB,
         /// How long a handler may wait; beyond, it is dropped and its client gets `internal_error`. `null`: no limit.
         live handler_timeout: Option<Duration> = Some(Duration::from_secs(30)) => SHORTEST..=DAY,
     }

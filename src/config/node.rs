@@ -37,6 +37,15 @@ pub enum Apply {
     Section,
 }
 
+/// What a reload changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The keys that it applies.
+    pub applied: Vec<String>,
+    /// The keys that were changed and stay as they are until a restart.
+    pub restart: Vec<String>,
+}
+
 /// A value as it is written. Secrets are masked.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Written {
@@ -56,12 +65,25 @@ pub(super) struct Reader {
 }
 
 /// A node of the definition.
-pub(super) trait Node: Sized {
+pub(super) trait Node: Clone + PartialEq {
     /// Reads what is written at `path` over what `was` there. `None`: it is no value, which has been told.
     fn read(was: Option<&Self>, path: &str, tree: &Tree, reader: &mut Reader) -> Option<Self>;
 
     /// Tells every value that is out of its range.
     fn check(&self, _path: &str, _wrong: &mut dyn FnMut(String, String)) {}
+
+    /// Takes over from what is `running` whatever only a restart changes, and tells what differs.
+    fn settle(&mut self, running: &Self, path: &str, apply: Apply, changes: &mut Changes) {
+        if self == running {
+            return;
+        }
+        if apply == Apply::Restart {
+            changes.restart.push(path.to_owned());
+            *self = running.clone();
+        } else {
+            changes.applied.push(path.to_owned());
+        }
+    }
 
     fn written(&self) -> Written;
 
@@ -78,7 +100,7 @@ pub(super) trait Node: Sized {
 }
 
 /// A value that is one word.
-pub(super) trait Word: Sized {
+pub(super) trait Word: Clone + PartialEq {
     /// What may be written, for people.
     fn form() -> String;
 
@@ -218,6 +240,18 @@ impl<T: Node> Node for Option<T> {
         }
     }
 
+    fn settle(&mut self, running: &Self, path: &str, apply: Apply, changes: &mut Changes) {
+        match (self, running) {
+            (Some(value), Some(running)) => value.settle(running, path, apply, changes),
+            (None, None) => {}
+            (_, _) if apply == Apply::Live => changes.applied.push(path.to_owned()),
+            (value, running) => {
+                changes.restart.push(path.to_owned());
+                value.clone_from(running);
+            }
+        }
+    }
+
     fn written(&self) -> Written {
         self.as_ref().map_or(Written::Word(Value::Null), Node::written)
     }
@@ -324,6 +358,20 @@ macro_rules! section {
                     let key = $crate::config::node::join(path, stringify!($key));
                     $crate::config::node::Node::check(&self.$key, &key, wrong);
                     $($crate::config::node::Ranged::check(&self.$key, &key, &$range, wrong);)?
+                )+
+            }
+
+            fn settle(
+                &mut self,
+                running: &Self,
+                path: &str,
+                _apply: $crate::config::Apply,
+                changes: &mut $crate::config::Changes,
+            ) {
+                use $crate::config::node::{Node, join};
+                $(
+                    let (key, apply) = (join(path, stringify!($key)), section!(@apply $apply));
+                    Node::settle(&mut self.$key, &running.$key, &key, apply, changes);
                 )+
             }
 

@@ -20,6 +20,12 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 
+    /// What is legal and probably not meant.
+    pub fn warnings(&self) -> Vec<Problem> {
+        let unwritten = |(key, message)| Problem { place: Place::Unwritten, key, message };
+        self.oddities().into_iter().map(unwritten).collect()
+    }
+
     /// Keys and what is wrong with their values.
     pub(super) fn out_of_range(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();

@@ -11,6 +11,8 @@ pub struct RateLimits {
     pub messages: Option<Rate>,
     /// Bytes of messages.
     pub bytes: Option<Rate>,
+    /// Another number for other rates: what was spent at those means nothing here.
+    pub edition: u16,
 }
 
 /// A message over a rate.
@@ -26,6 +28,7 @@ pub struct ConnectionRateLimiter {
     messages: TokenBucket,
     bytes: TokenBucket,
     refused: u16,
+    edition: u16,
 }
 
 impl ConnectionRateLimiter {
@@ -34,6 +37,9 @@ impl ConnectionRateLimiter {
     /// # Errors
     /// It is over a rate.
     pub fn take(&mut self, limits: &RateLimits, now_ms: u64, bytes: u32) -> Result<(), OverRate> {
+        if self.edition != limits.edition {
+            *self = Self { edition: limits.edition, ..Self::default() };
+        }
         if self.refused > 0 && self.is_full(limits, now_ms) {
             self.refused = 0;
         }
@@ -54,6 +60,9 @@ impl ConnectionRateLimiter {
 
     /// Whether it is as good as a new one.
     pub fn is_full(&self, limits: &RateLimits, now_ms: u64) -> bool {
+        if self.edition != limits.edition {
+            return true;
+        }
         let full = |bucket: &TokenBucket, rate: Option<Rate>| rate.is_none_or(|rate| bucket.is_full(rate, now_ms));
         full(&self.messages, limits.messages) && full(&self.bytes, limits.bytes)
     }
@@ -71,7 +80,7 @@ mod tests {
     /// Messages as (time, bytes) and how many were refused in a row when each came; 0 if it was taken.
     #[track_caller]
     fn check(messages: Option<Rate>, bytes: Option<Rate>, steps: &[(u64, u32, u16)]) {
-        let (limits, mut limiter) = (RateLimits { messages, bytes }, ConnectionRateLimiter::default());
+        let (limits, mut limiter) = (RateLimits { messages, bytes, edition: 0 }, ConnectionRateLimiter::default());
         for (step, &(now_ms, bytes, expected)) in steps.iter().enumerate() {
             let refused = limiter.take(&limits, now_ms, bytes).map_or_else(|over| over.refused, |()| 0);
             assert_eq!(refused, expected, "step {step}");
@@ -88,6 +97,25 @@ mod tests {
     #[test]
     fn a_refused_message_costs_nothing() {
         check(MESSAGES, BYTES, &[(0, 99, 0), (0, 2, 1), (0, 1, 0), (0, 0, 0), (0, 0, 2)]);
+    }
+
+    #[test]
+    fn other_rates_begin_anew() {
+        let rates = |per_second, burst, edition| RateLimits {
+            messages: Some(Rate { per_second, burst }),
+            bytes: BYTES,
+            edition,
+        };
+        let mut limiter = ConnectionRateLimiter::default();
+        let mut spend =
+            |limits: &RateLimits, now_ms| (0..).take_while(|_| limiter.take(limits, now_ms, 1).is_ok()).count();
+        let late = 1 << 40;
+        assert_eq!(spend(&rates(10, 3, 0), late), 3);
+        assert_eq!(spend(&rates(1, 7, 1), late), 7, "slower");
+        assert_eq!(spend(&rates(1000, 5, 2), late), 5, "faster");
+        assert_eq!(spend(&rates(1000, 5, 2), late + 2), 2);
+        assert!(!limiter.is_full(&rates(1000, 5, 2), late + 2));
+        assert!(limiter.is_full(&rates(1000, 6, 3), late + 2));
     }
 
     #[test]

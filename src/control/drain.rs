@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::phase::{Phase, Stage};
-use super::shards::Shards;
+use super::running::Running;
 use crate::config::{Drain, Problems};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::shard::DrainOrder;
@@ -18,26 +17,20 @@ use crate::shard::DrainOrder;
 /// Begins drains, from any thread.
 #[derive(Debug)]
 pub struct Drains {
-    shards: Shards,
+    running: Arc<Running>,
     phase: Arc<Phase>,
     metrics: Vec<Arc<ShardMetrics>>,
-    configured: RwLock<Drain>,
 }
 
 impl Drains {
-    /// For these shards, which end as configured unless somebody says otherwise.
-    pub fn new(shards: Shards, phase: Arc<Phase>, metrics: Vec<Arc<ShardMetrics>>, configured: Drain) -> Self {
-        Self { shards, phase, metrics, configured: RwLock::new(configured) }
+    /// For the shards of this configuration, which end as it says unless somebody says otherwise.
+    pub fn new(running: Arc<Running>, phase: Arc<Phase>, metrics: Vec<Arc<ShardMetrics>>) -> Self {
+        Self { running, phase, metrics }
     }
 
     /// What the configuration says now.
     pub fn configured(&self) -> Drain {
-        self.configured.read().clone()
-    }
-
-    /// Takes over another configuration, for drains that begin later.
-    pub fn configure(&self, drain: Drain) {
-        *self.configured.write() = drain;
+        self.running.config().drain.clone()
     }
 
     /// Drains as configured.
@@ -58,7 +51,7 @@ impl Drains {
     /// Says that the engine drains, and tells the shards.
     pub fn begin_by(&self, order: DrainOrder) {
         self.announce(order.deadline_ms);
-        for inbox in self.shards.inboxes() {
+        for inbox in self.running.shards().inboxes() {
             inbox.drain(order);
         }
     }

@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub struct Logging(Option<WorkerGuard>);
 /// # Errors
 /// The level cannot be read, or a logger is there already.
 pub fn start(level: &str, format: Format) -> Result<Logging, LoggingError> {
-    let directives = env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
+    let directives = env_directives();
     let directives = directives.as_deref().unwrap_or(level);
     let filter = EnvFilter::try_new(directives)
         .map_err(|error| LoggingError::Level { directives: directives.into(), reason: error.to_string() })?;
@@ -60,16 +62,36 @@ pub fn start(level: &str, format: Format) -> Result<Logging, LoggingError> {
         .finish(io::stderr());
     let lost = writer.error_counter();
     // An internal error (a field that fails to format) would be printed to stderr by the thread that logs.
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
     match format {
-        Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-        Format::Json => lines.with_ansi(false).json().flatten_event(true).try_init(),
+        Format::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
+        Format::Json => registry.with(lines.with_ansi(false).json().flatten_event(true)).try_init(),
     }
     .map_err(|_| LoggingError::Taken)?;
     // Cannot be set already: a second `try_init` fails.
     let _ = LOST.set(lost);
+    let _ = FILTER.set(handle);
     panic::set_hook(Box::new(log_panic));
     Ok(Logging(Some(guard)))
+}
+
+/// Writes from now on what is at least as severe as `level`.
+///
+/// # Errors
+/// The log is not this module's, or `RUST_LOG` says what is written.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let filter = FILTER.get().ok_or("the process has a logger of its own")?;
+    if env_directives().is_some() {
+        return Err("RUST_LOG goes before it".to_owned());
+    }
+    let wanted = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
+    filter.reload(wanted).map_err(|error| error.to_string())
+}
+
+fn env_directives() -> Option<String> {
+    env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty())
 }
 
 /// Lines dropped since the start because stderr took no more.
@@ -105,3 +127,4 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 const LINES_MAX: usize = 8 * 1024;
 
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();

@@ -10,6 +10,7 @@ mod exposition;
 mod http;
 pub mod logging;
 mod phase;
+pub mod running;
 mod runtime;
 mod shards;
 mod stream;
@@ -23,9 +24,9 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::oneshot;
 
 use crate::metrics::ShardMetrics;
-pub use api::ApiSettings;
 pub use drain::Drains;
 pub use phase::{Phase, Stage};
+pub use running::{ReloadError, Reloaded, Reread, Running};
 pub use shards::{Shards, Target, TopicEntry};
 
 /// What the control plane is given at its start.
@@ -41,10 +42,10 @@ pub struct ControlSettings {
     pub page: PageSettings,
     /// What begins drains, for the admin API and the log.
     pub drains: Arc<Drains>,
-    /// What the admin API works with.
-    pub api: ApiSettings,
-    /// Whether this process's signals are the engine's: SIGTERM and SIGINT terminate, SIGHUP is answered with a log
-    /// line. An embedding program that has signal handling of its own says `false`.
+    /// The configuration in force, which SIGHUP and the admin API reload, and the shards.
+    pub running: Arc<Running>,
+    /// Whether this process's signals are the engine's: SIGTERM and SIGINT terminate, SIGHUP reloads. An embedding
+    /// program that has signal handling of its own says `false`.
     pub signals: bool,
     /// Called once, on the control thread, at the first SIGTERM or SIGINT. It must not block.
     pub on_terminate: Box<dyn Fn() + Send>,

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::process;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exposition::Exposition;
-use super::{ControlSettings, api, drain, http};
+use super::{ControlSettings, Running, api, drain, http};
 
 /// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
 /// everything is listened to, or what went wrong.
@@ -42,18 +42,18 @@ fn report(started: &mpsc::Sender<io::Result<Handle>>, outcome: io::Result<Handle
 }
 
 fn begin(settings: ControlSettings) -> io::Result<()> {
-    let ControlSettings { admin, metrics, phase, page, drains, api, signals, on_terminate } = settings;
+    let ControlSettings { admin, metrics, phase, page, drains, running, signals, on_terminate } = settings;
     if signals {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
-        tokio_uring::spawn(refuse_reload(signal(SignalKind::hangup())?));
+        tokio_uring::spawn(reload_on_signal(signal(SignalKind::hangup())?, running.clone()));
     }
     tokio_uring::spawn(drain::log_progress(drains.clone()));
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (router, usage) = api::build(api, drains);
-        let exposition = Exposition::new(metrics, phase.clone(), usage);
+        let (router, usage) = api::build(running.clone(), drains, metrics.clone());
+        let exposition = Exposition::new(metrics, phase.clone(), running, usage);
         tokio_uring::spawn(http::serve(listener, exposition, phase, page, router));
     }
     Ok(())
@@ -76,9 +76,10 @@ async fn terminate_on_signal(mut terminate: Signal, mut interrupt: Signal, on_te
     process::exit(1);
 }
 
-async fn refuse_reload(mut hangup: Signal) {
+async fn reload_on_signal(mut hangup: Signal, running: Arc<Running>) {
     while hangup.recv().await.is_some() {
-        tracing::warn!(signal = "SIGHUP", "reloading is not available; restart to change the configuration");
+        // Which logs what came of it.
+        let _ = running.reload_from_sources();
     }
 }
 

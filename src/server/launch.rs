@@ -9,7 +9,6 @@ use crate::id::ShardId;
 use crate::io::uring::{Uring, UringConfig};
 use crate::io::{affinity, clock};
 use crate::metrics::ShardMetrics;
-use crate::shard::settings::Settings;
 use crate::shard::{DrainOrder, Inbox, Shard, Shared, Turn};
 
 use super::Inner;
@@ -22,7 +21,6 @@ pub(super) struct Plan {
     pub(super) shard: ShardId,
     pub(super) core: usize,
     pub(super) ring: UringConfig,
-    pub(super) settings: Settings,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) inbox: Arc<Inbox>,
@@ -57,7 +55,9 @@ impl Plan {
                 return Ok(());
             }
         };
-        let mut shard = Shard::new(self.shard, io, self.settings, self.shared, self.metrics, self.inbox, clock::now());
+        // Those of now: there may have been a reload.
+        let settings = self.engine.running.settings();
+        let mut shard = Shard::new(self.shard, io, settings, self.shared, self.metrics, self.inbox, clock::now());
         shard.open();
         let _ = started.send(Ok(())); // the engine has given up already
         drop(started); // so that whoever waits for the others learns of one that died

@@ -37,13 +37,12 @@ use std::{fmt, io};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::app::auth::{AuthSettings, AuthSetupError, Authenticator, KeyMaterial, KeySettings};
 use crate::app::context::Refused;
-use crate::app::{
-    Clients, ConnectionAttempts, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router,
-};
-use crate::config::{self, Algorithm, Auto, Config, Problems, ReceiveWait};
-use crate::control::{self, ApiSettings, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
+use crate::app::{Clients, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router};
+use crate::config::{self, Auto, Config, Problem, Problems, ReceiveWait};
+use crate::control::running::{Room, check_key};
+use crate::control::{self, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
+use crate::control::{ReloadError, Reloaded, Reread, Running};
 use crate::id::{SessionId, ShardId};
 use crate::io::affinity;
 use crate::io::bell::Bell;
@@ -52,7 +51,6 @@ use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ErrorCode, ShardMetrics};
 use crate::pubsub::{Bus, Delivery, Policies, Registry};
 use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
-use crate::shard::settings::Settings;
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
 use launch::{Plan, ShardThread, launch};
@@ -78,16 +76,20 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-impl From<AuthSetupError> for StartError {
-    fn from(error: AuthSetupError) -> Self {
-        Self::Auth(error.to_string())
+impl From<ReloadError> for StartError {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::Config(problems) => Self::Config(problems),
+            ReloadError::Auth(why) => Self::Auth(why),
+            ReloadError::NoSource => Self::System(io::Error::other(error)),
+        }
     }
 }
 
 /// An engine to be.
-#[derive(Debug)]
 pub struct EngineBuilder {
     config: Config,
+    reread: Option<Reread>,
     router: Router,
     wrong: Option<RouteError>,
     signals: bool,
@@ -119,7 +121,19 @@ impl EngineBuilder {
         self
     }
 
-    /// Whether SIGTERM and SIGINT of this process drain the engine. Off unless asked for.
+    /// How the sources of the configuration are read again, for SIGHUP and `POST /api/reload`: the configuration, and
+    /// what is odd in it ([`Draft::finish`](crate::config::Draft::finish) and
+    /// [`Draft::warnings`](crate::config::Draft::warnings)). Without it only [`EngineHandle::reload`] reloads.
+    #[must_use]
+    pub fn reread(
+        mut self,
+        reread: impl Fn() -> Result<(Config, Vec<Problem>), Problems> + Send + Sync + 'static,
+    ) -> Self {
+        self.reread = Some(Box::new(reread));
+        self
+    }
+
+    /// Whether SIGTERM and SIGINT of this process drain the engine and SIGHUP reloads it. Off unless asked for.
     #[must_use]
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
@@ -143,7 +157,6 @@ impl EngineBuilder {
         }
         self.config.validate()?;
         let features = probe::check()?;
-        let authenticator = authenticator(&self.config)?;
         let cores = affinity::allowed_cores()?;
         let shards = match self.config.shards {
             Auto::Auto => cores.len().min(usize::from(SHARDS_MAX)),
@@ -157,13 +170,15 @@ impl EngineBuilder {
             false => None,
         };
 
+        let clients = Arc::<Clients>::default();
+        let inboxes = Shards::new(shards, clients.clone());
+        let room = Room { connections: capacity.connections, slots: capacity.table };
+        let running = Arc::new(Running::new(self.config.clone(), room, inboxes.clone(), self.reread)?);
         let metrics: Vec<_> = (0..shards).map(|_| Arc::<ShardMetrics>::default()).collect();
-        let websocket = &self.config.websocket;
-        let clients = Arc::new(Clients::new(websocket.max_connections_per_client, websocket.client_limit_policy));
-        let (inboxes, phase) = (Shards::new(shards, clients.clone()), Arc::<Phase>::default());
-        let drain = self.config.drain.clone();
-        let drains = Arc::new(Drains::new(inboxes.clone(), phase.clone(), metrics.clone(), drain));
-        let inner = Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains });
+        let phase = Arc::<Phase>::default();
+        let drains = Arc::new(Drains::new(running.clone(), phase.clone(), metrics.clone()));
+        let inner =
+            Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains, running: running.clone() });
         let on_terminate = {
             let drains = inner.drains.clone();
             Box::new(move || drains.begin())
@@ -174,20 +189,18 @@ impl EngineBuilder {
             phase: inner.phase.clone(),
             page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
             drains: inner.drains.clone(),
-            api: ApiSettings::new(&self.config, inner.shards.clone(), inner.metrics.clone()),
+            running,
             signals: self.signals,
             on_terminate,
         })?;
 
         let shared = Arc::new(Shared {
             router: self.router,
-            authenticator,
             registry: Arc::new(Registry::new(shards, Policies::new(&self.config))),
             bus: Bus::new(shards),
             shards,
             clients,
-            addresses: Clients::new(websocket.max_connections_per_address, websocket.client_limit_policy),
-            attempts: self.config.limits.connection_attempts.as_ref().map(ConnectionAttempts::new),
+            addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
             drain: Default::default(),
@@ -209,7 +222,6 @@ impl EngineBuilder {
                 bells: bells.clone(),
                 shard: ShardId(index as u16),
             },
-            settings: Settings::new(&self.config, capacity.connections, capacity.table),
             shared: shared.clone(),
             metrics: inner.metrics[index].clone(),
             inbox: inner.shards.inboxes()[index].clone(),
@@ -247,13 +259,12 @@ impl Engine {
     /// What [`EngineBuilder::start`] would say.
     pub fn check(config: &Config) -> Result<(), StartError> {
         config.validate()?;
-        authenticator(config)?;
-        Ok(())
+        check_key(&config.auth).map_err(StartError::Auth)
     }
 
     /// Begins an engine with this configuration.
     pub fn builder(config: Config) -> EngineBuilder {
-        EngineBuilder { config, router: Router::default(), wrong: None, signals: false, admin: true }
+        EngineBuilder { config, reread: None, router: Router::default(), wrong: None, signals: false, admin: true }
     }
 
     /// Where clients connect.
@@ -385,6 +396,22 @@ impl EngineHandle {
         self.inner.drains.begin_with(drain)
     }
 
+    /// Takes up what another configuration changes, as far as that is possible while the engine runs; every key says in
+    /// `tidewheel config doc` whether it is. All of it or nothing: each shard works by the new values from its next turn
+    /// on, and none by some of them. What is connected stays connected: who has more connections or topics than the new
+    /// limits allow keeps them, an identity holds until its token ends, and timers count from when they began.
+    ///
+    /// # Errors
+    /// As for [`EngineBuilder::start`]; nothing has changed then.
+    pub fn reload(&self, config: Config) -> Result<Reloaded, StartError> {
+        Ok(self.inner.running.reload(config)?)
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.inner.running.config()
+    }
+
     /// The counters of each shard.
     pub fn metrics(&self) -> &[Arc<ShardMetrics>] {
         &self.inner.metrics
@@ -397,6 +424,7 @@ struct Inner {
     phase: Arc<Phase>,
     metrics: Vec<Arc<ShardMetrics>>,
     drains: Arc<Drains>,
+    running: Arc<Running>,
 }
 
 impl Inner {
@@ -451,37 +479,6 @@ impl fmt::Display for Summary {
         }
         Ok(())
     }
-}
-
-fn authenticator(config: &Config) -> Result<Option<Authenticator>, StartError> {
-    let auth = &config.auth;
-    let key = match (&auth.secret, &auth.public_key_file) {
-        (Some(secret), _) => KeySettings {
-            id: None,
-            algorithm: auth.algorithm.unwrap_or(Algorithm::HS256),
-            key: KeyMaterial::Secret(secret.expose().as_bytes().to_vec()),
-        },
-        (None, Some(file)) => KeySettings {
-            id: None,
-            algorithm: auth.algorithm.unwrap_or(Algorithm::RS256),
-            key: KeyMaterial::Pem(std::fs::read(file).map_err(|error| {
-                StartError::Auth(format!("public_key_file {} cannot be read: {error}", file.display()))
-            })?),
-        },
-        (None, None) if auth.required => {
-            let why = "no key to check tokens with; set auth.secret (32 bytes or more) or auth.public_key_file, or \
-                       auth.required: false to let everyone in";
-            return Err(StartError::Auth(why.into()));
-        }
-        (None, None) => return Ok(None),
-    };
-    let settings = AuthSettings {
-        keys: vec![key],
-        issuer: auth.issuer.clone(),
-        audience: auth.audience.clone(),
-        leeway: auth.leeway,
-    };
-    Ok(Some(Authenticator::new(&settings)?))
 }
 
 const SHARDS_MAX: u16 = 255;

@@ -93,7 +93,7 @@ impl<I: Io> Shard<I> {
     /// Whether too many attempts come from where this one does.
     pub(super) fn is_flood(&self, client: SocketAddr) -> bool {
         let now_ms = self.now.monotonic_ms();
-        self.shared.attempts.as_ref().is_some_and(|attempts| !attempts.admit(client.ip(), now_ms))
+        self.settings.attempts.as_ref().is_some_and(|attempts| !attempts.admit(client.ip(), now_ms))
     }
 
     pub(super) fn on_accept_stopped(&mut self, error: &io::Error) {

@@ -1,6 +1,6 @@
 //! Connections of nobody in particular, counted by the address they come from.
-//! Law: while `max_connections_per_address` is set, a connection is listed under its address exactly as long as it is
-//! open without an identity and needs none. Who authenticates moves to its client's list.
+//! Law: a connection that comes while `max_connections_per_address` is set is listed under its address exactly as long
+//! as it is open without an identity and needs none. Who authenticates moves to its client's list.
 
 use std::net::SocketAddr;
 
@@ -25,11 +25,12 @@ impl<I: Io> Shard<I> {
         client: Option<SocketAddr>,
     ) -> Result<Vec<Place>, TooMany> {
         let needs_identity = self.settings.auth_required && endpoint == Endpoint::Native;
-        let Some(client) = client.filter(|_| !needs_identity && self.shared.addresses.is_limited()) else {
+        let (Some(client), Some(most), false) = (client, self.settings.address_connections_max, needs_identity) else {
             return Ok(Vec::new());
         };
+        let policy = self.settings.client_limit_policy;
         let name = self.prefix_of(client).to_string();
-        let evicted = self.shared.addresses.admit(&name, None, (self.id, key))?;
+        let evicted = self.shared.addresses.admit(&name, Some(most), policy, (self.id, key))?;
         self.anonymous.insert(key, name.into());
         Ok(evicted)
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
+use crate::config::ClientLimitPolicy;
 use crate::conn::{Conn, Flow, Identity, Note};
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -82,7 +83,9 @@ impl<I: Io> Shard<I> {
     /// Makes the connection one of its client's, where that may have one more or another makes room for it.
     pub(super) fn enter(&mut self, key: ConnKey, claims: Claims, id: Option<MessageIdRef<'_>>) {
         let Claims { identity, max_connections } = claims;
-        match self.shared.clients.admit(&identity.user_id, max_connections, (self.id, key)) {
+        let most = max_connections.or(self.settings.client_connections_max);
+        let policy = self.settings.client_limit_policy;
+        match self.shared.clients.admit(&identity.user_id, most, policy, (self.id, key)) {
             Ok(evicted) => {
                 // First: they are on no list any more, so whatever happens next they must go.
                 evicted.into_iter().for_each(|place| self.send_away(place));
@@ -121,7 +124,9 @@ impl<I: Io> Shard<I> {
         match self.contain_in(key, |shard| shard.verify(request.token)) {
             None => {}
             Some(Ok(Claims { identity, .. })) if identity.user_id == present.user_id => {
-                self.shared.clients.touch(&identity.user_id, (self.id, key));
+                if self.settings.client_limit_policy == ClientLimitPolicy::EvictIdle {
+                    self.shared.clients.touch(&identity.user_id, (self.id, key));
+                }
                 self.adopt_identity(key, identity, id);
             }
             Some(Ok(_)) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),
@@ -133,7 +138,7 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn verify(&self, token: &str) -> Result<Claims, String> {
-        match &self.shared.authenticator {
+        match &self.settings.authenticator {
             Some(authenticator) => {
                 Authenticator::verify(authenticator, token, self.now.unix_ms).map_err(|error| error.to_string())
             }

@@ -79,7 +79,6 @@ mod tests {
     use super::*;
     use crate::Config;
     use crate::app::{Clients, Router};
-    use crate::config::ClientLimitPolicy;
     use crate::id::ShardId;
     use crate::io::sim::{ClientState, Faults, Sim, SimConfig, World};
     use crate::pubsub::{Bus, Registry};
@@ -105,13 +104,11 @@ mod tests {
         let world = World::new(1, Faults::default());
         let shared = Arc::new(Shared {
             router: Router::default(),
-            authenticator: None,
             registry: Arc::new(Registry::new(1, crate::pubsub::Policies::default())),
             bus: Bus::new(1),
             shards: 1,
-            clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
-            addresses: Clients::new(None, ClientLimitPolicy::Reject),
-            attempts: None,
+            clients: Arc::default(),
+            addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
             drain: Default::default(),
@@ -121,7 +118,7 @@ mod tests {
         // A driver that never sleeps, so that time does not jump to deadlines.
         let _ = world.driver(ShardId(1), SimConfig { table: 0, buffers: 0, buffer_size: 0 });
         let (metrics, inbox) = (Arc::default(), Arc::default());
-        let mut shard = Shard::new(ShardId(0), io, settings, shared, metrics, inbox, world.now());
+        let mut shard = Shard::new(ShardId(0), io, Arc::new(settings), shared, metrics, inbox, world.now());
         shard.open();
         let client = world.connect_to(ShardId(0));
         world.client_send(client, request);

@@ -183,7 +183,7 @@ impl<I: Io> Shard<I> {
 
     /// A token in the request must be good; there need not be one, since `authenticate` may come later.
     fn judge_credential(&self, request: &Upgrade<'_>) -> Verdict {
-        if self.shared.authenticator.is_none() {
+        if self.settings.authenticator.is_none() {
             return Verdict::Open { endpoint: Endpoint::Native, claims: None };
         }
         let verified = match self.settings.credentials.token(request) {

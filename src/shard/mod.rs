@@ -23,6 +23,7 @@ mod orders;
 mod publish;
 pub mod queries;
 mod rates;
+mod reload;
 mod sessions;
 pub mod settings;
 
@@ -35,9 +36,8 @@ use std::time::Duration;
 
 use ahash::RandomState;
 
-use crate::app::auth::Authenticator;
 use crate::app::context::Desk;
-use crate::app::{Clients, ConnectionAttempts, Router};
+use crate::app::{Clients, Router};
 use crate::conn::{Conn, ConnPool, Gather, Ms};
 use crate::fixed::TimerWheel;
 use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
@@ -56,8 +56,6 @@ use settings::Settings;
 pub struct Shared {
     /// The user's handlers.
     pub router: Router,
-    /// Checks tokens; `None` if no key is configured.
-    pub authenticator: Option<Authenticator>,
     /// Which shards have subscribers of which topic.
     pub registry: Arc<Registry>,
     /// The queues between shards.
@@ -68,8 +66,6 @@ pub struct Shared {
     pub clients: Arc<Clients>,
     /// Which connections without an identity each address has.
     pub addresses: Clients,
-    /// How often which addresses connect; `None` if that is not limited.
-    pub attempts: Option<ConnectionAttempts>,
     /// Connections of all shards, those that are being told that the server is full included.
     pub connections: AtomicUsize,
     /// Handshakes in flight on all shards.
@@ -82,7 +78,7 @@ pub struct Shared {
 pub struct Shard<I: Io> {
     id: ShardId,
     io: I,
-    settings: Settings,
+    settings: Arc<Settings>,
     shared: Arc<Shared>,
     metrics: Arc<ShardMetrics>,
     now: Now,
@@ -128,6 +124,8 @@ pub struct Shard<I: Io> {
 
     accepting: accept::Accepting,
     draining: Option<drain::Draining>,
+    /// The slot at which setting the timers anew goes on, after a reload.
+    resetting: Option<u32>,
     /// Until then nobody is judged idle or late: the shard was away, and reads first. Milliseconds of its clock.
     lenient_until_ms: u64,
 }
@@ -146,7 +144,7 @@ impl<I: Io> Shard<I> {
     pub fn new(
         id: ShardId,
         mut io: I,
-        settings: Settings,
+        settings: Arc<Settings>,
         shared: Arc<Shared>,
         metrics: Arc<ShardMetrics>,
         inbox: Arc<Inbox>,
@@ -184,6 +182,7 @@ impl<I: Io> Shard<I> {
             anonymous: HashMap::default(),
             accepting: accept::Accepting::default(),
             draining: None,
+            resetting: None,
             lenient_until_ms: 0,
             io,
             settings,
@@ -204,6 +203,7 @@ impl<I: Io> Shard<I> {
         self.now = self.io.wait(wait)?;
         self.notice_absence(before_ms);
 
+        self.take_settings(); // a reload: everything in a turn is judged by one set of settings
         self.refill();
         self.retry_held(); // messages that waited: for room, for acks
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
@@ -272,6 +272,7 @@ impl<I: Io> Shard<I> {
             || self.bus.has_mail()
             || self.executor.has_ready()
             || self.inbox.wants_drain()
+            || self.has_settings_to_take()
             || !self.walks.is_empty()
             || (self.inbox.has_orders() && self.has_room_on_bus())
     }

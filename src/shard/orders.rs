@@ -18,6 +18,7 @@ use super::Shard;
 use super::drain::DrainOrder;
 use super::errands::{Addressees, Errand, Members, Reached, TopicPage, TopicQuery};
 use super::queries::{Connections, ConnectionsQuery, SessionReport};
+use super::settings::Settings;
 
 /// An order to a shard.
 #[derive(Debug)]
@@ -95,6 +96,8 @@ pub struct Inbox {
     /// Drains that have been ordered and not taken up. Apart from the other orders, since they must always find room: of more
     /// than fit, the oldest is forgotten.
     drains: ArrayQueue<DrainOrder>,
+    /// The newest settings that the shard has not taken up. Not a queued order either.
+    settings: ArrayQueue<Arc<Settings>>,
     /// The shard has ended.
     closed: AtomicBool,
     doorbell: OnceLock<Arc<dyn Doorbell>>,
@@ -105,6 +108,7 @@ impl Default for Inbox {
         Self {
             orders: ArrayQueue::new(ORDERS_MAX),
             drains: ArrayQueue::new(DRAINS_MAX),
+            settings: ArrayQueue::new(1),
             closed: AtomicBool::new(false),
             doorbell: OnceLock::new(),
         }
@@ -144,6 +148,21 @@ impl Inbox {
     pub fn drain(&self, order: DrainOrder) {
         self.drains.force_push(order);
         self.ring();
+    }
+
+    /// Orders the shard to work by these settings from its next turn on. Of several orders the last one counts.
+    pub fn reload(&self, settings: Arc<Settings>) {
+        let _ = self.settings.force_push(settings);
+        self.ring();
+    }
+
+    /// Whether there are settings that the shard has not taken up.
+    pub(super) fn has_settings(&self) -> bool {
+        !self.settings.is_empty()
+    }
+
+    pub(super) fn take_settings(&self) -> Option<Arc<Settings>> {
+        self.settings.pop()
     }
 
     /// Whether a drain has been ordered that the shard has not taken up.

@@ -1,8 +1,10 @@
 //! The numbers a shard works with, out of the configuration and in the units of the loop.
 
-use crate::app::auth::Carriers;
-use crate::app::envelope;
-use crate::config::{AttemptRate, Config, Origins, Proxy};
+use std::sync::Arc;
+
+use crate::app::auth::{Authenticator, Carriers};
+use crate::app::{ConnectionAttempts, envelope};
+use crate::config::{AttemptRate, ClientLimitPolicy, Config, Origins, Proxy};
 use crate::conn::{HistoryLimits, OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::ws::{HandshakeLimits, Limits};
@@ -40,10 +42,18 @@ pub struct Settings {
     pub topic_length_max: usize,
     pub parked_max: usize,
     pub handler_timeout_ms: Option<u64>,
+    pub client_connections_max: Option<u32>,
+    pub address_connections_max: Option<u32>,
+    pub client_limit_policy: ClientLimitPolicy,
+    /// Checks tokens; `None` if no key is configured.
+    pub authenticator: Option<Arc<Authenticator>>,
+    /// How often which addresses connect, for all shards; `None` if that is not limited.
+    pub attempts: Option<Arc<ConnectionAttempts>>,
 }
 
 impl Settings {
-    /// The settings of a shard with `slots` places, in an engine that may hold `connections_max` connections.
+    /// The settings of a shard with `slots` places, in an engine that may hold `connections_max` connections. What is
+    /// built, and not only looked up, is added by the caller: `authenticator` and `attempts`.
     pub fn new(config: &Config, connections_max: u32, slots: u32) -> Self {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let outbound = &config.outbound;
@@ -68,6 +78,7 @@ impl Settings {
                         [bytes.per_second, bytes.burst].map(|size| size.0.try_into().unwrap_or(u32::MAX));
                     Rate { per_second, burst }
                 }),
+                edition: 0,
             },
             outbound: OutboundLimits {
                 bytes_max: outbound.max_bytes.0.try_into().unwrap_or(u32::MAX),
@@ -91,6 +102,11 @@ impl Settings {
             topic_length_max: config.limits.topic_length,
             parked_max: config.limits.parked_handlers,
             handler_timeout_ms: config.limits.handler_timeout.map(ms),
+            client_connections_max: config.websocket.max_connections_per_client,
+            address_connections_max: config.websocket.max_connections_per_address,
+            client_limit_policy: config.websocket.client_limit_policy,
+            authenticator: None,
+            attempts: None,
         }
     }
 }

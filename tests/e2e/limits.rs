@@ -20,7 +20,7 @@ fn ping(id: usize) -> Vec<u8> {
 
 /// Sends so many pings at once, and returns how many of them were answered and how many refused, in that order.
 #[track_caller]
-fn pings(raw: &mut Raw, count: usize) -> (usize, usize) {
+pub fn pings(raw: &mut Raw, count: usize) -> (usize, usize) {
     raw.write(&(0..count).flat_map(ping).collect::<Vec<_>>());
     let (mut pongs, mut refused) = (0, 0);
     for id in 0..count {

@@ -29,6 +29,7 @@ mod process;
 mod proxies;
 mod python;
 mod raw;
+mod reload;
 mod server;
 mod sessions;
 

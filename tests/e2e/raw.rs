@@ -47,7 +47,13 @@ impl Raw {
     /// Makes the upgrade by hand.
     #[track_caller]
     pub fn upgrade(&mut self, path: &str) {
-        self.write(request(path).as_bytes());
+        self.upgrade_with(path, "");
+    }
+
+    /// Upgrades with a request that has further header lines, each with its line end.
+    #[track_caller]
+    pub fn upgrade_with(&mut self, path: &str, lines: &str) {
+        self.write(request_with(path, lines).as_bytes());
         let answer = self.head();
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
         // RFC 6455 §1.3 has this pair.

@@ -91,21 +91,24 @@ pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
 impl Run {
     pub fn new(seed: u64, faults: Faults, (settings, bus_bound, shards): Drawn, tamper: Option<Tamper>) -> Self {
         let mut dice = Dice::new(seed ^ 0xd1ce);
+        let mut settings = settings;
+        settings.authenticator = settings.auth_required.then(|| {
+            let keys = vec![key()];
+            Arc::new(Authenticator::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("a good key"))
+        });
+        settings.client_connections_max = Some(1);
+        settings.client_limit_policy = ClientLimitPolicy::Reject;
+        let settings = Arc::new(settings);
         let world = World::new(seed, faults);
         let waiting = Waiting::default();
         let (policies, losses) = draw_policies(&mut dice, &settings);
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            authenticator: settings.auth_required.then(|| {
-                let keys = vec![key()];
-                Authenticator::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("a good key")
-            }),
             registry: Arc::new(Registry::new(shards, policies)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
-            clients: Clients::new(Some(1), ClientLimitPolicy::Reject).into(),
-            addresses: Clients::new(None, ClientLimitPolicy::Reject),
-            attempts: None,
+            clients: Arc::default(),
+            addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
             drain: Default::default(),

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewheel::app::{Clients, ConnectionAttempts};
-use tidewheel::config::ClientLimitPolicy;
+use tidewheel::app::Clients;
 use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
@@ -49,28 +48,15 @@ impl Stage {
         bus_bound: usize,
         change: impl Fn(&mut Settings),
     ) -> Self {
-        Self::with_attempts(kernel, seed, shards, bus_bound, None, change)
-    }
-
-    pub fn with_attempts(
-        kernel: SimConfig,
-        seed: u64,
-        shards: usize,
-        bus_bound: usize,
-        attempts: Option<ConnectionAttempts>,
-        change: impl Fn(&mut Settings),
-    ) -> Self {
         let world = World::new(seed, Faults::default());
         let waiting = Waiting::default();
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            authenticator: None,
             registry: Arc::new(Registry::new(shards, Policies::default())),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
-            clients: Clients::new(None, ClientLimitPolicy::Reject).into(),
-            addresses: Clients::new(None, ClientLimitPolicy::Reject),
-            attempts,
+            clients: Arc::default(),
+            addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
             drain: Default::default(),
@@ -81,7 +67,9 @@ impl Stage {
         settings.idle_timeout_ms = 0;
         settings.ping_interval_ms = 0;
         settings.echo_path = Some("/echo".into());
+        settings.client_connections_max = None;
         change(&mut settings);
+        let settings = Arc::new(settings);
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
         let open = |index: usize| {

@@ -5,6 +5,7 @@
 //! that is ten or eleven.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tidewheel::app::ConnectionAttempts;
 use tidewheel::config::AttemptRate;
@@ -31,8 +32,9 @@ fn check(Rate { per_second, burst }: Rate, admitted: u64, took_ms: u64) {
 fn attempts_of_one_address_on_four_shards() {
     for (per_second, burst, at_once) in [(1, 1, 4), (10, 5, 4), (1000, 600, 600)] {
         let config = AttemptRate { per_second, burst, ..AttemptRate::default() };
-        let attempts = Some(ConnectionAttempts::new(&config));
-        let mut stage = Stage::with_attempts(KERNEL, 7, 4, 8, attempts, |settings| {
+        let attempts = Arc::new(ConnectionAttempts::new(&config));
+        let mut stage = Stage::on_kernel(KERNEL, 7, 4, 8, |settings| {
+            settings.attempts = Some(attempts.clone());
             (settings.connections_max, settings.slots) = (1600, 400);
         });
         let address: IpAddr = "198.51.100.7".parse().unwrap();
@@ -68,7 +70,7 @@ fn messages_of_one_connection() {
     for (per_second, burst, asked_per_second) in [(1, 1, 15), (10, 5, 28), (1000, 200, 1018)] {
         let rate = Rate { per_second, burst };
         let mut stage = Stage::on_kernel(KERNEL, 7, 1, 8, |settings| {
-            settings.rates = RateLimits { messages: Some(rate), bytes: None };
+            settings.rates = RateLimits { messages: Some(rate), ..RateLimits::default() };
         });
         let client = stage.client(0);
         let begin_ms = stage.world.now().monotonic_ms();

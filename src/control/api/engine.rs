@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -12,11 +11,13 @@ use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
 use super::body::{Asked, present};
+use super::document;
 use super::error::{ApiError, Code};
 use super::publish::Topic;
 use super::{Api, PATIENCE};
-use crate::control::http::{json, json_text};
+use crate::control::http::json;
 use crate::control::shards::TopicEntry;
+use crate::control::{ReloadError, Reloaded};
 use crate::metrics::ShardMetrics;
 use crate::shard::errands::TopicQuery;
 
@@ -161,14 +162,40 @@ impl Shard {
 #[utoipa::path(get, path = "/api/config", tag = "engine",
     responses((status = 200, description = "Every key", body = serde_json::Value), ApiError))]
 pub(super) async fn config(State(api): State<Arc<Api>>) -> Response {
-    json(StatusCode::OK, &api.config)
+    json(StatusCode::OK, &api.running.config().to_value())
+}
+
+/// Read the configuration again from where it came from, and take up what can change while the engine runs: all of it,
+/// or, if anything is wrong, nothing.
+#[utoipa::path(post, path = "/api/reload", tag = "engine",
+    responses((status = 200, description = "What was taken up, by every shard from its next turn on", body = Reload),
+        ApiError))]
+pub(super) async fn reload(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    match api.running.reload_from_sources() {
+        Ok(Reloaded { applied, restart, warnings }) => Ok(json(StatusCode::OK, &Reload { applied, restart, warnings })),
+        Err(error @ ReloadError::NoSource) => Err(ApiError::new(Code::Conflict, error.to_string())),
+        Err(error) => Err(ApiError::new(Code::InvalidConfiguration, error.to_string())),
+    }
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct Reload {
+    /// The keys that have new values.
+    applied: Vec<String>,
+    /// The keys that were changed and wait for a restart.
+    restart: Vec<String>,
+    /// What is legal and odd.
+    warnings: Vec<String>,
 }
 
 /// This document.
 #[utoipa::path(get, path = "/api/openapi.json", tag = "engine",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), ApiError))]
 pub(super) async fn openapi(State(api): State<Arc<Api>>) -> Response {
-    json_text(Bytes::clone(&api.document))
+    let mut document = api.document.clone();
+    document::complete(&mut document, api.running.config().limits.topic_length);
+    json(StatusCode::OK, &document)
 }
 
 /// Topics of one page.

@@ -29,12 +29,14 @@ pub(in crate::control) enum Code {
     NotFound,
     /// 405: the path is known, the method is not.
     MethodNotAllowed,
-    /// 409: the idempotency key belongs to another request.
+    /// 409: the idempotency key belongs to another request, or the engine was not told how to reload.
     Conflict,
     /// 413: the request, or a part of it, is too large.
     TooLarge,
     /// 415: the body is not `application/json`.
     UnsupportedMediaType,
+    /// 422: the configuration to reload is not valid, and nothing has changed; the message has a line for each problem.
+    InvalidConfiguration,
     /// 429: a bound is reached, and nothing was done.
     LimitExceeded,
     /// 500: a fault of the server.
@@ -46,7 +48,7 @@ pub(in crate::control) enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::InvalidMessage,
         Self::Unauthorized,
         Self::Forbidden,
@@ -55,6 +57,7 @@ impl Code {
         Self::Conflict,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::InvalidConfiguration,
         Self::LimitExceeded,
         Self::InternalError,
         Self::Unavailable,
@@ -71,6 +74,7 @@ impl Code {
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::InvalidConfiguration => StatusCode::UNPROCESSABLE_ENTITY,
             Self::LimitExceeded => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -85,9 +89,10 @@ impl Code {
             Self::Forbidden => "The API is off: the server has no `admin.key`",
             Self::NotFound => "What is named does not exist",
             Self::MethodNotAllowed => "The path has other methods",
-            Self::Conflict => "The idempotency key belongs to another request",
+            Self::Conflict => "The idempotency key belongs to another request, or there is nothing to reload from",
             Self::TooLarge => "The request, or a part of it, is too large",
             Self::UnsupportedMediaType => "The body is not `application/json`",
+            Self::InvalidConfiguration => "The configuration is not valid; nothing has changed",
             Self::LimitExceeded => "A bound is reached; nothing was done",
             Self::InternalError => "A fault of the server",
             Self::Unavailable => "The engine has ended",

@@ -25,50 +25,31 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
-use serde_json::Value;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::Running;
 use super::drain::Drains;
 use super::http::method_not_allowed;
 use super::shards::Shards;
-use crate::config::{Config, Secret};
 use crate::metrics::ShardMetrics;
 use body::{BODY_BYTES_MAX, UNDER_WAY_BYTES_MAX};
 pub(super) use error::{ApiError, Code};
 use once::Once;
 use usage::Usage;
 
-/// What the API is given at its start.
-pub struct ApiSettings {
-    /// What callers must know; `None`: the API is off.
-    key: Option<Secret>,
-    shards: Shards,
-    metrics: Vec<Arc<ShardMetrics>>,
-    topic_length_max: usize,
-    config: Value,
-}
-
-impl ApiSettings {
-    /// What a configuration says of the API of these shards.
-    pub fn new(config: &Config, shards: Shards, metrics: Vec<Arc<ShardMetrics>>) -> Self {
-        let (key, topic_length_max) = (config.admin.key.clone(), config.limits.topic_length);
-        Self { key, shards, metrics, topic_length_max, config: config.to_value() }
-    }
-}
-
 /// What the endpoints work with.
 struct Api {
-    key: Option<Secret>,
+    running: Arc<Running>,
     shards: Shards,
     drains: Arc<Drains>,
     once: Arc<Once>,
@@ -76,27 +57,29 @@ struct Api {
     hasher: RandomState,
     usage: Arc<Usage>,
     metrics: Vec<Arc<ShardMetrics>>,
-    config: Value,
-    document: Bytes,
+    /// Without what the configuration says, which may change.
+    document: OpenApi,
 }
 
 /// The endpoints, and what counts their use.
-pub(super) fn build(settings: ApiSettings, drains: Arc<Drains>) -> (Router, Box<dyn Collector>) {
-    let (router, mut document) = endpoints().split_for_parts();
-    document::complete(&mut document, settings.topic_length_max);
+pub(super) fn build(
+    running: Arc<Running>,
+    drains: Arc<Drains>,
+    metrics: Vec<Arc<ShardMetrics>>,
+) -> (Router, Box<dyn Collector>) {
+    let (router, document) = endpoints().split_for_parts();
     let once = Arc::<Once>::default();
     let usage = Arc::new(Usage::new(document.paths.paths.keys().cloned(), once.clone()));
     let api = Arc::new(Api {
-        key: settings.key,
-        shards: settings.shards,
+        shards: running.shards().clone(),
+        running,
         drains,
         once,
         room: Arc::new(Semaphore::new(UNDER_WAY_BYTES_MAX)),
         hasher: RandomState::new(),
         usage: usage.clone(),
-        metrics: settings.metrics,
-        config: settings.config,
-        document: serde_json::to_vec(&document).expect("a document of plain values").into(),
+        metrics,
+        document,
     });
     let router = router
         .method_not_allowed_fallback(method_not_allowed)
@@ -121,12 +104,14 @@ fn endpoints() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(engine::shards))
         .routes(routes!(engine::config))
         .routes(routes!(drain::begin, drain::progress))
+        .routes(routes!(engine::reload))
         .routes(routes!(engine::openapi))
 }
 
 /// Lets nobody pass who does not have the key.
 async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let Some(key) = &api.key else {
+    let config = api.running.config();
+    let Some(key) = &config.admin.key else {
         let how = "the API is off; set admin.key (or TIDEWHEEL_ADMIN_KEY) to 16 characters or more to switch it on";
         return ApiError::new(Code::Forbidden, how).into_response();
     };

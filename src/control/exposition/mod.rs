@@ -10,6 +10,7 @@ mod text;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -17,8 +18,10 @@ use prometheus_client::encoding::{self, DescriptorEncoder, EncodeGaugeValue, Enc
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::Running;
 use super::logging;
 use super::phase::{Phase, Stage};
+use super::running::Reloads;
 use crate::metrics::{CloseReason, Distribution, ShardMetrics};
 use families::{FAMILIES, Family, Values};
 
@@ -26,10 +29,15 @@ use families::{FAMILIES, Family, Values};
 pub(super) struct Exposition(Registry);
 
 impl Exposition {
-    pub(super) fn new(shards: Vec<Arc<ShardMetrics>>, phase: Arc<Phase>, api: Box<dyn Collector>) -> Self {
+    pub(super) fn new(
+        shards: Vec<Arc<ShardMetrics>>,
+        phase: Arc<Phase>,
+        running: Arc<Running>,
+        api: Box<dyn Collector>,
+    ) -> Self {
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Engine { shards, phase, start_time }));
+        registry.register_collector(Box::new(Engine { shards, phase, running, start_time }));
         registry.register_collector(api);
         Self(registry)
     }
@@ -51,6 +59,7 @@ impl Exposition {
 struct Engine {
     shards: Vec<Arc<ShardMetrics>>,
     phase: Arc<Phase>,
+    running: Arc<Running>,
     /// Unix time in seconds.
     start_time: f64,
 }
@@ -127,6 +136,13 @@ impl Engine {
         let stages = Stage::ALL.iter().map(|&stage| ([("phase", stage.label())], u64::from(stage == now)));
         page.gauges("tidewheel_phase", "1 for the phase the engine is in, 0 for the others.", stages)?;
         self.encode_drain(page)?;
+        let Reloads { applied, refused, last_success_s } = &self.running.counts;
+        let outcomes = [([("outcome", "applied")], applied), ([("outcome", "refused")], refused)];
+        let outcomes = outcomes.map(|(label, count)| (label, count.load(Relaxed)));
+        page.counters("tidewheel_config_reloads", "Reloads of the configuration, by what became of them.", outcomes)?;
+        let help = "Unix time of the last reload that was taken up, or of the start.";
+        let last_success_s = last_success_s.load(Relaxed);
+        page.gauge("tidewheel_config_last_reload_success_timestamp_seconds", help, &last_success_s)?;
         let help = "Log lines dropped because stderr took no more.";
         let mut metric = page.0.encode_descriptor("tidewheel_log_lines_lost", help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, u64>(&logging::lost_lines(), None)?;

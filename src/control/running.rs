@@ -1,0 +1,253 @@
+//! The configuration that is in force, and how another one takes its place.
+//! Law: everything that can be wrong with a new one is found, and everything it needs is built, before the first shard is
+//! told; from then on nothing can fail, and each shard swaps all of it at once, between two turns.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::{Shards, logging};
+use crate::app::ConnectionAttempts;
+use crate::app::auth::{Algorithm, AuthSettings, Authenticator, KeyMaterial, KeySettings};
+use crate::config::{Auth, Auto, Changes, Config, Problem, Problems};
+use crate::shard::settings::Settings;
+
+/// Reads the sources of the configuration again, and says what is odd in them.
+pub type Reread = Box<dyn Fn() -> Result<(Config, Vec<Problem>), Problems> + Send + Sync>;
+
+/// Why a configuration was not taken up. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The engine was not told where its configuration comes from.
+    #[error("the engine's configuration came from a program, and only that can reload it")]
+    NoSource,
+    /// The configuration is not valid.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// The key for tokens is missing or cannot be used.
+    #[error("auth: {0}")]
+    Auth(String),
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The paths of keys that have new values. Every shard works by them from its next turn on.
+    pub applied: Vec<String>,
+    /// The paths of keys that were changed and wait for a restart.
+    pub restart: Vec<String>,
+    /// What is legal and odd.
+    pub warnings: Vec<String>,
+}
+
+/// How much room the shards were started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Connections of the whole engine.
+    pub connections: u32,
+    /// Places in each shard's tables.
+    pub slots: u32,
+}
+
+/// The configuration of a running engine.
+pub struct Running {
+    state: Mutex<State>,
+    room: Room,
+    shards: Shards,
+    reread: Option<Reread>,
+    /// What became of reloads so far.
+    pub counts: Reloads,
+}
+
+/// Reloads so far.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// Those that were taken up.
+    pub applied: AtomicU64,
+    /// Those that were not.
+    pub refused: AtomicU64,
+    /// When one was last taken up, in Unix seconds; at first the start of the engine.
+    pub last_success_s: AtomicU64,
+}
+
+struct State {
+    config: Arc<Config>,
+    settings: Arc<Settings>,
+    /// The text of `auth.public_key_file`, which may change although the key does not.
+    pem: Option<Vec<u8>>,
+}
+
+impl State {
+    /// Builds all that a configuration needs, with what it shares with the one `before`.
+    fn new(config: Config, room: Room, before: Option<&Self>) -> Result<Self, String> {
+        let pem = read_pem(&config.auth)?;
+        let connections_max = match config.websocket.max_total_connections {
+            Auto::Auto => room.connections,
+            Auto::Value(connections) => connections.min(room.connections),
+        };
+        let mut settings = Settings::new(&config, connections_max, room.slots);
+        settings.authenticator = authenticator(&config.auth, pem.as_deref())?.map(Arc::new);
+        // Who has spent what is forgotten only where it is counted in another way.
+        let limits = &config.limits;
+        settings.attempts = match before {
+            Some(before) if before.config.limits.connection_attempts == limits.connection_attempts => {
+                before.settings.attempts.clone()
+            }
+            _ => limits.connection_attempts.as_ref().map(|rate| Arc::new(ConnectionAttempts::new(rate))),
+        };
+        if let Some(before) = before {
+            let is_same =
+                before.config.limits.messages == limits.messages && before.config.limits.bytes == limits.bytes;
+            settings.rates.edition = before.settings.rates.edition.wrapping_add(u16::from(!is_same));
+        }
+        Ok(Self { config: Arc::new(config), settings: Arc::new(settings), pem })
+    }
+}
+
+impl Running {
+    /// The configuration that an engine starts with.
+    ///
+    /// # Errors
+    /// The key for tokens is missing or cannot be used.
+    pub fn new(config: Config, room: Room, shards: Shards, reread: Option<Reread>) -> Result<Self, ReloadError> {
+        let state = State::new(config, room, None).map_err(ReloadError::Auth)?;
+        let counts = Reloads::default();
+        counts.last_success_s.store(unix_s(), Relaxed);
+        Ok(Self { state: Mutex::new(state), room, shards, reread, counts })
+    }
+
+    /// What is in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.state.lock().config.clone()
+    }
+
+    /// The shards that work by it.
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// What a shard that starts now works by.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.state.lock().settings.clone()
+    }
+
+    /// Reads the sources again and takes up what they say. Logs what came of it.
+    ///
+    /// # Errors
+    /// All that is wrong; nothing has changed.
+    pub fn reload_from_sources(&self) -> Result<Reloaded, ReloadError> {
+        let read = self.reread.as_ref().ok_or(ReloadError::NoSource).and_then(|reread| Ok(reread()?));
+        let warnings = |all: Vec<Problem>| all.iter().map(ToString::to_string).collect();
+        self.count(read.and_then(|(config, odd)| self.replace(config, warnings(odd))))
+    }
+
+    /// Takes up another configuration. Logs what came of it.
+    ///
+    /// # Errors
+    /// All that is wrong; nothing has changed.
+    pub fn reload(&self, config: Config) -> Result<Reloaded, ReloadError> {
+        let warnings = config.warnings().iter().map(ToString::to_string).collect();
+        self.count(self.replace(config, warnings))
+    }
+
+    fn replace(&self, mut config: Config, mut warnings: Vec<String>) -> Result<Reloaded, ReloadError> {
+        config.validate()?;
+        let mut state = self.state.lock();
+        let wanted = config.websocket.max_total_connections;
+        let Changes { mut applied, mut restart } = config.settle(&state.config);
+        if let Auto::Value(connections) = wanted
+            && connections > self.room.connections
+            && wanted != state.config.websocket.max_total_connections
+        {
+            let (key, room) = ("websocket.max_total_connections", self.room.connections);
+            warnings.push(format!("{key}: {connections} is more than the {room} that the server was started for"));
+            config.websocket.max_total_connections = state.config.websocket.max_total_connections;
+            applied.retain(|other| other != key);
+            restart.push(key.to_owned());
+        }
+        let next = State::new(config, self.room, Some(&state)).map_err(ReloadError::Auth)?;
+        let pem_key = "auth.public_key_file";
+        if next.pem != state.pem && !applied.iter().any(|key| key == pem_key) {
+            applied.push(pem_key.to_owned());
+        }
+        if applied.iter().any(|key| key == "log.level")
+            && let Err(why) = logging::set_level(next.config.log.level.as_str())
+        {
+            warnings.push(format!("log.level: {why}"));
+        }
+        // From here on nothing can fail.
+        *state = next;
+        for inbox in self.shards.inboxes() {
+            inbox.reload(state.settings.clone());
+        }
+        Ok(Reloaded { applied, restart, warnings })
+    }
+
+    fn count(&self, outcome: Result<Reloaded, ReloadError>) -> Result<Reloaded, ReloadError> {
+        match &outcome {
+            Ok(Reloaded { applied, restart, warnings }) => {
+                self.counts.applied.fetch_add(1, Relaxed);
+                self.counts.last_success_s.store(unix_s(), Relaxed);
+                let (applied, waiting) = (applied.join(" "), restart.join(" "));
+                tracing::info!(applied, restart = waiting, "configuration reloaded");
+                for warning in warnings {
+                    tracing::warn!("configuration: {warning}");
+                }
+            }
+            Err(error) => {
+                self.counts.refused.fetch_add(1, Relaxed);
+                for problem in error.to_string().lines() {
+                    tracing::error!("configuration not reloaded: {problem}");
+                }
+            }
+        }
+        outcome
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("room", &self.room).field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+/// What checks tokens by this configuration, if there is a key.
+///
+/// # Errors
+/// The key is missing, cannot be read or cannot be used.
+pub fn check_key(auth: &Auth) -> Result<(), String> {
+    authenticator(auth, read_pem(auth)?.as_deref()).map(drop)
+}
+
+fn read_pem(auth: &Auth) -> Result<Option<Vec<u8>>, String> {
+    let Some(file) = &auth.public_key_file else { return Ok(None) };
+    let wrong = |error| format!("public_key_file {} cannot be read: {error}", file.display());
+    std::fs::read(file).map(Some).map_err(wrong)
+}
+
+fn authenticator(auth: &Auth, pem: Option<&[u8]>) -> Result<Option<Authenticator>, String> {
+    let (usual, key) = match (&auth.secret, pem) {
+        (Some(secret), _) => (Algorithm::HS256, KeyMaterial::Secret(secret.expose().as_bytes().to_vec())),
+        (None, Some(pem)) => (Algorithm::RS256, KeyMaterial::Pem(pem.to_vec())),
+        (None, None) if auth.required => {
+            return Err("no key to check tokens with; set auth.secret (32 bytes or more) or auth.public_key_file, or \
+                        auth.required: false to let everyone in"
+                .to_owned());
+        }
+        (None, None) => return Ok(None),
+    };
+    let settings = AuthSettings {
+        keys: vec![KeySettings { id: None, algorithm: auth.algorithm.unwrap_or(usual), key }],
+        issuer: auth.issuer.clone(),
+        audience: auth.audience.clone(),
+        leeway: auth.leeway,
+    };
+    Authenticator::new(&settings).map(Some).map_err(|error| error.to_string())
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
