@@ -64,14 +64,32 @@ impl Server {
     /// # Errors
     /// It has ended.
     pub fn spent(&mut self) -> io::Result<Spent> {
+        let counts = self.counts()?;
+        Ok(Spent { cpu: self.cpu()?, turns: counts[0], starved: counts[1] })
+    }
+
+    /// Deliveries dropped so far, for each cause.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn dropped(&mut self) -> io::Result<Vec<u64>> {
+        Ok(self.counts()?.split_off(2))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn counts(&mut self) -> io::Result<Vec<u64>> {
         writeln!(self.stdin)?;
         let mut line = String::new();
         self.stdout.read_line(&mut line)?;
-        let mut counts = line.split_whitespace().map_while(|count| count.parse().ok());
-        let (Some(turns), Some(starved)) = (counts.next(), counts.next()) else {
+        let counts: Vec<u64> = line.split_whitespace().map_while(|count| count.parse().ok()).collect();
+        if counts.len() < 2 {
             return Err(io::Error::other(format!("{} has ended", self.kind.label())));
-        };
-        Ok(Spent { cpu: self.cpu()?, turns, starved })
+        }
+        Ok(counts)
     }
 
     /// CPU time of all its threads, in the scheduler's nanoseconds; up to a tick old for a thread that runs just now.

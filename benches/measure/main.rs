@@ -4,6 +4,7 @@
 //! cargo run --release --example measure -- echo        server CPU of an echoed message, beside a bare TCP echo
 //! cargo run --release --example measure -- fanout      server CPU of a delivery, beside bare SENDs
 //! cargo run --release --example measure -- idle        server memory of an idle connection
+//! cargo run --release --example measure -- slow        what one subscriber that stops reading costs the others
 //! ```
 //! Servers run on the first core this process may use and the load generator on the last, over loopback.
 
@@ -14,6 +15,7 @@ mod idle;
 mod lanes;
 mod load;
 mod server;
+mod slow;
 mod table;
 mod websocket;
 
@@ -65,6 +67,13 @@ enum Command {
         #[arg(long, default_value_t = 15_000)]
         connections: usize,
     },
+    /// One subscriber of many stops reading, under each policy
+    Slow {
+        #[arg(long, default_value_t = 1000)]
+        subscribers: usize,
+        #[arg(long, default_value_t = 10_000)]
+        messages: u64,
+    },
     /// Runs one of the servers (the other commands do)
     #[command(hide = true)]
     Serve { kind: server::Kind },
@@ -83,6 +92,7 @@ fn main() -> io::Result<()> {
             fanout::compare(rounds, seconds, subscribers, &in_flight, &servers)
         }
         Command::Idle { connections } => idle::report(connections),
+        Command::Slow { subscribers, messages } => slow::compare(subscribers, messages),
         Command::Serve { .. } => Ok(()),
     }
 }

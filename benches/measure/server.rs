@@ -32,6 +32,8 @@ pub enum Kind {
     TidewheelAuth,
     /// The same with `io.wait: poll`.
     TidewheelAuthPoll,
+    /// The engine, with topics named after their policies, and patience with who does not read.
+    TidewheelPolicies,
     /// TCP echo with a task a connection on tokio-uring.
     TokioUring,
 }
@@ -43,7 +45,7 @@ impl Kind {
             Self::BareEcho => "bare TCP",
             Self::BareEchoPoll => "bare TCP, poll",
             Self::BareFanout => "bare SENDs",
-            Self::Tidewheel => "tidewheel",
+            Self::Tidewheel | Self::TidewheelPolicies => "tidewheel",
             Self::TidewheelPoll => "tidewheel, poll",
             Self::TidewheelAuth => "tidewheel, recv",
             Self::TidewheelAuthPoll => "tidewheel, poll",
@@ -53,7 +55,7 @@ impl Kind {
 
     /// Whether clients shake hands and send frames.
     pub fn is_websocket(self) -> bool {
-        matches!(self, Self::Tidewheel | Self::TidewheelPoll | Self::TidewheelAuth | Self::TidewheelAuthPoll)
+        !matches!(self, Self::BareEcho | Self::BareEchoPoll | Self::BareFanout | Self::TokioUring)
     }
 }
 
@@ -61,7 +63,11 @@ impl Kind {
 pub const ECHO_PATH: &str = "/echo";
 /// What is measured is what the engine can do, not what it lets one client do.
 const LIMITS: &str = "{messages: null, bytes: null, connection_attempts: null}";
-const CLIENTS: &str = "{max_connections_per_client: null}";
+const CLIENTS: &str = "websocket: {max_connections_per_client: null}";
+const PATIENCE: &str = "websocket: {max_connections_per_client: null, ping_interval_seconds: 0, idle_timeout_seconds: 0, \
+                        close_timeout: 1h}, outbound: {max_bytes: 10MB, max_age: 1h}, topics: [\
+                        {pattern: drop_oldest, policy: drop_oldest}, {pattern: drop_newest, policy: drop_newest}, \
+                        {pattern: latest_per_key, policy: latest_per_key}]";
 /// Secret of the tokens.
 pub const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Bytes of a published message, and of a delivery, on the bare fan-out.
@@ -78,38 +84,40 @@ pub fn serve(kind: Kind) -> io::Result<()> {
         Kind::BareEcho => bare_echo(ReceiveMode::Recv, &turns),
         Kind::BareEchoPoll => bare_echo(ReceiveMode::Poll, &turns),
         Kind::BareFanout => BareFanout::serve(&turns),
-        Kind::Tidewheel => engine("recv", false),
-        Kind::TidewheelPoll => engine("poll", false),
-        Kind::TidewheelAuth => engine("recv", true),
-        Kind::TidewheelAuthPoll => engine("poll", true),
+        Kind::Tidewheel => engine("recv", false, CLIENTS),
+        Kind::TidewheelPoll => engine("poll", false, CLIENTS),
+        Kind::TidewheelAuth => engine("recv", true, CLIENTS),
+        Kind::TidewheelAuthPoll => engine("poll", true, CLIENTS),
+        Kind::TidewheelPolicies => engine("recv", false, PATIENCE),
         Kind::TokioUring => tokio_uring_echo(),
     }
 }
 
-fn engine(wait: &str, auth: bool) -> io::Result<()> {
+fn engine(wait: &str, auth: bool, rest: &str) -> io::Result<()> {
     let auth = if auth { format!("{{secret: {SECRET}}}") } else { "{required: false}".into() };
     let yaml = format!(
         "{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}, \
-         limits: {LIMITS}, websocket: {CLIENTS}}}"
+         limits: {LIMITS}, {rest}}}"
     );
     let config = Config::parse(&yaml).map_err(io::Error::other)?;
     let engine = Engine::builder(config).admin(false).start().map_err(io::Error::other)?;
     let metrics = engine.handle();
     answer_parent(engine.addresses()[0], move || {
         let shard = &metrics.metrics()[0];
-        (shard.turns.get(), shard.starved.get())
+        let dropped = shard.dropped.iter().map(|counter| counter.get());
+        [shard.turns.get(), shard.starved.get()].into_iter().chain(dropped).collect()
     })?;
     engine.wait();
     Ok(())
 }
 
 fn bare_echo(mode: ReceiveMode, turns: &Arc<AtomicU64>) -> io::Result<()> {
-    let listeners = listener::listen(ANY.parse().expect("an address"), 1)?;
+    let listeners = listener::listen(ANY.parse().expect("an address"), 1, USER_TIMEOUT)?;
     let address = listeners[0].local_addr()?;
     let mut lanes = Lanes::new(listeners, mode)?;
     lanes.accept();
     let counted = turns.clone();
-    answer_parent(address, move || (counted.load(Relaxed), 0))?;
+    answer_parent(address, move || vec![counted.load(Relaxed), 0])?;
     loop {
         lanes.turn(Wait::Forever, &mut |lanes, conn, bytes| lanes.write(conn, |out| out.extend_from_slice(bytes)))?;
         turns.store(turns.load(Relaxed) + 1, Relaxed);
@@ -136,13 +144,13 @@ struct Delivered {
 
 impl BareFanout {
     fn serve(turns: &Arc<AtomicU64>) -> io::Result<()> {
-        let listeners = listener::listen(ANY.parse().expect("an address"), 1)?;
+        let listeners = listener::listen(ANY.parse().expect("an address"), 1, USER_TIMEOUT)?;
         let address = listeners[0].local_addr()?;
         let io = driver(listeners, ReceiveMode::Recv)?;
         let mut fanout = Self { io, lanes: Vec::new(), log: Vec::new(), first: 0, frames: Vec::new() };
         fanout.io.accept();
         let counted = turns.clone();
-        answer_parent(address, move || (counted.load(Relaxed), 0))?;
+        answer_parent(address, move || vec![counted.load(Relaxed), 0])?;
         loop {
             fanout.turn()?;
             turns.store(turns.load(Relaxed) + 1, Relaxed);
@@ -215,9 +223,9 @@ fn tokio_uring_echo() -> io::Result<()> {
     ring.setup_single_issuer().setup_coop_taskrun();
     tokio_uring::builder().entries(4096).uring_builder(&ring).start(async {
         tidewheel::io::probe::raise_descriptor_limit()?;
-        let listeners = listener::listen(ANY.parse().expect("an address"), 1)?;
+        let listeners = listener::listen(ANY.parse().expect("an address"), 1, USER_TIMEOUT)?;
         let listener = tokio_uring::net::TcpListener::from_std(listeners.into_iter().next().expect("one"));
-        answer_parent(listener.local_addr()?, || (0, 0))?;
+        answer_parent(listener.local_addr()?, || vec![0, 0])?;
         loop {
             let (stream, _) = listener.accept().await?;
             tokio_uring::spawn(async move {
@@ -237,15 +245,15 @@ fn tokio_uring_echo() -> io::Result<()> {
     })
 }
 
-/// Tells the parent the address and then, for each line it writes, the number of turns so far and how many receives
-/// found no buffer. Ends the process when the parent is gone.
-fn answer_parent(address: SocketAddr, counts: impl Fn() -> (u64, u64) + Send + 'static) -> io::Result<()> {
+/// Tells the parent the address and then, for each line it writes, the number of turns so far, how many receives
+/// found no buffer, and what was dropped for each cause. Ends the process when the parent is gone.
+fn answer_parent(address: SocketAddr, counts: impl Fn() -> Vec<u64> + Send + 'static) -> io::Result<()> {
     writeln!(io::stdout(), "{address}")?;
     let answer = move || -> io::Result<()> {
         for line in io::stdin().lock().lines() {
             line?;
-            let (turns, starved) = counts();
-            writeln!(io::stdout(), "{turns} {starved}")?;
+            let counts: Vec<_> = counts().iter().map(u64::to_string).collect();
+            writeln!(io::stdout(), "{}", counts.join(" "))?;
         }
         Ok(())
     };
@@ -257,5 +265,6 @@ fn answer_parent(address: SocketAddr, counts: impl Fn() -> (u64, u64) + Send + '
 }
 
 const ANY: &str = "127.0.0.1:0";
+const USER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// Messages that the bare fan-out remembers.
 const KEPT: usize = 64;

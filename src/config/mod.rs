@@ -122,7 +122,7 @@ section! {
         live max_frames: usize = 1024 => 1..=MIB / 2,
         /// How long a message may wait behind a send that makes no progress; one that trickles is found within
         /// twice that. Then close 4008, whatever the policy; messages that a policy may drop may wait longer while others
-        /// leave.
+        /// leave. The kernel gives up later, after twice as long and 30s at least (`TCP_USER_TIMEOUT`, set at the start).
         live max_age: Duration = Duration::from_secs(30) => SHORTEST..=HOUR,
         /// What is done at `max_bytes` and `max_frames`, for topics of which `topics` says nothing else.
         restart policy: OutboundPolicy = OutboundPolicy::Disconnect,

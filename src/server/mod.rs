@@ -164,7 +164,7 @@ impl EngineBuilder {
         };
         let capacity = Capacity::of_machine(&self.config, shards)?;
 
-        let (listeners, addresses) = listen(&self.config.listen, shards)?;
+        let (listeners, addresses) = listen(&self.config.listen, shards, self.config.outbound.max_age)?;
         let admin = match self.admin {
             true => Some(bind_admin(self.config.admin.listen)?),
             false => None,

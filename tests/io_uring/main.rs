@@ -15,6 +15,9 @@ use tidewheel::id::ConnKey;
 use tidewheel::io::uring::ReceiveMode;
 use tidewheel::io::{Completion, Io, Lost, SharedFrame, Wait};
 
+/// Long enough for every test.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
 #[test]
 fn messages_of_every_size_around_the_buffers_come_back_intact() {
     const BUFFER: usize = 256;

@@ -19,7 +19,7 @@ fn a_port_belongs_to_one_process_and_comes_back_when_it_is_killed() {
     let address: SocketAddr =
         lines.find_map(|line| line.unwrap().strip_prefix(LISTENING)?.parse().ok()).expect("the child listens");
 
-    let error = listen(address, 2).unwrap_err();
+    let error = listen(address, 2, super::USER_TIMEOUT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 
@@ -27,7 +27,7 @@ fn a_port_belongs_to_one_process_and_comes_back_when_it_is_killed() {
     client.read_exact(&mut [0; 5]).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    let listeners = listen(address, 2).expect("a restart after a kill has nothing to wait for");
+    let listeners = listen(address, 2, super::USER_TIMEOUT).expect("a restart after a kill has nothing to wait for");
     drop((client, listeners));
 }
 
@@ -35,7 +35,7 @@ fn a_port_belongs_to_one_process_and_comes_back_when_it_is_killed() {
 #[test]
 #[ignore = "the child of the test above"]
 fn the_other_process() {
-    let listeners = listen(ANY_PORT.parse().unwrap(), 2).unwrap();
+    let listeners = listen(ANY_PORT.parse().unwrap(), 2, super::USER_TIMEOUT).unwrap();
     let address = listeners[0].local_addr().unwrap();
     let mut out = std::io::stdout().lock();
     // On a line of its own, whatever the harness has begun.

@@ -27,7 +27,7 @@ impl Server {
     }
 
     pub fn sized(mode: ReceiveMode, table: u32, buffers: u16, buffer_size: u32) -> Self {
-        let listeners = listen(ANY_PORT.parse().unwrap(), 1).unwrap();
+        let listeners = listen(ANY_PORT.parse().unwrap(), 1, super::USER_TIMEOUT).unwrap();
         let address = listeners[0].local_addr().unwrap();
         let bells = Arc::from([Arc::new(Bell::new().unwrap())]);
         let config = UringConfig { table, buffers, buffer_size, mode, listeners, bells, shard: ShardId(0) };
