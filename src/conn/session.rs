@@ -58,7 +58,7 @@ impl Traffic {
 }
 
 /// All that a session has received and sent: messages of the application, and bytes on the socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Totals {
     pub messages_in: u64,

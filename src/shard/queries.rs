@@ -7,6 +7,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::context::{Answer, Refused};
 use crate::conn::{Conn, Endpoint, Event, Note, Phase, Session, Totals};
@@ -41,7 +42,7 @@ impl Default for ConnectionsQuery {
 }
 
 /// What connections are sorted by, the largest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConnectionSort {
     /// Bytes that wait to be sent.
@@ -57,7 +58,7 @@ pub enum ConnectionSort {
 }
 
 /// Which connections there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConnectionState {
     /// Upgraded, and not gone; those that are closing among them.
@@ -68,7 +69,7 @@ pub enum ConnectionState {
 }
 
 /// Connections, in the order that was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct Connections {
     /// How many there are of the kind that was asked for.
     pub matched: u64,
@@ -77,13 +78,15 @@ pub struct Connections {
 }
 
 /// One session now, or at its end.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct SessionState {
     /// Its id.
+    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// The claim `sub`, once it is authenticated.
     pub user_id: Option<String>,
     /// The client's address, as far as the server can tell.
+    #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
     /// The shard that serves it.
     pub shard: u16,
@@ -111,7 +114,7 @@ pub struct SessionState {
 }
 
 /// How a session ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SessionEnd {
     /// When it began to close, in Unix milliseconds.
     pub at: u64,
@@ -126,7 +129,7 @@ pub struct SessionEnd {
 }
 
 /// One session with its history.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct SessionReport {
     /// Its state.
     #[serde(flatten)]
@@ -140,7 +143,7 @@ pub struct SessionReport {
 }
 
 /// Something that happened to a session.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct HistoryEntry {
     /// When, in Unix milliseconds; of a run of equal events, the first.
     pub at: u64,

@@ -7,6 +7,7 @@ use tidewheel::id::SessionId;
 use tidewheel::metrics::CloseReason;
 use tidewheel::shard::queries::{ConnectionSort, ConnectionState, Connections, ConnectionsQuery};
 
+use super::api::Api;
 use super::auth::{SECRET, in_an_hour, token};
 use super::handlers::block_on;
 use super::raw::{PING, PONG};
@@ -297,4 +298,41 @@ fn a_lifetime_ends_with_an_invitation() {
     assert!(ends.iter().all(|end| end.closed.as_ref().unwrap().reason == "lifetime"));
     assert!(lasted.iter().any(|ms| *ms != lasted[0]), "all at once: {lasted:?}");
     server.rest();
+}
+
+#[test]
+fn operators_ask_over_http() {
+    let api = Api::start("");
+    let mut client = api.server.connect();
+    client.subscribe("news");
+    let other = api.server.connect();
+    assert_eq!(api.get("connections")["matched"], 2);
+    let found = api.get("connections?sort=bytes&limit=1&state=open&topic=news");
+    assert_eq!((&found["matched"], found["connections"].as_array().unwrap().len()), (&json!(1), 1));
+    let state = &found["connections"][0];
+    assert_eq!((&state["phase"], &state["subscriptions"]), (&json!("open"), &json!(1)));
+    let path = format!("sessions/{}", state["session_id"].as_str().unwrap());
+    let report = api.get(&path);
+    assert_eq!((&report["topics"], &report["history"][1]["topic"]), (&json!(["news"]), &json!("news")));
+    assert_eq!(api.get("connections?client=nobody")["matched"], 0);
+    client.close();
+    other.close();
+    api.server.rest();
+    assert_eq!(api.get("connections?state=closed")["matched"], 2);
+    assert_eq!(api.get("connections")["connections"], json!([]));
+    assert_eq!(api.get(&path)["closed"]["reason"], "peer");
+    for (query, text) in [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=", ""),
+        ("sort=name", "unknown variant"),
+        ("state=", "unknown variant"),
+        ("colour=red", "unknown field"),
+    ] {
+        api.refused(&format!("GET /api/connections?{query}"), "", 400, "invalid_message", text);
+    }
+    api.refused("GET /api/sessions/x", "", 400, "invalid_message", "UUID");
+    let stranger = "GET /api/sessions/00000000-0000-8001-8000-000000000000";
+    api.refused(stranger, "", 404, "not_found", "no session");
+    api.refused("GET /api/sessions/ffffffff-ffff-8fff-bfff-ffffffffffff", "", 404, "not_found", "no session");
 }

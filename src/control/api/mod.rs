@@ -18,6 +18,7 @@ mod errands;
 mod error;
 mod once;
 mod publish;
+mod sessions;
 mod usage;
 
 use std::sync::Arc;
@@ -100,6 +101,8 @@ fn endpoints() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(errands::disconnect))
         .routes(routes!(errands::subscribe))
         .routes(routes!(errands::unsubscribe))
+        .routes(routes!(sessions::connections))
+        .routes(routes!(sessions::session))
         .routes(routes!(engine::topics))
         .routes(routes!(engine::shards))
         .routes(routes!(engine::config))
