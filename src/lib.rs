@@ -19,7 +19,7 @@
 //! 1. Nothing above `io/` makes a syscall or holds `unsafe`.
 //! 2. No lock and no await on the data path.
 //! 3. Every queue, cache and map has a bound; what happens at the bound has a name, a metric and a test.
-//! 4. Time is an argument: one clock read a turn.
+//! 4. Time is an argument: one clock read a turn, and one more before the thread sleeps.
 //! 5. A slot is freed only after the kernel's last completion for it.
 //! 6. A peer's mistake is an error with a close code, never a panic.
 //!

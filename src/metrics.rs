@@ -191,6 +191,9 @@ labels! {
 /// How many deliveries were dropped, for each cause.
 pub type Drops = [u64; Drop::ALL.len()];
 
+/// One call of a handler in so many is timed if it ends at once: that takes two readings of the clock.
+pub const HANDLER_SAMPLE: u32 = 16;
+
 /// The counters of one shard.
 #[derive(Debug, Default)]
 pub struct ShardMetrics {
@@ -255,6 +258,43 @@ pub struct ShardMetrics {
     pub cq_overflow: Counter,
     /// From a ping to its pong, in nanoseconds. Observed whenever a pong answers a ping of the server.
     pub rtt: Histogram<Latency>,
+    /// From the accepted socket to the answer that upgrades it, for those that are, in nanoseconds, to a millisecond.
+    pub handshake: Histogram<Latency>,
+    /// From the upgrade to the end, of every connection that was upgraded and has ended, in milliseconds of the wall clock.
+    pub lifetime: Histogram<Lifetime>,
+    /// From a publish to the counts of all shards, where other shards had to count, in nanoseconds; to a turn.
+    pub receipt: Histogram<Latency>,
+    /// Of one call in [`HANDLER_SAMPLE`] whose future was ready at once: from the call to its end, in nanoseconds.
+    pub handler_inline: Histogram<Latency>,
+    /// Of every call whose future had to wait: from the call to its end, in nanoseconds; to a turn.
+    pub handler_parked: Histogram<Latency>,
+    /// Frames on a connection's queue, the one in flight included, whenever a turn that queued some flushes it.
+    pub queue_frames: Histogram<Amount>,
+    /// Bytes of the same.
+    pub queue_bytes: Histogram<Bytes>,
+    /// A turn's work, in nanoseconds: from when waiting ended to when the kernel was told that it may sleep, or to the
+    /// end of the next wait where it was not.
+    pub turn: Histogram<Latency>,
+    /// Completions of a turn.
+    pub turn_events: Histogram<Amount>,
+    /// How late a timer was acted on, in nanoseconds, to a millisecond; a timer of the wheel is due at a tick.
+    pub timer_lag: Histogram<Latency>,
+    /// Connections of this shard that publishes and broadcasts were for.
+    pub matched: Counter,
+    /// Deliveries of them that were put on queues.
+    pub queued: Counter,
+    /// Bytes of the frames in the palette now; a frame that several shards deliver counts on each.
+    pub frame_bytes: Counter,
+    /// Bytes received that wait now: held messages, and messages of which a part has arrived.
+    pub inbound_bytes: Counter,
+    /// Memory of the pool of connections, of timers and sessions, which follows the most there ever were.
+    pub pool_bytes: Counter,
+    /// Connections whose publish waits for its turn and for room on the bus now.
+    pub in_line: Counter,
+    /// Publishes that wait for the counts of other shards now.
+    pub receipts_waiting: Counter,
+    /// The kernel's number of the shard's thread, 0 before it runs.
+    pub thread: Counter,
 }
 
 impl ShardMetrics {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidewheel::Config;
 use tidewheel::control::running::Room;
-use tidewheel::control::{self, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Running, Shards, Stage};
+use tidewheel::control::{self, ControlPlane, ControlSettings, Drains, Holdings, PageSettings};
+use tidewheel::control::{Phase, Running, Shards, Stage};
 use tidewheel::metrics::{CloseReason, ErrorCode, ShardMetrics};
 
 #[test]
@@ -93,6 +94,7 @@ fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     shard.errors[ErrorCode::RateLimited as usize].add(3);
     shard.messages_out.add(u64::MAX);
     shard.subscriptions.set(5);
+    shard.thread.set(std::process::id().into());
     [1_000_000, 3_000_000, 60_000_000_000].iter().for_each(|&ns| shard.rtt.observe(ns));
     plane.phase.advance(Stage::Ready);
     let scrape = plane.scrape();
@@ -122,10 +124,16 @@ fn a_scrape_is_openmetrics_and_says_what_was_counted() {
     check("tidewheel_drain_deadline_timestamp_seconds", 0.0);
     check(r#"tidewheel_phase{phase="starting"}"#, 0.0);
     check(concat!(r#"tidewheel_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0);
+    check("websocket_connections_max", 1.0);
+    check("tidewheel_clients", 2.0);
+    check(r#"tidewheel_bus_depth{shard="1"}"#, 4.0);
     let between = |series: &str, low: f64, high: f64| {
         let value = scrape.samples[series];
         assert!((low..high).contains(&value), "{series} {value}");
     };
+    between(r#"tidewheel_shard_cpu_seconds_total{shard="1"}"#, 1e-9, 1e6);
+    between("process_cpu_seconds_total", 0.0, 1e6);
+    between("process_virtual_memory_bytes", 1e6, 1e15);
     between("process_open_fds", 5.0, 10_000.0);
     between("process_resident_memory_bytes", 1e6, 1e10);
     between("process_start_time_seconds", 1.7e9, 1e11);
@@ -332,6 +340,12 @@ fn settings(shards: usize) -> ControlSettings {
     ControlSettings {
         admin: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
         metrics: metrics.clone(),
+        holdings: Box::new(move || Holdings {
+            clients: 2,
+            addresses: 3,
+            bus_bound: 64,
+            bus_depths: (3..).take(shards).collect(),
+        }),
         phase: phase.clone(),
         page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
         drains: Arc::new(Drains::new(running.clone(), phase, metrics)),

@@ -211,7 +211,7 @@ impl Echo {
         let Some(conn) = slots[slot].conn.as_mut().filter(|conn| !conn.closing) else { return };
         if !conn.pending.is_empty() && (conn.sending.is_none() || *mistake == Mistake::SendsTwice) {
             let frame = sim.palette().open();
-            sim.palette().append(frame).unwrap().append(&mut conn.pending);
+            sim.palette().append(frame, |out| out.append(&mut conn.pending)).unwrap();
             conn.sending = Some((frame, 0));
             sim.send(key, frame, 0);
             if *mistake == Mistake::ShutsDownUnderSend {

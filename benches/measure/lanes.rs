@@ -100,7 +100,7 @@ impl Lanes {
             }
             palette.open()
         });
-        write(palette.append(frame).expect("nobody sends a pending frame"));
+        palette.append(frame, write).expect("nobody sends a pending frame");
     }
 
     /// Accepts connections.

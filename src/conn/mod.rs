@@ -240,6 +240,12 @@ impl Conn {
         matches!(self.phase, Phase::Open)
     }
 
+    /// Bytes received that wait: for what holds them up, or for the rest of their message.
+    pub fn inbound_bytes(&self) -> usize {
+        self.intake.as_ref().map_or(0, |intake| intake.decoder.held_bytes())
+            + self.held.as_ref().map_or(0, |held| held.waiting_bytes())
+    }
+
     /// Whether replies are still owed to it.
     pub fn owes(&self) -> bool {
         self.receipts.is_some() || self.parked > 0

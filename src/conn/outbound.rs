@@ -104,6 +104,11 @@ impl Outbound {
         }
     }
 
+    /// Frames that wait or are in flight.
+    pub fn depth(&self) -> usize {
+        usize::from(self.in_flight.is_some()) + self.frames()
+    }
+
     /// Whether nothing waits and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.in_flight.is_none() && self.front.is_none()
@@ -178,8 +183,7 @@ impl Outbound {
 
     /// Appends a reply: `write` adds one or more complete wire frames to the batch that leaves next.
     pub fn reply(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
-        let has_room = |batch: &mut Vec<u8>| batch.len() < BATCH_BYTES_MAX;
-        let open = self.back().filter(|&back| palette.append(back).is_some_and(has_room));
+        let open = self.back().filter(|&back| palette.open_len(back).is_some_and(|len| len < BATCH_BYTES_MAX));
         let frame = open.unwrap_or_else(|| {
             let frame = palette.open();
             self.push(frame, now);
@@ -191,7 +195,7 @@ impl Outbound {
     /// Adds a ping or pong: it leaves before everything that waits.
     pub fn control(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(front) = self.front else { return self.reply(palette, now, write) };
-        if palette.is_private(front) && palette.append(front).is_some() {
+        if palette.open_len(front).is_some() {
             return self.append(palette, front, write);
         }
         if palette.stream(front).is_some() {
@@ -276,10 +280,8 @@ impl Outbound {
 
     /// Appends to a private frame of this queue and counts the bytes.
     fn append(&mut self, palette: &mut Palette, frame: FrameKey, write: impl FnOnce(&mut Vec<u8>)) {
-        let batch = palette.append(frame).expect("a private frame of this queue that is not in flight");
-        let before = batch.len();
-        write(batch);
-        self.bytes += (batch.len() - before) as u32;
+        let added = palette.append(frame, write).expect("a private frame of this queue that is not in flight");
+        self.bytes += added as u32;
     }
 
     fn back(&self) -> Option<FrameKey> {

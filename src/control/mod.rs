@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::ShardMetrics;
 pub use drain::Drains;
+pub use exposition::{Holdings, ReadHoldings};
 pub use phase::{Phase, Stage};
 pub use running::{ReloadError, Reloaded, Reread, Running};
 pub use shards::{Shards, Target, TopicEntry};
@@ -36,6 +37,8 @@ pub struct ControlSettings {
     pub admin: Option<TcpListener>,
     /// The counters of each shard, in shard order.
     pub metrics: Vec<Arc<ShardMetrics>>,
+    /// What else a scrape asks of the engine.
+    pub holdings: ReadHoldings,
     /// How far the engine is; `/readyz` answers from it.
     pub phase: Arc<Phase>,
     /// What the page at `/` fills in.

@@ -42,7 +42,7 @@ fn report(started: &mpsc::Sender<io::Result<Handle>>, outcome: io::Result<Handle
 }
 
 fn begin(settings: ControlSettings) -> io::Result<()> {
-    let ControlSettings { admin, metrics, phase, page, drains, running, signals, on_terminate } = settings;
+    let ControlSettings { admin, metrics, holdings, phase, page, drains, running, signals, on_terminate } = settings;
     if signals {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio_uring::spawn(terminate_on_signal(terminate, interrupt, on_terminate));
@@ -53,7 +53,7 @@ fn begin(settings: ControlSettings) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (router, usage) = api::build(running.clone(), drains, metrics.clone());
-        let exposition = Exposition::new(metrics, phase.clone(), running, usage);
+        let exposition = Exposition::new(metrics, phase.clone(), holdings, running, usage);
         tokio_uring::spawn(http::serve(listener, exposition, phase, page, router));
     }
     Ok(())

@@ -27,6 +27,11 @@ impl<T> Chunked<T> {
         }
     }
 
+    /// Memory of the chunks.
+    pub fn bytes(&self) -> usize {
+        self.chunks.len() * size_of::<[T; CHUNK]>()
+    }
+
     /// The element at `index`, if the array has grown that far.
     #[inline]
     pub fn get(&self, index: u32) -> Option<&T> {

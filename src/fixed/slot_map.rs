@@ -133,6 +133,11 @@ impl<T> SlotMap<T> {
         self.capacity as usize
     }
 
+    /// Memory of the slots, what values keep elsewhere left out.
+    pub fn bytes(&self) -> usize {
+        self.entries.bytes()
+    }
+
     /// Slots ever used; every occupied slot is below. For walks that change values or spread over several turns.
     pub fn slots(&self) -> u32 {
         self.fresh

@@ -126,6 +126,18 @@ impl TimerWheel {
         Some(slot)
     }
 
+    /// How late at `now_ms` the timer of `slot` is, which [`TimerWheel::pop_expired`] has just taken out: from its tick on,
+    /// in milliseconds.
+    pub fn late_ms(&self, slot: u32, now_ms: u64) -> u64 {
+        let late = self.links.get(slot).map_or(0, |link| (self.current as u32).wrapping_sub(link.tick));
+        now_ms.saturating_sub(self.ms_of(self.current - u64::from(late)))
+    }
+
+    /// Memory of the timers.
+    pub fn bytes(&self) -> usize {
+        self.links.bytes() + size_of::<Self>()
+    }
+
     /// When to look again: no timer fires before, and a call of [`TimerWheel::pop_expired`] then either takes a timer
     /// or brings the next deadline nearer. In the past if something is due already; `None` without timers.
     pub fn next_deadline_ms(&self) -> Option<u64> {
@@ -255,6 +267,21 @@ mod tests {
         check(1_640, 1_639, 1_640);
         check(5_000_001, 5_000_009, 5_000_010);
         check(5_000_001, 1_000, u64::MAX);
+    }
+
+    #[test]
+    fn lateness_counts_from_the_tick() {
+        let late = |deadline_ms: u64, taken_ms: u64| {
+            let mut wheel = TimerWheel::new(1, 10, 1_000);
+            wheel.schedule(0, deadline_ms);
+            assert_eq!(wheel.pop_expired(taken_ms), Some(0));
+            wheel.late_ms(0, taken_ms)
+        };
+        assert_eq!(late(1_010, 1_010), 0);
+        assert_eq!(late(1_001, 1_013), 3);
+        assert_eq!(late(1_001, 1_045), 35);
+        assert_eq!(late(5_000, 3_600_000), 3_595_000);
+        assert_eq!(late(0, 1_010), 0, "it was late when it was set");
     }
 
     #[test]

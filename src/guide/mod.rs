@@ -12,6 +12,9 @@ pub mod design {}
 #[doc = include_str!("sessions.md")]
 pub mod sessions {}
 
+#[doc = include_str!("metrics.md")]
+pub mod metrics {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub mod readme {}

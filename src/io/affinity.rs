@@ -1,6 +1,6 @@
-//! Cores: which ones this process may use, and pinning a thread to one.
+//! Cores: which ones this process may use, and pinning a thread to one. And what the thread is called.
 
-#![allow(unsafe_code, reason = "sched_getaffinity, sched_setaffinity")]
+#![allow(unsafe_code, reason = "sched_getaffinity, sched_setaffinity, gettid")]
 
 use std::io;
 
@@ -28,6 +28,12 @@ pub fn pin(core: usize) -> io::Result<()> {
     // SAFETY: the pointer and the size describe `set`, which the call reads.
     let result = unsafe { libc::sched_setaffinity(0, size_of::<Set>(), (&raw const set).cast()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The kernel's number of the current thread.
+pub fn thread_id() -> u64 {
+    // SAFETY: the call takes nothing and cannot fail.
+    u64::try_from(unsafe { libc::gettid() }).unwrap_or(0)
 }
 
 const CORES_MAX: usize = 1024;

@@ -9,9 +9,14 @@ use super::Now;
 
 /// Reads both clocks (two vDSO calls, no syscall).
 pub fn now() -> Now {
+    Now { monotonic_ns: monotonic_ns(), unix_ms: read(libc::CLOCK_REALTIME) / 1_000_000 }
+}
+
+/// Reads the monotonic clock alone.
+pub fn monotonic_ns() -> u64 {
     let boot_ns = read(libc::CLOCK_BOOTTIME);
     let start_ns = *START_NS.get_or_init(|| boot_ns.saturating_sub(1));
-    Now { monotonic_ns: boot_ns.saturating_sub(start_ns), unix_ms: read(libc::CLOCK_REALTIME) / 1_000_000 }
+    boot_ns.saturating_sub(start_ns)
 }
 
 /// CLOCK_BOOTTIME at the first reading of the process: the engine's start.

@@ -120,6 +120,14 @@ pub trait Io {
     /// Only when the ring itself is broken; the shard cannot go on.
     fn wait(&mut self, wait: Wait) -> io::Result<Now>;
 
+    /// When the last [`Io::wait`] told the kernel that it may sleep, in the terms of [`Now::monotonic_ns`]; `None` if it
+    /// did not. Until then the shard worked.
+    fn slept_from_ns(&self) -> Option<u64>;
+
+    /// The clock of [`Now::monotonic_ns`] at this moment: for samples of how long something within a turn takes, which
+    /// the turn's own reading cannot tell.
+    fn clock_ns(&self) -> u64;
+
     /// The next completion that is already there.
     fn poll(&mut self) -> Option<Completion<Self::Buffer>>;
 

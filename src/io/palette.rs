@@ -110,11 +110,12 @@ pub struct Palette {
     free: u32,
     spares: Vec<Vec<u8>>,
     live: usize,
+    bytes: usize,
 }
 
 impl Default for Palette {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: NONE, spares: Vec::new(), live: 0 }
+        Self { entries: Vec::new(), free: NONE, spares: Vec::new(), live: 0, bytes: 0 }
     }
 }
 
@@ -122,6 +123,7 @@ impl Palette {
     /// Puts a shared frame in with `owners` owners (≥ 1).
     pub fn share(&mut self, frame: Arc<SharedFrame>, owners: u32) -> FrameKey {
         debug_assert!(owners > 0);
+        self.bytes += frame.plain().len();
         self.insert(Body::Shared(frame), owners)
     }
 
@@ -131,23 +133,36 @@ impl Palette {
         self.insert(Body::Private(buffer), 1)
     }
 
-    /// The bytes of a private frame, to append to; `None` if the frame is shared, has several owners, or the kernel is
-    /// reading it.
-    pub fn append(&mut self, key: FrameKey) -> Option<&mut Vec<u8>> {
-        match self.entry_mut(key) {
-            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes),
+    /// How many bytes a private frame has that may be appended to; `None` if the frame is shared, has several owners, or
+    /// the kernel is reading it.
+    pub fn open_len(&self, key: FrameKey) -> Option<usize> {
+        match &self.entries[key.index()] {
+            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes.len()),
             _ => None,
         }
     }
 
+    /// Appends what `write` adds to a private frame and says how many bytes that was; `None`, without a call, if the
+    /// frame is shared, has several owners, or the kernel is reading it.
+    pub fn append(&mut self, key: FrameKey, write: impl FnOnce(&mut Vec<u8>)) -> Option<usize> {
+        let bytes = self.private_mut(key)?;
+        let before = bytes.len();
+        write(bytes);
+        let added = bytes.len() - before;
+        self.bytes += added;
+        Some(added)
+    }
+
     /// Appends the bytes of other frames to a private frame that may be appended to.
     pub fn fill(&mut self, key: FrameKey, parts: &[FrameKey]) {
-        let mut bytes = std::mem::take(self.append(key).expect("a private frame that only its owner holds"));
-        bytes.reserve(parts.iter().map(|&part| self.bytes(part).len()).sum());
+        let mut bytes = std::mem::take(self.private_mut(key).expect("a private frame that only its owner holds"));
+        let added = parts.iter().map(|&part| self.bytes(part).len()).sum();
+        bytes.reserve(added);
         for &part in parts {
             bytes.extend_from_slice(self.bytes(part));
         }
-        *self.append(key).expect("as above") = bytes;
+        self.bytes += added;
+        *self.private_mut(key).expect("as above") = bytes;
     }
 
     /// The wire bytes of a frame.
@@ -191,6 +206,11 @@ impl Palette {
         }
     }
 
+    /// Bytes of the frames in use: each counts once here, and shared ones also on other shards that hold them.
+    pub fn live_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Frames in use, lent ones included.
     pub fn live(&self) -> usize {
         self.live
@@ -210,6 +230,13 @@ impl Palette {
         entry.lent = entry.lent.checked_sub(1).expect("a frame came back more often than it was lent");
         if entry.owners == 0 && entry.lent == 0 {
             self.free(key);
+        }
+    }
+
+    fn private_mut(&mut self, key: FrameKey) -> Option<&mut Vec<u8>> {
+        match self.entry_mut(key) {
+            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes),
+            _ => None,
         }
     }
 
@@ -237,6 +264,7 @@ impl Palette {
 
     fn free(&mut self, key: FrameKey) {
         self.live -= 1;
+        self.bytes -= self.bytes(key).len();
         let entry = &mut self.entries[key.index()];
         let body = std::mem::replace(&mut entry.body, Body::Free { next: self.free });
         self.free = key.index() as u32;
@@ -269,13 +297,17 @@ mod tests {
     fn a_private_frame_is_appended_to_until_the_kernel_reads_it() {
         let mut palette = Palette::default();
         let key = palette.open();
-        palette.append(key).unwrap().extend_from_slice(b"hi");
+        assert_eq!(palette.append(key, |out| out.extend_from_slice(b"hi")), Some(2));
         palette.lend(key);
-        assert!(palette.append(key).is_none());
+        assert_eq!((palette.open_len(key), palette.append(key, |_| unreachable!())), (None, None));
         palette.returned(key);
-        assert!(palette.append(key).is_some());
+        assert_eq!((palette.open_len(key), palette.live_bytes()), (Some(2), 2));
+        let shared = palette.share(SharedFrame::new(b"abc".to_vec()), 1);
+        palette.fill(key, &[shared, shared]);
+        assert_eq!((palette.bytes(key), palette.live_bytes()), (&b"hiabcabc"[..], 11));
+        palette.release(shared);
         palette.release(key);
-        assert_eq!(palette.live(), 0);
+        assert_eq!((palette.live(), palette.live_bytes()), (0, 0));
         let again = palette.open();
         assert_eq!((again, palette.bytes(again)), (key, &b""[..]), "slots and buffers are reused, empty");
     }

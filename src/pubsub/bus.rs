@@ -75,6 +75,12 @@ impl Bus {
         self.publishes_max
     }
 
+    /// Publishes of others that wait for `shard`, about: they come and go meanwhile.
+    pub fn depth(&self, shard: ShardId) -> usize {
+        let others = (0..self.shards).filter(|&from| from != shard.index());
+        others.map(|from| self.pair(ShardId(from as u16), shard).publishes.len()).sum()
+    }
+
     /// The end of the bus that belongs to one shard.
     pub fn port(self: &Arc<Self>, shard: ShardId) -> BusPort {
         BusPort { bus: self.clone(), shard, room: 0, rung: ShardSet::default() }
@@ -223,6 +229,7 @@ mod tests {
         }
         assert_eq!((pushed, a.take_rings(), a.take_rings().is_empty()), (4096, to, true));
         assert!(b.has_mail());
+        assert_eq!([ShardId(0), ShardId(1), ShardId(2)].map(|shard| bus.depth(shard)), [0, 4096, 0]);
         assert_eq!(b.take_senders().iter().collect::<Vec<_>>(), [ShardId(0)]);
         for expected in 0..pushed {
             let Some(Publish { frame, .. }) = b.receive_publish(ShardId(0)) else { panic!("mail {expected}") };

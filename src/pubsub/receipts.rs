@@ -12,6 +12,8 @@ use super::Delivery;
 struct Entry<O> {
     /// Who asked and what the reply must say; `None` once nobody is there to read it.
     owed: Option<O>,
+    /// When, in nanoseconds.
+    opened_ns: u64,
     /// Shards that have not counted yet.
     awaited: u32,
     delivery: Delivery,
@@ -39,6 +41,8 @@ pub struct Receipts<O> {
 pub struct Answered<O> {
     /// What is owed, if anybody is still there.
     pub owed: Option<O>,
+    /// When the entry was opened, in nanoseconds.
+    pub opened_ns: u64,
     /// The counts of all shards.
     pub delivery: Delivery,
     /// Complete wire frames to send after the receipt.
@@ -66,11 +70,12 @@ impl<O> Receipts<O> {
         self.len() == 0
     }
 
-    /// Opens an entry that waits for the counts of `awaited` shards (≥ 1). `newest` is the connection's newest entry,
+    /// Opens an entry at `now_ns` that waits for the counts of `awaited` shards (≥ 1). `newest` is the connection's newest entry,
     /// for a client's publish; it becomes this one.
     pub fn open(
         &mut self,
         owed: O,
+        now_ns: u64,
         awaited: u32,
         delivery: Delivery,
         newest: Option<&mut Option<ReceiptIndex>>,
@@ -93,7 +98,7 @@ impl<O> Receipts<O> {
             };
             *newest = Some(index);
         }
-        let entry = Entry { owed: Some(owed), awaited, delivery, next, after: Vec::new(), waiting };
+        let entry = Entry { owed: Some(owed), opened_ns: now_ns, awaited, delivery, next, after: Vec::new(), waiting };
         self.entries[at as usize] = Some(entry);
         index
     }
@@ -127,7 +132,7 @@ impl<O> Receipts<O> {
         }
         let entry = self.entries[index.index()].take().expect("looked at above");
         self.free.push(index.index() as u32);
-        Some(Answered { owed: entry.owed, delivery: entry.delivery, after: entry.after })
+        Some(Answered { owed: entry.owed, opened_ns: entry.opened_ns, delivery: entry.delivery, after: entry.after })
     }
 
     /// Takes the connection's oldest entry out if all its counts are in.
@@ -179,7 +184,7 @@ mod tests {
     fn answers_leave_in_the_order_of_the_requests() {
         let mut receipts = Receipts::new(8);
         let mut newest = None;
-        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 1, Delivery::default(), Some(&mut newest)));
+        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 7, 1, Delivery::default(), Some(&mut newest)));
         receipts.reply(newest.unwrap(), |out| out.extend_from_slice(b"pong"));
         assert_eq!(receipts.waiting(newest.unwrap()), 3 * RECEIPT_BYTES + 4, "whichever entry it is behind");
         receipts.count(indices[1], ONE);
@@ -187,7 +192,7 @@ mod tests {
         receipts.count(indices[0], ONE);
         let a = receipts.take_oldest(&mut newest).unwrap();
         let b = receipts.take_oldest(&mut newest).unwrap();
-        assert_eq!((a.owed, b.owed, a.delivery), (Some("a"), Some("b"), ONE));
+        assert_eq!((a.owed, b.owed, a.delivery, a.opened_ns), (Some("a"), Some("b"), ONE, 7));
         assert!(receipts.take_oldest(&mut newest).is_none());
         assert_eq!(receipts.waiting(newest.unwrap()), RECEIPT_BYTES + 4);
         receipts.count(indices[2], ONE);
@@ -199,7 +204,7 @@ mod tests {
     fn a_connection_that_goes_leaves_nothing_behind() {
         let mut receipts = Receipts::new(8);
         let mut newest = None;
-        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 1, Delivery::default(), Some(&mut newest)));
+        let indices = ["a", "b", "c"].map(|n| receipts.open(n, 7, 1, Delivery::default(), Some(&mut newest)));
         receipts.count(indices[1], ONE);
         receipts.detach(&mut newest);
         assert_eq!((newest, receipts.len()), (None, 2));

@@ -46,6 +46,7 @@ impl Plan {
         if let Err(error) = affinity::pin(self.core) {
             tracing::warn!(shard = self.shard.0, core = self.core, %error, "the shard's thread is not pinned");
         }
+        self.metrics.thread.set(affinity::thread_id());
         // So that handlers can use tokio's timers and clients.
         let _runtime = self.runtime.enter();
         let io = match Uring::new(self.ring) {

@@ -41,8 +41,8 @@ use crate::app::context::Refused;
 use crate::app::{Clients, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router};
 use crate::config::{self, Auto, Config, Problem, Problems, ReceiveWait};
 use crate::control::running::{Room, check_key};
-use crate::control::{self, ControlPlane, ControlSettings, Drains, PageSettings, Phase, Shards, Stage};
-use crate::control::{ReloadError, Reloaded, Reread, Running};
+use crate::control::{self, ControlPlane, ControlSettings, Drains, Holdings, PageSettings, Phase, ReadHoldings};
+use crate::control::{ReloadError, Reloaded, Reread, Running, Shards, Stage};
 use crate::id::{SessionId, ShardId};
 use crate::io::affinity;
 use crate::io::bell::Bell;
@@ -179,21 +179,6 @@ impl EngineBuilder {
         let drains = Arc::new(Drains::new(running.clone(), phase.clone(), metrics.clone()));
         let inner =
             Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains, running: running.clone() });
-        let on_terminate = {
-            let drains = inner.drains.clone();
-            Box::new(move || drains.begin())
-        };
-        let control = control::start(ControlSettings {
-            admin,
-            metrics,
-            phase: inner.phase.clone(),
-            page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
-            drains: inner.drains.clone(),
-            running,
-            signals: self.signals,
-            on_terminate,
-        })?;
-
         let shared = Arc::new(Shared {
             router: self.router,
             registry: Arc::new(Registry::new(shards, Policies::new(&self.config))),
@@ -205,6 +190,22 @@ impl EngineBuilder {
             handshakes: Arc::default(),
             drain: Default::default(),
         });
+        let on_terminate = {
+            let drains = inner.drains.clone();
+            Box::new(move || drains.begin())
+        };
+        let control = control::start(ControlSettings {
+            admin,
+            metrics,
+            holdings: read_holdings(shared.clone()),
+            phase: inner.phase.clone(),
+            page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
+            drains: inner.drains.clone(),
+            running,
+            signals: self.signals,
+            on_terminate,
+        })?;
+
         let bells: Arc<[Arc<Bell>]> =
             (0..shards).map(|_| Bell::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?.into();
         let plans = listeners.into_iter().enumerate().map(|(index, listeners)| Plan {
@@ -479,6 +480,16 @@ impl fmt::Display for Summary {
         }
         Ok(())
     }
+}
+
+/// What a scrape asks of the engine.
+fn read_holdings(shared: Arc<Shared>) -> ReadHoldings {
+    Box::new(move || Holdings {
+        clients: shared.clients.len() as u64,
+        addresses: shared.addresses.len() as u64,
+        bus_bound: shared.bus.publishes_max() as u64,
+        bus_depths: (0..shared.shards).map(|shard| shared.bus.depth(ShardId(shard as u16)) as u64).collect(),
+    })
 }
 
 const SHARDS_MAX: u16 = 255;

@@ -8,7 +8,7 @@ use crate::app::handler::HandlerError;
 use crate::app::{Context, OutgoingMessage};
 use crate::id::ConnKey;
 use crate::io::Io;
-use crate::metrics::{CloseReason, ErrorCode, PanicSite};
+use crate::metrics::{CloseReason, ErrorCode, HANDLER_SAMPLE, PanicSite};
 
 use super::Shard;
 use super::closing::Goodbye;
@@ -31,19 +31,26 @@ impl<I: Io> Shard<I> {
         let identity = conn.identity.clone();
         let context = Context::new(self.session_id(key), key, identity, self.desk.clone());
         let owned_id = id.map(MessageId::from);
+        let called_ns = self.now.monotonic_ns;
+        self.calls = self.calls.wrapping_add(1);
+        let timed_from_ns = self.calls.is_multiple_of(HANDLER_SAMPLE).then(|| self.io.clock_ns());
         let future = match contain(|| handler.call(context, message)) {
             Ok(Ok(future)) => future,
             Ok(Err(error)) => {
                 return self.fault(key, error.cause.code(), &error, owned_id.as_ref().map(MessageId::borrow));
             }
             Err(panic) => {
-                return self.on_handler_done(Done { conn: key, id: owned_id, ended: Ended::Panicked(panic) });
+                let ended = Ended::Panicked(panic);
+                return self.on_handler_done(Done { conn: key, id: owned_id, called_ns, ended });
             }
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.parked += 1;
         let deadline_ms = self.settings.handler_timeout_ms.map(|timeout_ms| self.now.monotonic_ms() + timeout_ms);
-        let done = self.executor.start(key, owned_id, future, deadline_ms);
+        let done = self.executor.start(key, owned_id, called_ns, future, deadline_ms);
+        if let Some(from_ns) = timed_from_ns.filter(|_| done.is_some()) {
+            self.metrics.handler_inline.observe(self.io.clock_ns() - from_ns);
+        }
         self.act();
         if let Some(done) = done {
             self.unpark(done);
@@ -57,6 +64,7 @@ impl<I: Io> Shard<I> {
             let done = self.executor.poll(index);
             self.act();
             if let Some(done) = done {
+                self.metrics.handler_parked.observe(self.now.monotonic_ns - done.called_ns);
                 self.unpark(done);
             }
         }
@@ -70,6 +78,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         while let Some(done) = self.executor.give_up_one(now_ms) {
+            self.metrics.handler_parked.observe(self.now.monotonic_ns - done.called_ns);
             self.act(); // what its destructor asked for
             self.unpark(done);
         }
@@ -89,7 +98,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn on_handler_done(&mut self, done: Done) {
-        let Done { conn: key, id, ended } = done;
+        let Done { conn: key, id, ended, .. } = done;
         let id = id.as_ref().map(MessageId::borrow);
         match ended {
             Ended::Returned(Ok(message)) => {

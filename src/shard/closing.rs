@@ -181,7 +181,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Closing) {
             conn.phase = Phase::Finishing { linger: false };
-            conn.held = None;
+            self.inbound_bytes -= conn.held.take().map_or(0, |held| held.waiting_bytes());
         }
         self.mark_dirty(key);
     }
@@ -215,11 +215,15 @@ impl<I: Io> Shard<I> {
         self.count_drained(key, reason);
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.phase = Phase::Gone;
+        self.inbound_bytes -= conn.inbound_bytes();
         conn.held = None;
         conn.intake = None;
         conn.dirty = false;
         let unsent = conn.outbound.clear(self.io.palette());
         self.metrics.dropped[Drop::Closed as usize].add(unsent);
+        if let Some(session) = self.sessions.get(key.slot) {
+            self.metrics.lifetime.observe(self.now.unix_ms.saturating_sub(session.since()));
+        }
         self.end_session(key, reason, unsent);
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.identity.take().is_some() {

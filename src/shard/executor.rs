@@ -34,6 +34,8 @@ pub struct Done {
     pub conn: ConnKey,
     /// The id of the request.
     pub id: Option<MessageId>,
+    /// When the handler was called, in nanoseconds.
+    pub called_ns: u64,
     /// How it ended.
     pub ended: Ended,
 }
@@ -42,6 +44,7 @@ struct Task {
     future: HandlerFuture,
     conn: ConnKey,
     id: Option<MessageId>,
+    called_ns: u64,
 }
 
 struct Slot {
@@ -116,12 +119,13 @@ impl Executor {
         &mut self,
         conn: ConnKey,
         id: Option<MessageId>,
+        called_ns: u64,
         future: HandlerFuture,
         deadline_ms: Option<u64>,
     ) -> Option<Done> {
         debug_assert!(self.has_room());
         let index = self.free.pop().unwrap_or_else(|| self.add_slot());
-        self.slots[index as usize].task = Some(Task { future, conn, id });
+        self.slots[index as usize].task = Some(Task { future, conn, id, called_ns });
         let done = self.poll(index);
         if let (None, Some(deadline_ms)) = (&done, deadline_ms) {
             self.deadlines.schedule(index, deadline_ms);
@@ -182,11 +186,11 @@ impl Executor {
 
     /// Takes a future out of its slot, which is free again before the future drops.
     fn take(&mut self, index: u32, ended: Ended) -> Option<Done> {
-        let Task { conn, id, future } = self.slots[index as usize].task.take()?;
+        let Task { conn, id, called_ns, future } = self.slots[index as usize].task.take()?;
         self.free.push(index);
         self.deadlines.cancel(index);
         drop_quietly(future);
-        Some(Done { conn, id, ended })
+        Some(Done { conn, id, called_ns, ended })
     }
 
     fn add_slot(&mut self) -> u32 {
@@ -245,12 +249,12 @@ mod tests {
     fn a_slot_that_is_used_again_while_a_stale_wake_of_it_is_queued_loses_nobody_a_wake() {
         let mut executor = Executor::new(2, Arc::new(Silent), 0);
         let wakers = Rc::default();
-        assert!(executor.start(CONN, None, second_poll_ends(&wakers), None).is_none());
+        assert!(executor.start(CONN, None, 0, second_poll_ends(&wakers), None).is_none());
         wakers.borrow()[0].wake_by_ref();
         executor.cancel(CONN);
         for _ in 0..2 {
             assert!(executor.has_room());
-            assert!(executor.start(CONN, None, second_poll_ends(&wakers), None).is_none());
+            assert!(executor.start(CONN, None, 0, second_poll_ends(&wakers), None).is_none());
         }
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         assert_eq!(poll_all(&mut executor), 2, "both were woken");
@@ -262,7 +266,7 @@ mod tests {
         let mut executor = Executor::new(3, Arc::new(Silent), 0);
         let wakers = Rc::default();
         for deadline_ms in [None, Some(1_000), Some(1_000)] {
-            assert!(executor.start(CONN, None, second_poll_ends(&wakers), deadline_ms).is_none());
+            assert!(executor.start(CONN, None, 0, second_poll_ends(&wakers), deadline_ms).is_none());
         }
         wakers.borrow()[1].wake_by_ref();
         assert_eq!(poll_all(&mut executor), 1, "in time");
@@ -271,7 +275,7 @@ mod tests {
         assert!(matches!(executor.give_up_one(1_000), Some(Done { ended: Ended::Overdue, .. })));
         assert!(executor.give_up_one(u64::MAX).is_none(), "the first has no deadline");
         assert_eq!((executor.len(), executor.next_deadline_ms()), (1, None));
-        assert!(executor.start(CONN, None, second_poll_ends(&wakers), Some(2_000)).is_none());
+        assert!(executor.start(CONN, None, 0, second_poll_ends(&wakers), Some(2_000)).is_none());
         executor.cancel(CONN);
         assert_eq!((executor.len(), executor.next_deadline_ms()), (0, None), "a deadline goes with its future");
     }

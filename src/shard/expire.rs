@@ -48,6 +48,7 @@ impl<I: Io> Shard<I> {
         self.give_up_handlers();
         let now_ms = self.now.monotonic_ms();
         while let Some(slot) = self.wheel.pop_expired(now_ms) {
+            self.metrics.timer_lag.observe(self.wheel.late_ms(slot, now_ms) * 1_000_000);
             let Some(key) = self.conns.key_of(slot) else { continue };
             while let Some((at_ms, due)) = self.next_due(key) {
                 if at_ms > now_ms {

@@ -30,6 +30,10 @@ impl<I: Io> Shard<I> {
             if !std::mem::take(&mut conn.dirty) {
                 continue;
             }
+            if !conn.outbound.is_empty() {
+                self.metrics.queue_frames.observe(conn.outbound.depth() as u64);
+                self.metrics.queue_bytes.observe(conn.outbound.bytes() as u64);
+            }
             if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
                 self.metrics.sends.add(1);
                 self.io.send(key, part.frame, part.from);

@@ -202,6 +202,7 @@ impl<I: Io> Shard<I> {
         let subprotocol = request.protocols().any(|offered| offered == SUBPROTOCOL).then_some(SUBPROTOCOL);
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
+        self.metrics.handshake.observe(u64::from(now.wrapping_sub(conn.since)) * 1_000_000);
         conn.phase = Phase::Open;
         conn.endpoint = endpoint;
         conn.since = now;

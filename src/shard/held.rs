@@ -24,6 +24,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
+        self.inbound_bytes += rest.len();
         self.io.pause(key);
     }
 
@@ -96,11 +97,9 @@ impl<I: Io> Shard<I> {
         if waits {
             return;
         }
-        let Some(Held { request, mut bytes, from }) =
-            self.conns.get_mut(key).and_then(|conn| conn.held.take()).map(|held| *held)
-        else {
-            return;
-        };
+        let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.take()) else { return };
+        self.inbound_bytes -= held.waiting_bytes();
+        let Held { request, mut bytes, from } = *held;
         self.carry_out(key, request);
         let taken = from + self.decode(key, &mut bytes[from..]);
         if self.gate(key) == Gate::Shut {
@@ -108,6 +107,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
         if taken < bytes.len() {
+            self.inbound_bytes += bytes.len();
             let held = conn.held.get_or_insert_default();
             // Whatever holds it now was put there just now, without bytes.
             (held.bytes, held.from) = (bytes, taken);
@@ -141,7 +141,9 @@ impl<I: Io> Shard<I> {
     fn defer(&mut self, key: ConnKey, request: Deferred) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.held.is_none(), "what follows a held request is not decoded");
-        conn.held = Some(Box::new(Held { request: Some(request), ..Held::default() }));
+        let held = Held { request: Some(request), ..Held::default() };
+        self.inbound_bytes += held.waiting_bytes();
+        conn.held = Some(Box::new(held));
     }
 
     fn stand_in_line(&mut self, key: ConnKey) {

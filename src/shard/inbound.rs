@@ -49,7 +49,10 @@ impl<I: Io> Shard<I> {
         match &mut conn.phase {
             Phase::Open | Phase::Settling(_) | Phase::Closing => match &mut conn.held {
                 // Reading was paused, but these were on their way: at most what the receive buffers hold.
-                Some(held) => held.bytes.extend_from_slice(bytes),
+                Some(held) => {
+                    held.bytes.extend_from_slice(bytes);
+                    self.inbound_bytes += bytes.len();
+                }
                 None => self.on_frames(key, bytes),
             },
             Phase::Handshake { .. } => self.shake_hands(key, bytes),
@@ -69,6 +72,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return len };
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
         let mut decoder = conn.intake.as_mut().map(|intake| std::mem::take(&mut intake.decoder)).unwrap_or_default();
+        self.inbound_bytes -= decoder.held_bytes();
         let limits = self.settings.messages;
         let mut input = Input::new(bytes);
         while !input.is_empty() {
@@ -100,6 +104,7 @@ impl<I: Io> Shard<I> {
         match self.conns.get_mut(key) {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
                 if !decoder.is_idle() {
+                    self.inbound_bytes += decoder.held_bytes();
                     conn.intake.get_or_insert_default().decoder = decoder;
                 }
                 taken

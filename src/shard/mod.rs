@@ -121,6 +121,10 @@ pub struct Shard<I: Io> {
     gather: Gather,
     /// Connections that are counted by address, and under which name.
     anonymous: HashMap<ConnKey, Box<str>, RandomState>,
+    /// Handlers called so far, to time one in some.
+    calls: u32,
+    /// What [`Conn::inbound_bytes`] of all connections add up to.
+    inbound_bytes: usize,
 
     accepting: accept::Accepting,
     draining: Option<drain::Draining>,
@@ -180,6 +184,8 @@ impl<I: Io> Shard<I> {
             first_sender: 0,
             gather: Gather::default(),
             anonymous: HashMap::default(),
+            calls: 0,
+            inbound_bytes: 0,
             accepting: accept::Accepting::default(),
             draining: None,
             resetting: None,
@@ -199,9 +205,8 @@ impl<I: Io> Shard<I> {
         // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
         let done = self.is_done();
         let wait = if done { Wait::No } else { self.nap() };
-        let before_ms = self.now.monotonic_ms();
-        self.now = self.io.wait(wait)?;
-        self.notice_absence(before_ms);
+        let before = std::mem::replace(&mut self.now, self.io.wait(wait)?);
+        self.notice_turn(before);
 
         self.take_settings(); // a reload: everything in a turn is judged by one set of settings
         self.refill();
@@ -223,7 +228,9 @@ impl<I: Io> Shard<I> {
 
     /// Takes what the kernel has completed; one batch, since completions are only made while waiting.
     fn reap(&mut self) {
+        let mut events = 0;
         while let Some(completion) = self.io.poll() {
+            events += 1;
             match completion {
                 Completion::Received { conn, bytes, armed } => self.on_received(conn, bytes, armed),
                 Completion::Sent { conn, sent } => self.on_sent(conn, sent),
@@ -235,6 +242,7 @@ impl<I: Io> Shard<I> {
                 Completion::Rang => {}
             }
         }
+        self.metrics.turn_events.observe(events);
     }
 
     /// How long the next wait may be: not at all while work is left, else until the next deadline. The sleep is
@@ -277,11 +285,14 @@ impl<I: Io> Shard<I> {
             || (self.inbox.has_orders() && self.has_room_on_bus())
     }
 
-    /// The shard has not looked at its sockets for a while: it slept or was frozen, and cannot tell which. What peers
-    /// sent meanwhile may still be in the kernel, so nobody is judged silent or slow until it has been read.
-    fn notice_absence(&mut self, before_ms: u64) {
+    /// Takes note of how long the turn before worked. If the shard has not looked at its sockets for a while, it slept or
+    /// was frozen, and cannot tell which. What peers sent meanwhile may still be in the kernel, so nobody is judged
+    /// silent or slow until it has been read.
+    fn notice_turn(&mut self, before: Now) {
+        let worked_until_ns = self.io.slept_from_ns().unwrap_or(self.now.monotonic_ns);
+        self.metrics.turn.observe(worked_until_ns.saturating_sub(before.monotonic_ns));
         let now_ms = self.now.monotonic_ms();
-        if now_ms.saturating_sub(before_ms) > settings::ABSENCE_MS {
+        if now_ms.saturating_sub(before.monotonic_ms()) > settings::ABSENCE_MS {
             self.lenient_until_ms = now_ms + settings::READ_FIRST_MS;
         }
     }
@@ -315,6 +326,11 @@ impl<I: Io> Shard<I> {
         metrics.topics.set(self.topics.len() as u64);
         metrics.subscriptions.set(self.topics.subscriptions() as u64);
         metrics.parked.set(self.executor.len() as u64);
+        metrics.frame_bytes.set(self.io.palette().live_bytes() as u64);
+        metrics.inbound_bytes.set(self.inbound_bytes as u64);
+        metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
+        metrics.in_line.set(self.held.len() as u64);
+        metrics.receipts_waiting.set(self.receipts.len() as u64);
     }
 
     /// The connection's clock: milliseconds, wrapping.
@@ -349,7 +365,7 @@ impl<I: Io> Shard<I> {
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
     /// handlers, frames.
-    pub fn leftovers(&mut self) -> [(&'static str, usize); 7] {
+    pub fn leftovers(&mut self) -> [(&'static str, usize); 9] {
         [
             ("sessions", self.sessions.live(self.conns.slots())),
             ("connections", self.conns.len()),
@@ -358,6 +374,8 @@ impl<I: Io> Shard<I> {
             ("receipts", self.receipts.len()),
             ("handlers", self.executor.len()),
             ("frames", self.io.palette().live()),
+            ("bytes of frames", self.io.palette().live_bytes()),
+            ("bytes received", self.inbound_bytes),
         ]
     }
 }

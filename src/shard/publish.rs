@@ -83,7 +83,7 @@ impl<I: Io> Shard<I> {
         let owed = Owed::Client { slot: key.slot, id: id.map(MessageId::from), topic: topic.into() };
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (awaited, counted) = (spread.others.len(), spread.delivery);
-        let receipt = self.receipts.open(owed, awaited, counted, Some(&mut conn.receipts));
+        let receipt = self.receipts.open(owed, self.now.monotonic_ns, awaited, counted, Some(&mut conn.receipts));
         self.bus.publish(spread.others, spread.topic.as_ref(), &spread.frame, receipt);
     }
 
@@ -106,7 +106,8 @@ impl<I: Io> Shard<I> {
             let _ = answer.send(Ok(spread.delivery)); // nobody waits for it
             return;
         }
-        let receipt = self.receipts.open(Owed::Caller(answer), spread.others.len(), spread.delivery, None);
+        let (owed, now_ns) = (Owed::Caller(answer), self.now.monotonic_ns);
+        let receipt = self.receipts.open(owed, now_ns, spread.others.len(), spread.delivery, None);
         self.bus.publish(spread.others, spread.topic.as_ref(), &spread.frame, receipt);
     }
 
@@ -201,6 +202,8 @@ impl<I: Io> Shard<I> {
 
     fn count(&self, FanOut { delivery, drops }: FanOut) -> Delivery {
         self.metrics.messages_out.add(delivery.queued);
+        self.metrics.matched.add(delivery.matched);
+        self.metrics.queued.add(delivery.queued);
         self.metrics.dropped.iter().zip(drops).for_each(|(dropped, count)| dropped.add(count));
         delivery
     }
@@ -217,6 +220,7 @@ impl<I: Io> Shard<I> {
                 if let Some(answered) = self.receipts.take(receipt)
                     && let Some(Owed::Caller(answer)) = answered.owed
                 {
+                    self.metrics.receipt.observe(self.now.monotonic_ns - answered.opened_ns);
                     let _ = answer.send(Ok(answered.delivery)); // nobody waits for it
                 }
                 return;
@@ -227,6 +231,7 @@ impl<I: Io> Shard<I> {
             && let Some(answered) = self.receipts.take_oldest(&mut conn.receipts)
         {
             let Some(Owed::Client { id, topic, .. }) = answered.owed else { continue };
+            self.metrics.receipt.observe(self.now.monotonic_ns - answered.opened_ns);
             self.acknowledge_in_turn(
                 key,
                 id.as_ref().map(MessageId::borrow),

@@ -103,6 +103,11 @@ impl Sessions {
         self.ended.iter().rev()
     }
 
+    /// Memory of the slots, what sessions keep elsewhere left out.
+    pub fn bytes(&self) -> usize {
+        self.live.bytes()
+    }
+
     /// Sessions in slots, which is none once every connection has gone.
     pub fn live(&self, slots: u32) -> usize {
         (0..slots).filter(|&slot| self.get(slot).is_some()).count()

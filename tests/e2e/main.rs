@@ -30,6 +30,7 @@ mod proxies;
 mod python;
 mod raw;
 mod reload;
+mod scrape;
 mod server;
 mod sessions;
 

@@ -17,6 +17,8 @@ pub(super) enum Values {
     /// Counters with one more label: its name, then each value with its counter.
     Counters(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, &Counter)>),
     Histogram(fn(&ShardMetrics) -> Distribution),
+    /// Histograms with one more label.
+    Histograms(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, Distribution)>),
 }
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -76,6 +78,16 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counters("cause", |shard| labelled(Drop::ALL, Drop::label, &shard.dropped)),
     },
     Family {
+        name: "websocket_deliveries_matched",
+        help: "Connections that publishes and broadcasts were for.",
+        values: Values::Counter(|shard| &shard.matched),
+    },
+    Family {
+        name: "websocket_deliveries_queued",
+        help: "Deliveries put on the queues of connections.",
+        values: Values::Counter(|shard| &shard.queued),
+    },
+    Family {
         name: "tidewheel_subscriptions",
         help: "Subscriptions held now.",
         values: Values::Gauge(|shard| &shard.subscriptions),
@@ -94,6 +106,31 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "tidewheel_frames",
         help: "Outbound frames alive now.",
         values: Values::Gauge(|shard| &shard.frames),
+    },
+    Family {
+        name: "tidewheel_frame_bytes",
+        help: "Bytes of the outbound frames alive now.",
+        values: Values::Gauge(|shard| &shard.frame_bytes),
+    },
+    Family {
+        name: "tidewheel_inbound_bytes",
+        help: "Bytes received that wait now, held messages and parts of messages.",
+        values: Values::Gauge(|shard| &shard.inbound_bytes),
+    },
+    Family {
+        name: "tidewheel_pool_bytes",
+        help: "Memory of the pool of connections, of their timers and sessions.",
+        values: Values::Gauge(|shard| &shard.pool_bytes),
+    },
+    Family {
+        name: "tidewheel_publishers_in_line",
+        help: "Connections whose publish waits for its turn and for room on the bus now.",
+        values: Values::Gauge(|shard| &shard.in_line),
+    },
+    Family {
+        name: "tidewheel_receipts_waiting",
+        help: "Publishes that wait for the counts of other shards now.",
+        values: Values::Gauge(|shard| &shard.receipts_waiting),
     },
     Family {
         name: "tidewheel_parked_handlers",
@@ -142,9 +179,56 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.cq_overflow),
     },
     Family {
+        name: "websocket_connection_duration_seconds",
+        help: "Time from the upgrade to the end, of connections that ended.",
+        values: Values::Histogram(|shard| shard.lifetime.read()),
+    },
+    Family {
+        name: "websocket_handshake_duration_seconds",
+        help: "Time from the accepted socket to the answer, of upgrades that succeeded.",
+        values: Values::Histogram(|shard| shard.handshake.read()),
+    },
+    Family {
         name: "websocket_ping_rtt_seconds",
         help: "Time from a ping of the server to its pong.",
         values: Values::Histogram(|shard| shard.rtt.read()),
+    },
+    Family {
+        name: "websocket_outbound_queue_frames",
+        help: "Frames on a connection's queue when a turn flushes it.",
+        values: Values::Histogram(|shard| shard.queue_frames.read()),
+    },
+    Family {
+        name: "websocket_outbound_queue_bytes",
+        help: "Bytes on a connection's queue when a turn flushes it.",
+        values: Values::Histogram(|shard| shard.queue_bytes.read()),
+    },
+    Family {
+        name: "websocket_receipt_duration_seconds",
+        help: "Time from a publish to the counts of all shards, where others had to count.",
+        values: Values::Histogram(|shard| shard.receipt.read()),
+    },
+    Family {
+        name: "tidewheel_handler_duration_seconds",
+        help: "Time a handler took: a sample of those that ended at once, and all that had to wait.",
+        values: Values::Histograms("mode", |shard| {
+            vec![("inline", shard.handler_inline.read()), ("parked", shard.handler_parked.read())]
+        }),
+    },
+    Family {
+        name: "tidewheel_turn_duration_seconds",
+        help: "Time between two looks at the sockets in which the shard worked.",
+        values: Values::Histogram(|shard| shard.turn.read()),
+    },
+    Family {
+        name: "tidewheel_turn_events",
+        help: "Completions of a turn.",
+        values: Values::Histogram(|shard| shard.turn_events.read()),
+    },
+    Family {
+        name: "tidewheel_timer_lag_seconds",
+        help: "How late timers were acted on.",
+        values: Values::Histogram(|shard| shard.timer_lag.read()),
     },
 ];
 

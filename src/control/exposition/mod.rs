@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{self, DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet};
+use prometheus_client::encoding::NoLabelSet;
+use prometheus_client::encoding::{self, DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -32,12 +33,13 @@ impl Exposition {
     pub(super) fn new(
         shards: Vec<Arc<ShardMetrics>>,
         phase: Arc<Phase>,
+        holdings: ReadHoldings,
         running: Arc<Running>,
         api: Box<dyn Collector>,
     ) -> Self {
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Engine { shards, phase, running, start_time }));
+        registry.register_collector(Box::new(Engine { shards, phase, holdings, running, start_time }));
         registry.register_collector(api);
         Self(registry)
     }
@@ -55,10 +57,26 @@ impl Exposition {
     }
 }
 
-#[derive(Debug)]
+/// What a scrape asks of the engine, beyond what its shards count.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    /// Clients that have an entry in the list of who has which connections.
+    pub clients: u64,
+    /// Addresses that have one, of those that do not authenticate.
+    pub addresses: u64,
+    /// Publishes that may wait between two shards.
+    pub bus_bound: u64,
+    /// Publishes of others that wait for each shard, in shard order.
+    pub bus_depths: Vec<u64>,
+}
+
+/// Looks at the engine; called on the control thread, once a scrape.
+pub type ReadHoldings = Box<dyn Fn() -> Holdings + Send + Sync>;
+
 struct Engine {
     shards: Vec<Arc<ShardMetrics>>,
     phase: Arc<Phase>,
+    holdings: ReadHoldings,
     running: Arc<Running>,
     /// Unix time in seconds.
     start_time: f64,
@@ -71,7 +89,15 @@ impl Collector for Engine {
         for family in FAMILIES {
             self.encode_family(&mut page, family)?;
         }
-        self.encode_process(&mut page)
+        self.encode_holdings(&mut page)?;
+        self.encode_threads(&mut page)?;
+        encode_process(&mut page, self.start_time)
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("shards", &self.shards.len()).finish_non_exhaustive()
     }
 }
 
@@ -116,6 +142,13 @@ impl Engine {
                 let samples = shards.map(|(name, shard)| ([("shard", name)], read(shard)));
                 page.histograms(family.name, family.help, samples)
             }
+            Values::Histograms(label, read) => {
+                let samples = shards.flat_map(|(name, shard)| {
+                    let values = read(shard).into_iter();
+                    values.map(move |(value, read)| ([("shard", name.clone()), (label, value.into())], read))
+                });
+                page.histograms(family.name, family.help, samples)
+            }
         }
     }
 
@@ -131,7 +164,17 @@ impl Engine {
         page.gauge("tidewheel_drain_deadline_timestamp_seconds", help, &(deadline_ms.unwrap_or(0) as f64 / 1000.0))
     }
 
-    fn encode_process(&self, page: &mut Page<'_>) -> fmt::Result {
+    /// What is the engine's as a whole.
+    fn encode_holdings(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Holdings { clients, addresses, bus_bound, bus_depths } = (self.holdings)();
+        let help = "Connections that the engine may hold, on all shards together.";
+        page.gauge("websocket_connections_max", help, &self.running.settings().connections_max)?;
+        page.gauge("tidewheel_clients", "Clients in the list of who has which connections.", &clients)?;
+        let help = "Addresses in the list of those whose connections do not authenticate.";
+        page.gauge("tidewheel_client_addresses", help, &addresses)?;
+        let depths = bus_depths.into_iter().enumerate().map(|(shard, depth)| ([("shard", shard.to_string())], depth));
+        page.gauges("tidewheel_bus_depth", "Publishes of other shards that wait for this one.", depths)?;
+        page.gauge("tidewheel_bus_depth_max", "Publishes that may wait from one shard to another.", &bus_bound)?;
         let now = self.phase.get();
         let stages = Stage::ALL.iter().map(|&stage| ([("phase", stage.label())], u64::from(stage == now)));
         page.gauges("tidewheel_phase", "1 for the phase the engine is in, 0 for the others.", stages)?;
@@ -144,20 +187,54 @@ impl Engine {
         let last_success_s = last_success_s.load(Relaxed);
         page.gauge("tidewheel_config_last_reload_success_timestamp_seconds", help, &last_success_s)?;
         let help = "Log lines dropped because stderr took no more.";
-        let mut metric = page.0.encode_descriptor("tidewheel_log_lines_lost", help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, u64, u64>(&logging::lost_lines(), None)?;
+        page.counter("tidewheel_log_lines_lost", help, &logging::lost_lines())?;
         let version = ([("version", env!("CARGO_PKG_VERSION"))], 1);
-        page.gauges("tidewheel_build_info", "Always 1; the labels say what was built.", [version])?;
-        page.gauge("process_start_time_seconds", "Unix time of the start.", &self.start_time)?;
-        if let Some(bytes) = process::resident_memory_bytes() {
-            page.gauge("process_resident_memory_bytes", "Resident memory.", &bytes)?;
-        }
-        if let Some(count) = process::open_fds() {
-            let help = "Open descriptors of the process; a ring's own table is not among them.";
-            page.gauge("process_open_fds", help, &count)?;
+        page.gauges("tidewheel_build_info", "Always 1; the labels say what was built.", [version])
+    }
+
+    /// What the kernel says of the shards' threads.
+    fn encode_threads(&self, page: &mut Page<'_>) -> fmt::Result {
+        let times = |shard: &ShardMetrics| process::thread_times(shard.thread.get()).unwrap_or_default();
+        let (ran, waited): (Vec<_>, Vec<_>) = self.shards.iter().map(|shard| times(shard)).unzip();
+        for (name, help, times) in [
+            ("tidewheel_shard_cpu_seconds", "Processor time of the shard's thread.", ran),
+            ("tidewheel_shard_cpu_wait_seconds", "Time the shard's thread could have run but had no core.", waited),
+        ] {
+            let samples = times.iter().enumerate();
+            page.counters(
+                name,
+                help,
+                samples.map(|(shard, time)| ([("shard", shard.to_string())], time.as_secs_f64())),
+            )?;
         }
         Ok(())
     }
+}
+
+/// The names that every exporter gives these.
+fn encode_process(page: &mut Page<'_>, start_time: f64) -> fmt::Result {
+    page.gauge("process_start_time_seconds", "Unix time of the start.", &start_time)?;
+    if let Some(seconds) = process::cpu_seconds() {
+        page.counter("process_cpu_seconds", "Processor time, user and system.", &seconds)?;
+    }
+    let resident = process::memory_bytes("VmRSS");
+    let virtual_ = process::memory_bytes("VmSize");
+    for (name, help, value) in [
+        ("process_resident_memory_bytes", "Resident memory.", resident),
+        ("process_virtual_memory_bytes", "Address space.", virtual_),
+        (
+            "process_open_fds",
+            "Open descriptors; those in the rings' own tables are not among them.",
+            process::open_fds(),
+        ),
+        ("process_max_fds", "Descriptors that may be open.", process::max_fds()),
+        ("process_threads", "Threads.", process::threads()),
+    ] {
+        if let Some(value) = value {
+            page.gauge(name, help, &value)?;
+        }
+    }
+    Ok(())
 }
 
 /// One shard's connections, read so that they add up although the shard goes on counting.
@@ -187,6 +264,11 @@ impl Page<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(value)
     }
 
+    fn counter(&mut self, name: &str, help: &str, value: &impl EncodeCounterValue) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(value, None)
+    }
+
     fn gauges<L: EncodeLabelSet>(
         &mut self,
         name: &str,
@@ -197,15 +279,15 @@ impl Page<'_> {
         samples.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
     }
 
-    fn counters<L: EncodeLabelSet>(
+    fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &str,
         help: &str,
-        samples: impl IntoIterator<Item = (L, u64)>,
+        samples: impl IntoIterator<Item = (L, V)>,
     ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         samples.into_iter().try_for_each(|(labels, value)| {
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, V, u64>(&value, None)
         })
     }
 
@@ -225,3 +307,6 @@ impl Page<'_> {
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,7 @@ pub struct Sim {
     world: World,
     shard: ShardId,
     palette: Palette,
+    waited_from_ns: u64,
 }
 
 #[derive(Debug)]
@@ -82,7 +83,7 @@ impl World {
         let kernels = &mut self.0.borrow_mut().kernels;
         assert_eq!(shard.index(), kernels.len(), "shards are made in order");
         kernels.push(Kernel::new(shard, config));
-        Sim { world: self.clone(), shard, palette: Palette::default() }
+        Sim { world: self.clone(), shard, palette: Palette::default(), waited_from_ns: 0 }
     }
 
     /// Changes what goes wrong from here on; a harness takes all faults away before it asks whether a run settles.
@@ -220,6 +221,7 @@ impl Io for Sim {
         // A shard's timeout counts from the time it was told last: its turn takes no virtual time, and an empty-handed
         // return does not make a sleep longer.
         let slept_from_ns = state.kernels[me].told_ns;
+        self.waited_from_ns = slept_from_ns;
         let (until_ns, steps) = match wait {
             _ if state.kernels[me].has_ready() => (0, 1),
             Wait::No => (0, 1),
@@ -238,6 +240,15 @@ impl Io for Sim {
         }
         state.kernels[me].told_ns = state.now_ns;
         Ok(state.now())
+    }
+
+    /// A turn takes no virtual time: all that passes is sleep.
+    fn slept_from_ns(&self) -> Option<u64> {
+        Some(self.waited_from_ns)
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.world.0.borrow().now_ns
     }
 
     fn poll(&mut self) -> Option<Completion<Buffer>> {
@@ -432,11 +443,11 @@ mod tests {
     fn a_write_under_a_send_is_caught() {
         let (_world, mut sim, _client) = connected(1, 1);
         let frame = sim.palette().open();
-        sim.palette().append(frame).unwrap().extend_from_slice(b"hello");
+        sim.palette().append(frame, |out| out.extend_from_slice(b"hello")).unwrap();
         sim.send(KEY, frame, 0);
         // The palette gives no way to write a lent frame; pretend that it was returned too early.
         sim.palette().returned(frame);
-        sim.palette().append(frame).unwrap()[4] = b'!';
+        sim.palette().append(frame, |out| out[4] = b'!').unwrap();
         next(&mut sim);
     }
 

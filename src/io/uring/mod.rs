@@ -109,6 +109,7 @@ pub struct Uring {
     shard: ShardId,
     features: Features,
     random: Random,
+    slept_from_ns: Option<u64>,
 }
 
 /// A completion that the driver makes itself.
@@ -161,6 +162,7 @@ impl Uring {
             shard,
             features,
             random: Random::default(),
+            slept_from_ns: None,
         };
         uring.watch_bell();
         Ok(uring)
@@ -259,12 +261,21 @@ impl Io for Uring {
             Wait::Forever if !waiting => (1, None),
             _ => (0, None),
         };
+        self.slept_from_ns = (wanted > 0).then(clock::monotonic_ns);
         // With work at hand and nothing to submit there is nothing to ask of the kernel.
         if !waiting || !self.ring.is_submitted() {
             self.ring.enter(wanted, timeout)?;
         }
         self.bells[self.shard.index()].awake();
         Ok(clock::now())
+    }
+
+    fn slept_from_ns(&self) -> Option<u64> {
+        self.slept_from_ns
+    }
+
+    fn clock_ns(&self) -> u64 {
+        clock::monotonic_ns()
     }
 
     fn poll(&mut self) -> Option<Completion<RecvBuffer>> {

@@ -1,0 +1,59 @@
+//! What is written, what is documented and what is watched are the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::running::Room;
+use super::super::{Drains, Shards, api};
+use super::*;
+use crate::config::Config;
+
+/// Type and labels by the name that a query uses; a histogram's without `_bucket`, `_sum` and `_count`.
+type Families = BTreeSet<(String, (String, BTreeSet<String>))>;
+
+fn exposed() -> Families {
+    let shards = (0..2).map(|_| Arc::<ShardMetrics>::default()).collect();
+    let holdings = Box::new(|| Holdings { bus_depths: vec![0; 2], ..Holdings::default() });
+    let open = Config::parse("auth: {required: false}").unwrap();
+    let room = Room { connections: 1, slots: 1 };
+    let running = Running::new(open, room, Shards::new(2, Arc::default()), None).unwrap();
+    let (running, phase) = (Arc::new(running), Arc::<Phase>::default());
+    let drains = Arc::new(Drains::new(running.clone(), phase.clone(), Vec::new()));
+    let (_, api) = api::build(running.clone(), drains, Vec::new());
+    let exposition = Exposition::new(shards, phase, holdings, running, api);
+    let (_, text) = exposition.encode("").unwrap();
+    let mut families = BTreeMap::new();
+    let mut current = String::new();
+    for line in text.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' ')) {
+            name.clone_into(&mut current);
+            families.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()));
+        } else if let Some((_, labels)) = line.split_once('{') {
+            let labels = labels.split("=\"").map(|text| text.rsplit(['"', ',']).next().unwrap_or_default().trim());
+            let labels = labels.filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase() && byte != b'}'));
+            let own = &mut families.get_mut(&current).expect("a description comes first").1;
+            own.extend(labels.filter(|label| !label.is_empty() && *label != "le").map(String::from));
+        }
+    }
+    families.into_iter().collect()
+}
+
+#[test]
+fn the_guide_documents_exactly_what_is_exposed() {
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `")?.split('|').map(|cell| cell.trim_matches([' ', '`']));
+        let (name, kind, labels) = (cells.next()?, cells.next()?, cells.next()?);
+        let labels = labels.split("`, `").filter(|label| !label.is_empty()).map(String::from);
+        Some((name.to_owned(), (kind.to_owned(), labels.collect())))
+    };
+    let guide = include_str!("../../guide/metrics.md");
+    let rows: Vec<_> = guide.lines().filter_map(row).collect();
+    let documented: Families = rows.iter().cloned().collect();
+    assert_eq!(documented.len(), rows.len(), "a metric is documented twice");
+    let exposed = exposed();
+    let undocumented: Vec<_> = exposed.iter().filter(|family| !documented.contains(family)).collect();
+    let unknown: Vec<_> = documented.iter().filter(|family| !exposed.contains(family)).collect();
+    assert!(
+        undocumented.is_empty() && unknown.is_empty(),
+        "src/guide/metrics.md: no row says {undocumented:#?}, and nothing is exposed as {unknown:#?}"
+    );
+}
