@@ -89,8 +89,8 @@ impl Sources {
 
 impl Draft {
     fn new(config: Config) -> Self {
-        let keys = Config::reference().into_iter().filter(|key| key.apply != Apply::Section);
-        Self { config, reader: Reader::new(keys.map(|key| key.path).collect()), blind: false }
+        let names = Config::reference().into_iter().map(|key| key.path).collect();
+        Self { config, reader: Reader::new(names), blind: false }
     }
 
     fn read_text(&mut self, text: &str, file: Option<&Arc<str>>) {
@@ -288,10 +288,9 @@ mod tests {
     #[test]
     fn the_block_that_others_have() {
         check(
-            "websocket: {max_total_connections: 1000, idle_timeout_seconds: 300, ping_interval_seconds: 30, max_message_size: 1MB}",
-            |c| {
-                c.websocket.max_total_connections = Auto::Value(1000);
-            },
+            "websocket: {max_connections_per_client: 5, max_total_connections: 1000, idle_timeout_seconds: 300, \
+             ping_interval_seconds: 30, max_message_size: 1MB, max_session_history: 100}",
+            |c| c.websocket.max_total_connections = Auto::Value(1000),
         );
     }
 
@@ -316,6 +315,7 @@ mod tests {
             "topics: [{pattern: a, policy: drop}]",
             "line 1: topics[0].policy: `drop` is none of disconnect, drop_oldest, drop_newest, latest_per_key",
         );
+        check_problem("auht: {}", "line 1: auht: no such key; did you mean `auth`?");
         check_problem("log: {colour: x}", "line 1: log.colour: no such key; remove it");
         check_problem(
             "\nwebsocket: {pong_timeout: 10}",

@@ -275,7 +275,7 @@ section! {
         restart listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
         /// What callers of `/api/` must send as `Authorization: Bearer`: 16 to 512 printable ASCII characters without
         /// spaces. `null`: the API is off; health, metrics and the page never need it.
-        restart key: Option<Secret> = None,
+        live key: Option<Secret> = None,
     }
 }
 

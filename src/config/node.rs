@@ -60,7 +60,7 @@ pub(super) struct Reader {
     pub(super) problems: Vec<Problem>,
     /// Where each key was written last.
     pub(super) places: BTreeMap<String, Place>,
-    /// The paths of all keys.
+    /// The paths of all keys and sections.
     pub(super) keys: Vec<String>,
 }
 

@@ -6,6 +6,9 @@ pub mod protocol {}
 #[doc = include_str!("drain.md")]
 pub mod drain {}
 
+#[doc = include_str!("reload.md")]
+pub mod reload {}
+
 #[doc = include_str!("design.md")]
 pub mod design {}
 

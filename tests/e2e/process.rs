@@ -200,6 +200,37 @@ fn a_drain_ends_although_a_client_does_nothing() {
     assert_eq!(server.wait(), Some(1));
 }
 
+/// A file that is read again, a bad one too, and what the log says of both.
+#[test]
+fn hung_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, log) = (directory.path().join("tidewheel.yaml"), directory.path().join("log"));
+    fs::write(&file, "log: {level: warn}").unwrap();
+    let mut command = serve("127.0.0.1:0", &[]);
+    command.arg("--config").arg(&file).args(["--set", "limits.errors=60"]);
+    let mut server = Process::spawn(command.stderr(fs::File::create(&log).unwrap()));
+    let mut client = Client::connect(server.address);
+    client.subscribe("longer.than.that");
+    let said = |what: &str| fs::read_to_string(&log).unwrap().contains(what);
+
+    fs::write(&file, "log: {level: debug}\nlimits: {topic_length: 9, errors: 70}\nio: {wait: poll}").unwrap();
+    server.signal("-HUP");
+    super::until("the shards to log that they have new settings", || said("new settings"));
+    super::until("the log of the reload", || said("limits.topic_length") && said("io.wait") && !said("limits.errors"));
+    client.refused("subscribe", json!({"topic": "longer.than.this"}), "too_large");
+
+    fs::write(&file, "limits: {topic_length: 0}\nauth: {secrt: hunter2}").unwrap();
+    server.signal("-HUP");
+    super::until("the log of what is wrong", || {
+        said("limits.topic_length: 0 is out of range") && said("did you mean `auth.secret`")
+    });
+    client.refused("subscribe", json!({"topic": "longer.than.this"}), "too_large");
+    assert!(!said("hunter2"));
+    client.quiet();
+    server.signal("-TERM");
+    assert_eq!(server.wait(), Some(0));
+}
+
 #[test]
 fn killed_and_started_again_on_the_same_port() {
     let mut server = Process::start(&[]);

@@ -6,11 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use tidewheel::config::Apply;
+use tidewheel::config::{Apply, Sources};
 use tidewheel::control::Reloaded;
 use tidewheel::metrics::{CloseReason, Refusal};
 use tidewheel::{Config, Context, StartError};
 
+use super::api::{Api, WITH_KEY};
 use super::auth::{SECRET, now_s, token};
 use super::client::Client;
 use super::limits::pings;
@@ -53,6 +54,7 @@ fn every_key_is_applied_or_said_to_wait() {
         "/another",
         "10.0.0.0/8",
         "0123456789abcdef",
+        "[{pattern: a.b, policy: drop_oldest}]",
     ];
     let begun = server.handle.config();
     let mut untried = Vec::new();
@@ -200,6 +202,9 @@ fn how_many_may_connect() {
     let _two = (server.connect(), server.connect());
     reload(&server, &all(2));
     assert_eq!(status().0, "503");
+    // Who is being told so has a place until it has gone.
+    let gone = |left: u64| super::until("the refused to be gone", || server.active() == left);
+    gone(2);
     reload(&server, &all(3));
     let third = status();
     assert_eq!((third.0.as_str(), status().0.as_str()), ("101", "503"));
@@ -212,6 +217,7 @@ fn how_many_may_connect() {
         reloaded.warnings
     );
     assert_eq!(status().0, "503", "the last value that was taken up holds");
+    gone(3);
     reload(&server, &all(10));
     assert_eq!(status().0, "101");
 }
@@ -458,4 +464,62 @@ fn reloads_at_load() {
         assert!(reloads > 10);
     });
     server.rest();
+}
+
+/// The same by the API, from where the configuration came from.
+#[test]
+fn by_the_api() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidewheel.yaml");
+    let write = |yaml: &str| {
+        let usual = "listen: 127.0.0.1:0\nshards: 2\nauth: {required: false}\nlimits: {connection_attempts: null}\n";
+        fs::write(&file, format!("{usual}{WITH_KEY}{yaml}")).unwrap();
+    };
+    write("");
+    let sources = Sources { file: Some(file.clone()), ..Sources::default() };
+    let begun = sources.read().finish().unwrap();
+    let reread = move || {
+        let draft = sources.read();
+        let warnings = draft.warnings();
+        Ok((draft.finish()?, warnings))
+    };
+    let server = Server::run(tidewheel::Engine::builder(begun).reread(reread));
+    let api = Api { server };
+    let mut client = api.server.connect();
+    let reloads = |outcome: &str| api.metric(&format!("tidewheel_config_reloads_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!((reloads("applied"), reloads("refused")), (0, 0));
+
+    write(
+        "origins: {allow_missing: false}\nio: {wait: poll}\nwebsocket: {ping_interval_seconds: 0, idle_timeout_seconds: 0}",
+    );
+    let reloaded = api.post("reload", json!(null));
+    assert_eq!(
+        reloaded["applied"],
+        json!(["websocket.idle_timeout_seconds", "websocket.ping_interval_seconds", "origins.allow_missing"])
+    );
+    assert_eq!(reloaded["restart"], json!(["io.wait"]));
+    assert!(reloaded["warnings"][0].as_str().unwrap().contains("websocket.ping_interval_seconds"), "{reloaded}");
+    let mut raw = api.server.raw();
+    raw.write(request("/ws").as_bytes());
+    assert_eq!(raw.refusal().0, 403);
+    assert_eq!(api.get("config")["origins"]["allow_missing"], false);
+    assert_eq!(api.get("config")["io"]["wait"], "recv");
+    assert_eq!((reloads("applied"), reloads("refused")), (1, 0));
+
+    write("path: ws\nauht: {secret: hunter2}");
+    let answer = api.ask("POST /api/reload", "");
+    assert_eq!((answer.status, &answer.json()["code"]), (422, &json!("invalid_configuration")));
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.lines().count() == 2 && message.contains("did you mean `auth`") && !message.contains("hunter2"),
+        "{message}"
+    );
+    assert_eq!((reloads("applied"), reloads("refused")), (1, 1));
+    client.quiet();
+
+    // The key of the API itself.
+    fs::write(&file, "listen: 127.0.0.1:0\nauth: {required: false}\nadmin: {key: another-key-of-the-api}\n").unwrap();
+    api.post("reload", json!(null));
+    assert_eq!(api.ask("GET /api/config", "").status, 401);
+    client.quiet();
 }

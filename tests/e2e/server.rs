@@ -28,7 +28,12 @@ impl Server {
 
     /// Starts an engine with `shards` shards, and with routes.
     pub fn build(shards: usize, yaml: &str, add: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Self {
-        let engine = add(Engine::builder(config(shards, yaml))).start().unwrap();
+        Self::run(add(Engine::builder(config(shards, yaml))))
+    }
+
+    /// Starts an engine.
+    pub fn run(builder: EngineBuilder) -> Self {
+        let engine = builder.start().unwrap();
         let admin = engine.admin_address().expect("on unless switched off");
         Self { handle: engine.handle(), address: engine.addresses()[0], admin, engine: Some(engine) }
     }
