@@ -33,6 +33,7 @@ mod reload;
 mod scrape;
 mod server;
 mod sessions;
+mod steady;
 
 use std::time::{Duration, Instant};
 

@@ -5,6 +5,7 @@
 
 mod client;
 mod compose;
+mod crowds;
 mod drains;
 mod handlers;
 mod ledger;

@@ -25,6 +25,7 @@ pub struct Stage {
     pub done: Vec<bool>,
     pub metrics: Vec<Arc<ShardMetrics>>,
     pub inboxes: Vec<Arc<Inbox>>,
+    pub shared: Arc<Shared>,
     pub waiting: Waiting,
     dice: Dice,
     /// What clients have read, by number.
@@ -84,7 +85,7 @@ impl Stage {
         let (shards, done) = ((0..shards).map(open).collect(), vec![false; shards]);
         let _ = world.driver(ShardId(done.len() as u16), SimConfig { table: 0, buffers: 0, buffer_size: 0 });
         let (dice, readers) = (Dice::new(1), Vec::new());
-        Self { world, shards, done, metrics, inboxes, waiting, dice, readers }
+        Self { world, shards, done, metrics, inboxes, shared, waiting, dice, readers }
     }
 
     /// A client of this shard that has been upgraded.
