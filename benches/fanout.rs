@@ -45,7 +45,7 @@ impl Topic {
     fn publish(&mut self) {
         let Self { conns, palette, members, dirty, over, .. } = self;
         let frame = SharedFrame::new(vec![b'x'; FRAME_BYTES]);
-        let queues = Queues { conns, palette, limits: &LIMITS, now: 0, dirty, over };
+        let queues = Queues { conns, palette, limits: &LIMITS, now: 0, dirty, over, on_drop: &mut |_, _| {} };
         let fanned = fan_out(black_box(frame), members, None, queues);
         assert_eq!(fanned.delivery.queued, members.len() as u64);
     }

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -103,18 +104,36 @@ impl Desk {
 pub struct Context {
     session: SessionId,
     conn: ConnKey,
+    since: u64,
+    address: Option<IpAddr>,
     identity: Option<Rc<Identity>>,
     desk: Rc<Desk>,
 }
 
 impl Context {
-    pub(crate) fn new(session: SessionId, conn: ConnKey, identity: Option<Rc<Identity>>, desk: Rc<Desk>) -> Self {
-        Self { session, conn, identity, desk }
+    pub(crate) fn new(
+        session: SessionId,
+        conn: ConnKey,
+        (since, address): (u64, Option<IpAddr>),
+        identity: Option<Rc<Identity>>,
+        desk: Rc<Desk>,
+    ) -> Self {
+        Self { session, conn, since, address, identity, desk }
     }
 
     /// The session's id.
     pub fn session_id(&self) -> SessionId {
         self.session
+    }
+
+    /// When the session began, in Unix milliseconds.
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// Where the client is, as far as the server can tell: the peer, or what a trusted proxy says.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// The `sub` of the client's token; `None` where authentication is not required and did not happen.

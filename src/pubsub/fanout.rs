@@ -39,7 +39,7 @@ pub struct FanOut {
 }
 
 /// The queues of a shard, and what they work with.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "it holds a closure")]
 pub struct Queues<'a> {
     /// The connections that have them.
     pub conns: &'a mut ConnPool,
@@ -53,47 +53,59 @@ pub struct Queues<'a> {
     pub dirty: &'a mut Vec<u32>,
     /// Slots whose queue refused a frame that may not be dropped, each once.
     pub over: &'a mut Vec<u32>,
+    /// Told which slot's queue dropped how much, where one did.
+    pub on_drop: OnDrop<'a>,
 }
+
+/// Hears of a slot whose queue dropped something, and what.
+pub type OnDrop<'a> = &'a mut dyn FnMut(u32, &Drops);
 
 /// Puts `frame` on the queue of every member but `except`.
 pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, queues: Queues<'_>) -> FanOut {
     if members.is_empty() {
         return FanOut::default();
     }
-    let Queues { conns, palette, limits, now, dirty, over } = queues;
+    let Queues { conns, palette, limits, now, dirty, over, on_drop } = queues;
     let len = frame.plain().len() as u32;
     let stream = frame.stream().copied();
     let owners = members.len() as u32;
     let key = palette.share(frame, owners);
     let mut drops = Drops::default();
+    let mut tell = |slot, own: Drops| {
+        if own != Drops::default() {
+            drops.iter_mut().zip(own).for_each(|(all, own)| *all += own);
+            on_drop(slot, &own);
+        }
+    };
     let members = members.iter().copied().filter(|&slot| Some(slot) != except);
     let delivery = match stream {
-        None => {
-            let delivery = put_on_each(members, conns, now, dirty, |slot, conn| {
-                if conn.slow {
-                    return Enqueued::Over;
-                }
-                let mut enqueued = conn.outbound.enqueue(key, len, limits, now);
-                if enqueued == Enqueued::Over {
-                    if conn.outbound.make_room(len, limits, now, palette, &mut drops) {
-                        enqueued = conn.outbound.enqueue(key, len, limits, now);
-                    } else {
-                        conn.slow = true;
-                        over.push(slot);
-                    }
-                }
-                enqueued
-            });
-            drops[Drop::Disconnect as usize] += delivery.dropped;
-            delivery
-        }
-        Some(stream) => put_on_each(members, conns, now, dirty, |_, conn| {
-            if conn.slow {
-                drops[Drop::Disconnect as usize] += 1;
-                return Enqueued::Over;
+        None => put_on_each(members, conns, now, dirty, |slot, conn| {
+            if !conn.slow && conn.outbound.enqueue(key, len, limits, now) == Enqueued::Queued {
+                return Enqueued::Queued;
             }
-            let enqueued = conn.outbound.enqueue_lossy(key, len, &stream, limits, now, palette, &mut drops);
-            drops[Drop::from(stream.policy) as usize] += u64::from(enqueued == Enqueued::Over);
+            let mut own = Drops::default();
+            let has_room = !conn.slow && conn.outbound.make_room(len, limits, now, palette, &mut own);
+            if !has_room {
+                own[Drop::Disconnect as usize] += 1;
+                if !conn.slow {
+                    conn.slow = true;
+                    over.push(slot);
+                }
+            }
+            tell(slot, own);
+            if has_room { conn.outbound.enqueue(key, len, limits, now) } else { Enqueued::Over }
+        }),
+        Some(stream) => put_on_each(members, conns, now, dirty, |slot, conn| {
+            let mut own = Drops::default();
+            let enqueued = if conn.slow {
+                own[Drop::Disconnect as usize] += 1;
+                Enqueued::Over
+            } else {
+                let enqueued = conn.outbound.enqueue_lossy(key, len, &stream, limits, now, palette, &mut own);
+                own[Drop::from(stream.policy) as usize] += u64::from(enqueued == Enqueued::Over);
+                enqueued
+            };
+            tell(slot, own);
             enqueued
         }),
     };
@@ -141,7 +153,7 @@ mod tests {
         let (mut dirty, mut over) = (Vec::new(), Vec::new());
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
             let (dirty, over) = (&mut dirty, &mut over);
-            let queues = Queues { conns, palette, limits: &limits, now: 0, dirty, over };
+            let queues = Queues { conns, palette, limits: &limits, now: 0, dirty, over, on_drop: &mut |_, _| {} };
             fan_out(SharedFrame::new(vec![0; bytes]), &[key.slot], None, queues).delivery.queued
         };
         assert_eq!(publish(6, &mut conns, &mut palette), 1);

@@ -29,7 +29,8 @@ impl<I: Io> Shard<I> {
         }
         let Some(conn) = self.conns.get(key) else { return };
         let identity = conn.identity.clone();
-        let context = Context::new(self.session_id(key), key, identity, self.desk.clone());
+        let begin = self.sessions.get(key.slot).map_or((0, None), |session| (session.since(), session.address()));
+        let context = Context::new(self.session_id(key), key, begin, identity, self.desk.clone());
         let owned_id = id.map(MessageId::from);
         let called_ns = self.now.monotonic_ns;
         self.calls = self.calls.wrapping_add(1);

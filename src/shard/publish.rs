@@ -159,6 +159,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn deliver(&mut self, topic: u32, frame: Arc<SharedFrame>, except: Option<u32>) -> Delivery {
         let now = self.ms();
         let members = self.topics.members(topic);
+        let (sessions, unix_ms, history) = (&mut self.sessions, self.now.unix_ms, &self.settings.history);
         let queues = Queues {
             conns: &mut self.conns,
             palette: self.io.palette(),
@@ -166,6 +167,7 @@ impl<I: Io> Shard<I> {
             now,
             dirty: &mut self.dirty,
             over: &mut self.over,
+            on_drop: &mut |slot, drops| sessions.note_drops(slot, drops, unix_ms, history),
         };
         let fanned = fan_out(frame, members, except, queues);
         self.count(fanned)
@@ -188,6 +190,7 @@ impl<I: Io> Shard<I> {
     /// Puts the frame on the queues of open connections, named by their slots.
     pub(super) fn deliver_to(&mut self, slots: &[u32], frame: Arc<SharedFrame>) -> Delivery {
         let now = self.ms();
+        let (sessions, unix_ms, history) = (&mut self.sessions, self.now.unix_ms, &self.settings.history);
         let queues = Queues {
             conns: &mut self.conns,
             palette: self.io.palette(),
@@ -195,6 +198,7 @@ impl<I: Io> Shard<I> {
             now,
             dirty: &mut self.dirty,
             over: &mut self.over,
+            on_drop: &mut |slot, drops| sessions.note_drops(slot, drops, unix_ms, history),
         };
         let fanned = fan_out(frame, slots, None, queues);
         self.count(fanned)

@@ -9,7 +9,7 @@ use crate::conn::{Conn, Endpoint, Flow, HistoryLimits, Note, Session, Totals, Us
 use crate::fixed::Chunked;
 use crate::id::{ConnKey, SessionId};
 use crate::io::Io;
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, Drop, Drops};
 
 use super::Shard;
 
@@ -80,6 +80,13 @@ impl Sessions {
     pub fn note(&mut self, slot: u32, note: Note<'_>, count: u32, unix_ms: u64, limits: &HistoryLimits) {
         if let Some(session) = self.get_mut(slot) {
             session.note(note, count, unix_ms, limits);
+        }
+    }
+
+    /// Adds what a session's queue dropped to its history.
+    pub fn note_drops(&mut self, slot: u32, drops: &Drops, unix_ms: u64, limits: &HistoryLimits) {
+        for (&policy, &count) in Drop::ALL.iter().zip(drops).filter(|&(_, &count)| count > 0) {
+            self.note(slot, Note::Dropped(policy), count.try_into().unwrap_or(u32::MAX), unix_ms, limits);
         }
     }
 

@@ -72,6 +72,9 @@ fn routes(builder: EngineBuilder) -> EngineBuilder {
         .route("join", async |context: Context, on: On| {
             context.subscribe(&on.topic).await?;
             context.send(OutgoingMessage::new("hello", &json!({"from": context.session_id().to_string()}))?);
+            assert!(
+                context.since() > 1_700_000_000_000 && context.address().is_some_and(|address| address.is_loopback())
+            );
             let receipt = context.publish(&on.topic, &json!({"joined": true})).await?;
             Ok(("joined", receipt))
         })

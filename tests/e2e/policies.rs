@@ -6,6 +6,7 @@ use std::thread;
 use serde_json::{Value, json};
 use tidewheel::PublishOptions;
 use tidewheel::metrics::{CloseReason, Drop};
+use tidewheel::shard::queries::ConnectionsQuery;
 
 use super::handlers::block_on;
 use super::lifecycle::narrow;
@@ -22,6 +23,16 @@ const FRAMES_MAX: usize = 64;
 
 fn dropped(server: &Server, policy: Drop) -> u64 {
     server.sum(|shard| &shard.dropped[policy as usize])
+}
+
+/// How many drops by this policy the only session that is there, or the last one, has in its history.
+fn told(server: &Server, policy: Drop) -> u64 {
+    let open = block_on(server.handle.connections(ConnectionsQuery::default())).unwrap();
+    let id = open.connections[0].session_id;
+    let history = block_on(server.handle.session(id)).unwrap().history;
+    let drops: Vec<_> = history.iter().filter(|event| event.event == "dropped").collect();
+    assert_eq!((drops.len(), drops[0].cause), (1, Some(policy.label())), "{history:?}");
+    drops[0].count.unwrap().into()
 }
 
 /// A subscriber that does not read any more.
@@ -111,6 +122,7 @@ fn one_of_many_loses(policy: &str, drop: Drop) -> Vec<usize> {
     let all: u64 = Drop::ALL.iter().map(|&policy| dropped(&server, policy)).sum();
     assert_eq!(all, dropped(&server, drop), "under this policy");
     assert!(all > MESSAGES as u64 / 10, "or it was not slow");
+    assert_eq!(told(&server, drop), all, "its history tells it, as one event");
     // It is as good as new.
     let receipt = block_on(server.handle.publish("prices.all", &[MESSAGES, 0])).unwrap();
     assert_eq!((receipt.matched, receipt.queued), (1, 1));
@@ -156,6 +168,7 @@ fn of_disconnect_a_prefix_arrives() {
     }
     assert_eq!(slow.json()["payload"]["code"], 4008);
     slow.until(CLOSE);
+    assert_eq!(told(&server, Drop::Disconnect), 1);
     let counts = [Drop::Disconnect, Drop::DropOldest, Drop::DropNewest, Drop::LatestPerKey, Drop::Closed];
     assert_eq!(counts.map(|policy| dropped(&server, policy)), [1, 0, 0, 0, 0]);
     drop(slow);
