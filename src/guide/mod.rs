@@ -3,6 +3,9 @@
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
 
+#[doc = include_str!("operate.md")]
+pub mod operate {}
+
 #[doc = include_str!("drain.md")]
 pub mod drain {}
 

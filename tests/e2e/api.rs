@@ -122,7 +122,8 @@ fn requests_that_are_none() {
         api.refused("POST /api/publish", body, status, code, text);
     };
     publish("", "invalid_message", "EOF");
-    publish("[]", "invalid_message", "");
+    publish("[]", "invalid_message", "expected an object");
+    publish(r#"["t",1]"#, "invalid_message", "expected an object");
     publish("{", "invalid_message", "EOF");
     publish(r#"{"topic":"t"}"#, "invalid_message", "missing field `data`");
     publish(r#"{"data":1}"#, "invalid_message", "missing field `topic`");
@@ -237,6 +238,8 @@ fn a_batch_is_published_in_order_and_each_message_has_its_result() {
     api.refused("POST /api/batch", r#"{"messages":[]}"#, 400, "invalid_message", "1 to 1000");
     let unknown = r#"{"messages":[{"topic":"t","data":1,"x":1}]}"#;
     api.refused("POST /api/batch", unknown, 400, "invalid_message", "unknown field `x`");
+    let list = r#"{"messages":[["t",1]]}"#;
+    api.refused("POST /api/batch", list, 400, "invalid_message", "expected an object");
     one.quiet();
 }
 

@@ -3,6 +3,7 @@
 //! and every test leaves the engine as it was, which [`server::Server::rest`] looks at.
 
 mod api;
+mod api_bounds;
 mod auth;
 mod backpressure;
 mod bad_input;
@@ -14,6 +15,7 @@ mod drain;
 mod errands;
 mod eviction;
 mod farewell;
+mod fuzz;
 mod handlers;
 mod handshake;
 mod http;

@@ -8,6 +8,7 @@ use tidewheel::PublishOptions;
 use tidewheel::metrics::{CloseReason, Drop};
 use tidewheel::shard::queries::ConnectionsQuery;
 
+use super::api::Api;
 use super::handlers::block_on;
 use super::lifecycle::narrow;
 use super::raw::{self, CLOSE, Raw, TEXT};
@@ -251,25 +252,26 @@ fn a_dead_peer_goes_under_every_policy() {
 
 #[test]
 fn keys_of_every_publisher() {
-    let server =
-        Server::start("outbound: {max_bytes: 10MB, max_age: 1h}\ntopics: [{pattern: prices, policy: latest_per_key}]");
-    let mut slow = stalled(&server, &["prices"]);
+    let api =
+        Api::start("outbound: {max_bytes: 10MB, max_age: 1h}\ntopics: [{pattern: prices, policy: latest_per_key}]");
+    let server = &api.server;
+    let mut slow = stalled(server, &["prices"]);
     let mut publisher = server.connect();
     let padding = "x".repeat(100_000);
     super::until("a queue behind a send", || {
         publisher.publish("prices", json!([0, padding]));
-        dropped(&server, Drop::LatestPerKey) > 0
+        dropped(server, Drop::LatestPerKey) > 0
     });
-    let before = dropped(&server, Drop::LatestPerKey);
+    let before = dropped(server, Drop::LatestPerKey);
     let publish = |number: usize, key: &str| {
         let options = PublishOptions::new().key(key);
         block_on(server.handle.publish_with("prices", &[number, 0], options))
     };
     publish(1, "a").unwrap();
     publish(2, "b").unwrap();
-    publish(3, "a").unwrap();
+    api.post("publish", json!({"topic": "prices", "data": [3, 0], "key": "a"}));
     publisher.ack("publish", json!({"topic": "prices", "data": [4, 0], "key": "b"}));
-    assert_eq!(dropped(&server, Drop::LatestPerKey), before + 2, "each in the place of its key");
+    assert_eq!(dropped(server, Drop::LatestPerKey), before + 2, "each in the place of its key");
     let mut numbers = numbers(&mut slow);
     numbers.retain(|&number| number > 0);
     assert_eq!(numbers, [3, 4]);
@@ -277,6 +279,10 @@ fn keys_of_every_publisher() {
     assert_eq!(publish(5, &"k".repeat(255)).unwrap().queued, 1);
     assert_eq!(publish(5, &"k".repeat(256)).unwrap_err().code.label(), "too_large");
     let long = |length: usize| json!({"topic": "prices", "data": 6, "key": "k".repeat(length)});
+    api.post("publish", long(255));
+    api.refused("POST /api/publish", &long(256).to_string(), 413, "too_large", "key");
+    let results = api.post("batch", json!({"messages": [long(256), long(255)]}))["results"].clone();
+    assert_eq!((&results[0]["code"], &results[1]["queued"]), (&json!("too_large"), &json!(1)));
     publisher.ack("publish", long(255));
     publisher.refused("publish", long(256), "too_large");
     publisher.refused("publish", json!({"topic": "prices", "data": 6, "key": Value::Null}), "invalid_message");

@@ -8,7 +8,9 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::Api;
 use super::body::{Body, present};
@@ -115,10 +117,7 @@ pub(super) async fn disconnect(
     let DisconnectRequest { session_id, client, topic, code, reason, reconnect } = value;
     let target = target(session_id, client, topic)?;
     let usual = Disconnect::default();
-    let code = code.unwrap_or(usual.code);
-    if !matches!(code, 1000 | 3000..=4999) {
-        return Err(ApiError::invalid("`code` must be 1000 or 3000 to 4999"));
-    }
+    let code = code.map_or(usual.code, |CloseCode(code)| code);
     let reason = reason.unwrap_or(usual.reason);
     if reason.len() > REASON_BYTES_MAX {
         let message = format!("`reason` may have {REASON_BYTES_MAX} bytes");
@@ -140,10 +139,9 @@ pub(super) struct DisconnectRequest {
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     topic: Option<Topic>,
-    /// The close code: 1000 or 3000 to 4999.
     #[serde(default, deserialize_with = "present")]
-    #[schema(nullable = false, default = 4504, maximum = 4999, minimum = 1000)]
-    code: Option<u16>,
+    #[schema(nullable = false)]
+    code: Option<CloseCode>,
     /// Text for people, at most 123 bytes.
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false, max_length = 123)]
@@ -152,6 +150,34 @@ pub(super) struct DisconnectRequest {
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     reconnect: Option<bool>,
+}
+
+/// A close code that an application may use; 4504 if there is none.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "f64")]
+pub(super) struct CloseCode(u16);
+
+/// JSON has one kind of number, so 4504.0 is one too.
+impl TryFrom<f64> for CloseCode {
+    type Error = &'static str;
+
+    fn try_from(number: f64) -> Result<Self, Self::Error> {
+        match number as u16 {
+            code @ (1000 | 3000..=4999) if f64::from(code) == number => Ok(Self(code)),
+            _ => Err("`code` must be 1000 or 3000 to 4999"),
+        }
+    }
+}
+
+impl ToSchema for CloseCode {}
+
+impl PartialSchema for CloseCode {
+    fn schema() -> RefOr<Schema> {
+        let from_to = |from: u16, to: u16| {
+            ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(from)).maximum(Some(to)).build()
+        };
+        RefOr::T(OneOfBuilder::new().item(from_to(1000, 1000)).item(from_to(3000, 4999)).build().into())
+    }
 }
 
 /// Subscribes a session, or all connections of a client that are there now, to a topic.

@@ -222,3 +222,66 @@ const KEYS_MAX: usize = 10_000;
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a first answer is given again.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `keys` keys that were answered so long ago with so many bytes each, and `under_way` that were not; how many stay
+    /// when one more comes, and how many of the others are forgotten early.
+    #[track_caller]
+    fn check(keys: usize, under_way: usize, seconds: u64, bytes: usize, stay: usize, forgotten: u64) {
+        let (mut all, counts, since) = (Keys::default(), Counts::default(), Instant::now());
+        for number in 0..keys + under_way {
+            let key: Box<str> = number.to_string().into();
+            let begun = Begun { fingerprint: 0, outcome: watch::channel(None).1 };
+            all.begun.insert(key.clone(), begun);
+            if number >= under_way {
+                all.answered.push_back(Answered { since, key, bytes });
+                all.answer_bytes += bytes;
+            }
+        }
+        all.forget_old(since + Duration::from_secs(seconds), &counts);
+        assert_eq!((all.begun.len(), counts.forgotten.load(Relaxed)), (stay, forgotten));
+        assert_eq!(all.answer_bytes, all.answered.len() * bytes);
+    }
+
+    #[test]
+    fn bounds() {
+        check(9_999, 0, 299, 10, 9_999, 0);
+        check(10_000, 0, 299, 10, 9_999, 1);
+        check(10_000, 0, 300, 10, 0, 0);
+        check(5_000, 5_000, 0, 10, 9_999, 1);
+        check(0, 10_000, 300, 0, 10_000, 0);
+        check(16, 0, 0, 1 << 20, 16, 0);
+        check(17, 0, 0, 1 << 20, 16, 1);
+    }
+
+    #[test]
+    fn when_all_keys_are_under_way_newcomers_are_refused() {
+        let once = Arc::<Once>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let begin = |key: String| {
+            once.begin(Some(IdempotencyKey(key.into())), 0, std::future::pending()).map(|(_, again)| again)
+        };
+        (0..KEYS_MAX).for_each(|number| assert_eq!(begin(number.to_string()), Ok(false)));
+        assert_eq!(begin("0".into()), Ok(true));
+        assert_eq!(begin("another".into()).unwrap_err().code, Code::LimitExceeded);
+    }
+
+    /// A request that is given up, or that panics, leaves its key free.
+    #[test]
+    fn a_key_without_an_answer_is_free_again() {
+        let once = Arc::<Once>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let run = |outcome: fn() -> Result<u32, ApiError>| {
+            let key = Some(IdempotencyKey("k".into()));
+            runtime.block_on(once.run(key, 0, async move { outcome() })).map(|given| given.again).map_err(|e| e.code)
+        };
+        assert_eq!(run(|| Err(ApiError::invalid("no"))), Err(Code::InvalidMessage));
+        assert_eq!(run(|| panic!("on purpose")), Err(Code::InternalError));
+        assert_eq!(run(|| Ok(1)), Ok(false));
+        assert_eq!(run(|| Ok(2)), Ok(true));
+    }
+}

@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::body::{Body, present};
+use super::body::{Body, Object, present};
 use super::error::ApiError;
 use super::once::{Given, IdempotencyKey};
+use crate::app::PublishOptions;
 use crate::app::context::Refused;
 use crate::app::envelope;
 use crate::pubsub::Delivery;
@@ -24,14 +25,19 @@ use crate::pubsub::Delivery;
 )]
 pub(super) struct Topic(pub(super) String);
 
-/// One message to a topic.
+/// One message of a batch.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Message {
-    topic: Topic,
+    /// The topic; what is none refuses this message alone.
+    topic: String,
     /// Any JSON value; subscribers get the same bytes.
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
+    /// What it is the latest of, for topics with the policy `latest_per_key`.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
+    key: Option<String>,
 }
 
 /// One message to a topic, once.
@@ -42,6 +48,10 @@ pub(super) struct PublishRequest {
     /// Any JSON value; subscribers get the same bytes.
     #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
+    /// What it is the latest of, at most 255 bytes, for topics with the policy `latest_per_key`.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false, max_length = 255)]
+    key: Option<String>,
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     idempotency_key: Option<IdempotencyKey>,
@@ -71,12 +81,12 @@ pub(super) async fn publish(
     State(api): State<Arc<Api>>,
     Body { value, fingerprint, room }: Body<PublishRequest>,
 ) -> Result<Given, ApiError> {
-    let PublishRequest { topic, data, idempotency_key } = value;
+    let PublishRequest { topic, data, key, idempotency_key } = value;
     check_json("data", &data)?;
     let shards = api.shards.clone();
     let work = async move {
         let _room = room;
-        Ok(Receipt::from(shards.publish(&topic.0, &data).await?))
+        Ok(Receipt::from(shards.publish_with(&topic.0, &data, options(key)).await?))
     };
     api.once.run(idempotency_key, fingerprint ^ PUBLISH, work).await
 }
@@ -85,8 +95,8 @@ pub(super) async fn publish(
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchRequest {
-    #[schema(min_items = 1, max_items = 1000)]
-    messages: Vec<Message>,
+    #[schema(min_items = 1, max_items = 1000, value_type = Vec<Message>)]
+    messages: Vec<Object<Message>>,
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     idempotency_key: Option<IdempotencyKey>,
@@ -125,8 +135,9 @@ pub(super) async fn batch(
         let mut results = Vec::with_capacity(messages.len());
         for portion in messages.chunks(PORTION) {
             // All are on their way, in order, before the first answer is waited for.
-            let place = |message: &Message| {
-                check_json("data", &message.data).map(|()| shards.publish(&message.topic.0, &message.data))
+            let place = |Object(message): &Object<Message>| {
+                let Message { topic, data, key } = message;
+                check_json("data", data).map(|()| shards.publish_with(topic, data, options(key.clone())))
             };
             let placed: Vec<_> = portion.iter().map(place).collect();
             for publish in placed {
@@ -136,6 +147,10 @@ pub(super) async fn batch(
         Ok(BatchResults { results })
     };
     api.once.run(idempotency_key, fingerprint ^ BATCH, work).await
+}
+
+fn options(key: Option<String>) -> PublishOptions {
+    key.map_or_else(PublishOptions::new, |key| PublishOptions::new().key(key))
 }
 
 async fn result_of(publish: Result<impl Future<Output = Result<Delivery, Refused>>, ApiError>) -> BatchResult {
