@@ -123,6 +123,12 @@ fn the_books_of_a_server_at_work() {
     scraper.stop();
 }
 
+#[test]
+fn alerts_fire_when_they_should() {
+    promtool(&["check", "rules", "prometheus/recording.rules.yml", "prometheus/alerts.rules.yml"], "");
+    promtool(&["test", "rules", "prometheus/rules.test.yml"], "");
+}
+
 /// Ends the traffic, also when an assertion fails.
 struct Stop<'a>(&'a AtomicBool);
 

@@ -57,3 +57,43 @@ fn the_guide_documents_exactly_what_is_exposed() {
         "src/guide/metrics.md: no row says {undocumented:#?}, and nothing is exposed as {unknown:#?}"
     );
 }
+
+/// The words of a text that are, or look like, names of this server's metrics.
+fn names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+    let ours = ["websocket_", "active_websocket_", "tidewheel_", "process_"];
+    words.filter(|word| ours.iter().any(|prefix| word.starts_with(prefix) && !word.ends_with('_'))).collect()
+}
+
+#[test]
+fn rules_and_dashboard_watch_what_is_exposed() {
+    let recording = include_str!("../../../tuning/prometheus/recording.rules.yml");
+    let alerts = include_str!("../../../tuning/prometheus/alerts.rules.yml");
+    let dashboard = include_str!("../../../tuning/grafana/tidewheel.json");
+    let recorded: BTreeSet<&str> =
+        recording.lines().filter_map(|line| line.trim().strip_prefix("- record: ")).collect();
+    let exposed = exposed();
+    let is_exposed = |name: &str| {
+        exposed.iter().any(|(family, (kind, _))| match name.strip_prefix(family.as_str()) {
+            Some("") => kind != "histogram",
+            Some("_bucket" | "_sum" | "_count") => kind == "histogram",
+            _ => false,
+        })
+    };
+    // Only what is asked: what is said to people may name a histogram as such.
+    let queries = |text: &str, key: &str| {
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix(key));
+        lines.map(String::from).collect::<Vec<_>>().join("\n")
+    };
+    let (alerts_asked, recorded_of) = (queries(alerts, "expr: "), queries(recording, "expr: "));
+    let asked = queries(dashboard, "\"expr\": ");
+    for (file, text, least) in
+        [("alerts", &alerts_asked, 15), ("recording", &recorded_of, 12), ("dashboard", &asked, 30)]
+    {
+        let names = names(text);
+        assert!(names.len() >= least, "{file}: {names:?} is too little");
+        let unknown: Vec<_> = names.into_iter().filter(|name| !recorded.contains(name) && !is_exposed(name)).collect();
+        assert!(unknown.is_empty(), "{file}: nothing is exposed or recorded as {unknown:?}");
+    }
+    serde_json::from_str::<serde_json::Value>(dashboard).expect("a dashboard is JSON");
+}
