@@ -416,6 +416,23 @@ mod tests {
     }
 
     #[test]
+    fn a_new_subscription_takes_no_place_from_before_its_ack() {
+        for alone in [true, false] {
+            let mut b = Bench::busy();
+            b.lossy(LatestPerKey, 1, 1, "a1 ");
+            if !alone {
+                b.lossy(LatestPerKey, 1, 2, "b1 ");
+            }
+            b.queue.forget_keys(1, &b.palette, 0);
+            b.queue.reply(&mut b.palette, 0, |out| out.extend_from_slice(b"acks "));
+            b.lossy(LatestPerKey, 1, 1, "a2 ");
+            b.lossy(LatestPerKey, 1, 1, "a3 ");
+            assert_eq!(b.dropped(), [0, 0, 1], "a place of its own");
+            assert_eq!(b.rest(), if alone { "a1 acks a3 " } else { "a1 b1 acks a3 " });
+        }
+    }
+
+    #[test]
     fn what_may_not_be_dropped_throws_out_what_may() {
         let mut b = Bench::busy();
         b.firm("f ");
