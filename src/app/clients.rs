@@ -89,6 +89,16 @@ impl Clients {
         self.part(user_id).lock().get(user_id).cloned().unwrap_or_default()
     }
 
+    /// All connections of a shard end at once.
+    pub fn release_all(&self, shard: ShardId) {
+        for part in &self.parts {
+            part.lock().retain(|_, places| {
+                places.retain(|(other, _)| *other != shard);
+                !places.is_empty()
+            });
+        }
+    }
+
     /// How many clients have an entry.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|part| part.lock().len()).sum()
@@ -175,6 +185,21 @@ mod tests {
         let clients = Clients::default();
         (1..=5).for_each(|number| assert!(clients.admit("ann", None, EvictOldest, place(number)).unwrap().is_empty()));
         assert_eq!(clients.admit("ann", Some(2), EvictOldest, place(6)), Ok([1, 2, 3, 4].map(place).to_vec()));
+    }
+
+    #[test]
+    fn a_shard_takes_its_own_along() {
+        let clients = Clients::default();
+        let admit = |user: &str, place| clients.admit(user, Some(2), Reject, place);
+        let elsewhere = (ShardId(1), place(1).1);
+        assert!(admit("ann", place(1)).is_ok() && admit("ann", elsewhere).is_ok());
+        assert!(admit("bob", place(2)).is_ok());
+        clients.release_all(ShardId(0));
+        assert_eq!((clients.len(), admit("ann", place(3))), (1, Ok(Vec::new())));
+        assert!(admit("ann", place(4)).is_err());
+        clients.release_all(ShardId(0));
+        clients.release_all(ShardId(1));
+        assert!(clients.is_empty());
     }
 
     /// From several threads at once: everybody is evicted once or stays, and the limit stay.

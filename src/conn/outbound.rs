@@ -278,6 +278,15 @@ impl Outbound {
         unsent
     }
 
+    /// Drops everything that waits; what is in flight goes on. Returns how many published frames did not leave.
+    pub fn forget_waiting(&mut self, palette: &mut Palette) -> u64 {
+        let in_flight = self.in_flight.take();
+        let unsent = self.clear(palette);
+        self.in_flight = in_flight;
+        self.bytes = in_flight.map_or(0, |frame| palette.bytes(frame).len() as u32 - self.sent);
+        unsent
+    }
+
     /// Appends to a private frame of this queue and counts the bytes.
     fn append(&mut self, palette: &mut Palette, frame: FrameKey, write: impl FnOnce(&mut Vec<u8>)) {
         let added = palette.append(frame, write).expect("a private frame of this queue that is not in flight");
@@ -621,6 +630,21 @@ mod tests {
             assert!(queue.on_sent(&mut palette, 3).is_none());
         }
         assert_eq!(palette.live(), 0);
+    }
+
+    #[test]
+    fn the_last_words_follow_what_is_in_flight() {
+        let mut b = Bench::new();
+        b.publish("in flight", 0);
+        let part = b.queue.next_send(&mut b.palette, &mut b.gather).unwrap();
+        assert!(b.queue.on_sent(&mut b.palette, 3).is_some());
+        b.publish("waits", 0);
+        b.reply("waits");
+        assert_eq!((b.queue.forget_waiting(&mut b.palette), b.queue.bytes()), (1, 6));
+        b.reply("bye");
+        assert!(b.queue.next_send(&mut b.palette, &mut b.gather).is_none() && part.from == 0);
+        assert!(b.queue.on_sent(&mut b.palette, 6).is_none());
+        assert_eq!(b.drain(), "bye");
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct SlotMap<T> {
     fresh: u32,
     len: u32,
     capacity: u32,
+    /// Of the first value in each slot.
+    first_generation: u32,
 }
 
 #[derive(Debug)]
@@ -40,8 +42,27 @@ impl<T> SlotMap<T> {
     /// # Panics
     /// If `capacity` is 2^32 − 1, which is no slot's number.
     pub fn new(capacity: u32) -> Self {
-        assert!(capacity < NONE);
-        Self { entries: Chunked::new(), free: NONE, fresh: 0, len: 0, capacity }
+        Self::starting_at(capacity, 1)
+    }
+
+    /// An empty pool whose keys begin with this generation (1 to [`GENERATION_MAX`]), so that those of a pool before it
+    /// find nothing; see [`SlotMap::next_generation`].
+    ///
+    /// # Panics
+    /// As [`SlotMap::new`], and if there is no such generation.
+    pub fn starting_at(capacity: u32, first_generation: u32) -> Self {
+        assert!(capacity < NONE && (1..=GENERATION_MAX).contains(&first_generation));
+        Self { entries: Chunked::new(), free: NONE, fresh: 0, len: 0, capacity, first_generation }
+    }
+
+    /// A generation that no key of this pool has, unless one of its slots has been through all of them.
+    pub fn next_generation(&self) -> u32 {
+        let newest = (0..self.fresh).map(|slot| self.entries[slot].generation).max();
+        match newest {
+            Some(GENERATION_MAX) => 1,
+            Some(newest) => newest + 1,
+            None => self.first_generation,
+        }
     }
 
     /// Puts in the value that `make` builds for its key.
@@ -55,7 +76,8 @@ impl<T> SlotMap<T> {
         let slot = if self.free != NONE {
             self.free
         } else {
-            self.entries.grow_to(self.fresh, || Entry { generation: 1, next_free: NONE, value: None });
+            let generation = self.first_generation;
+            self.entries.grow_to(self.fresh, || Entry { generation, next_free: NONE, value: None });
             self.fresh
         };
         let entry = &mut self.entries[slot];
@@ -209,6 +231,24 @@ mod tests {
         assert_eq!(last, key(0, GENERATION_MAX));
         map.remove(last);
         assert_eq!(map.insert_with(|_| ()), Ok(key(0, 1)));
+    }
+
+    #[test]
+    fn keys_of_the_pool_before_find_nothing() {
+        let mut old = SlotMap::new(2);
+        assert_eq!(old.next_generation(), 1);
+        let mut keys: Vec<_> = (0..2).map(|_| old.insert_with(|_| ()).unwrap()).collect();
+        (0..3).for_each(|_| {
+            old.remove(*keys.last().unwrap());
+            keys.push(old.insert_with(|_| ()).unwrap());
+        });
+        let mut new = SlotMap::starting_at(2, old.next_generation());
+        (0..2).for_each(|_| assert!(new.insert_with(|_| ()).is_ok()));
+        assert!(keys.iter().all(|&key| new.get(key).is_none()));
+        assert_eq!(SlotMap::<()>::starting_at(1, GENERATION_MAX).next_generation(), GENERATION_MAX);
+        new = SlotMap::starting_at(1, GENERATION_MAX);
+        new.insert_with(|_| ()).unwrap();
+        assert_eq!(new.next_generation(), 1);
     }
 
     #[test]

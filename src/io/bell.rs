@@ -18,8 +18,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicI32;
 
 use super::Doorbell;
 use super::token::{Op, Token};
@@ -34,8 +34,8 @@ pub struct Bell {
     asleep: AtomicBool,
     /// Never read: a poll reports every write, and 2^64 rings do not happen.
     eventfd: File,
-    /// A duplicate of the shard's ring descriptor, so that the number can never name another ring.
-    ring: OnceLock<OwnedFd>,
+    /// A duplicate of the shard's ring descriptor, which this owns, until the shard has another ring; -1: none.
+    ring: AtomicI32,
 }
 
 impl Bell {
@@ -51,7 +51,7 @@ impl Bell {
         }
         // SAFETY: the descriptor was just made and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { asleep: AtomicBool::new(false), eventfd: File::from(fd), ring: OnceLock::new() })
+        Ok(Self { asleep: AtomicBool::new(false), eventfd: File::from(fd), ring: AtomicI32::new(-1) })
     }
 
     /// The shard is about to sleep. It must look into its inboxes once more after this, and not sleep if it finds
@@ -80,8 +80,11 @@ impl Bell {
     }
 
     /// The ring to send MSG_RING to; `None` until the shard has its driver.
-    pub fn ring_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.ring.get().map(AsFd::as_fd)
+    ///
+    /// If the shard starts again before the message is sent, the number may be closed, or another file's: then the
+    /// message fails or wakes somebody for nothing. Nobody is missed, since a shard that starts looks into every inbox.
+    pub fn ring_fd(&self) -> Option<RawFd> {
+        Some(self.ring.load(Ordering::Relaxed)).filter(|&fd| fd >= 0)
     }
 
     /// Wakes the shard through its eventfd, asleep or not.
@@ -95,9 +98,23 @@ impl Bell {
         self.eventfd.as_fd()
     }
 
-    /// Tells ringers the shard's ring. The first driver of a bell wins.
+    /// Tells ringers the shard's ring, in place of a former one, which is closed.
     pub(super) fn set_ring(&self, ring: OwnedFd) {
-        let _ = self.ring.set(ring);
+        close(self.ring.swap(ring.into_raw_fd(), Ordering::AcqRel));
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        close(*self.ring.get_mut());
+    }
+}
+
+/// Closes a descriptor that a bell has owned, if it is one.
+fn close(fd: RawFd) {
+    if fd >= 0 {
+        // SAFETY: it came out of an `OwnedFd` and has left the bell, so nobody else owns it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
 }
 

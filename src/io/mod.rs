@@ -133,6 +133,8 @@ pub trait Io {
 
     /// Starts (or starts again) accepting. Harmless while accepting.
     fn accept(&mut self);
+    /// Stops accepting until [`Io::accept`]: newcomers wait in the listener's queue.
+    fn pause_accepting(&mut self);
     /// Stops accepting for good: the listener closes, and the kernel answers newcomers itself.
     fn stop_accepting(&mut self);
 

@@ -83,7 +83,9 @@ impl Bus {
 
     /// The end of the bus that belongs to one shard.
     pub fn port(self: &Arc<Self>, shard: ShardId) -> BusPort {
-        BusPort { bus: self.clone(), shard, room: 0, rung: ShardSet::default() }
+        let none = vec![0; self.shards].into_boxed_slice();
+        let (awaited, strays) = (none.clone(), none);
+        BusPort { bus: self.clone(), shard, room: 0, rung: ShardSet::default(), unanswered: None, awaited, strays }
     }
 
     fn pair(&self, from: ShardId, to: ShardId) -> &Pair {
@@ -100,6 +102,12 @@ pub struct BusPort {
     room: usize,
     /// Shards that have mail from this turn and whose doorbell must be rung.
     rung: ShardSet,
+    /// The publish that was received last, and whose; until it is answered.
+    unanswered: Option<(ShardId, ReceiptIndex)>,
+    /// For each shard, publishes that it has not answered; changed in the same breath as the queues.
+    awaited: Box<[u32]>,
+    /// For each shard, how many of its next answers are for nobody.
+    strays: Box<[u32]>,
 }
 
 impl BusPort {
@@ -114,8 +122,9 @@ impl BusPort {
     pub fn has_room(&mut self) -> bool {
         if self.room == 0 {
             let room = |to| {
-                let queue = &self.bus.pair(self.shard, to).publishes;
-                queue.capacity() - queue.len()
+                let Pair { publishes, counts } = self.bus.pair(self.shard, to);
+                let uncounted = self.awaited[to.index()] as usize;
+                (publishes.capacity() - publishes.len()).min(counts.capacity().saturating_sub(uncounted))
             };
             self.room = self.others().iter().map(room).min().unwrap_or(usize::MAX);
         }
@@ -136,6 +145,7 @@ impl BusPort {
             let publish = Publish { topic: topic.cloned(), frame: frame.clone(), receipt };
             let full = self.bus.pair(self.shard, shard).publishes.push(publish).is_err();
             assert!(!full, "only this shard pushes here, and it has looked for room");
+            self.awaited[shard.index()] += 1;
             self.posted(shard);
         }
     }
@@ -143,6 +153,7 @@ impl BusPort {
     /// Answers a publish of another shard.
     pub fn answer(&mut self, to: ShardId, receipt: ReceiptIndex, delivery: Delivery) {
         let full = self.bus.pair(self.shard, to).counts.push((receipt, delivery)).is_err();
+        self.unanswered = None;
         assert!(!full, "there is room for the counts of every publish that may be waiting");
         self.posted(to);
     }
@@ -180,12 +191,35 @@ impl BusPort {
 
     /// The next counts from `sender`, in its order.
     pub fn receive_count(&mut self, sender: ShardId) -> Option<(ReceiptIndex, Delivery)> {
-        self.bus.pair(sender, self.shard).counts.pop()
+        loop {
+            let count = self.bus.pair(sender, self.shard).counts.pop()?;
+            self.awaited[sender.index()] -= 1;
+            match &mut self.strays[sender.index()] {
+                0 => return Some(count),
+                strays => *strays -= 1,
+            }
+        }
     }
 
     /// The next publish from `sender`, in its order.
     pub fn receive_publish(&mut self, sender: ShardId) -> Option<Publish> {
-        self.bus.pair(sender, self.shard).publishes.pop()
+        debug_assert!(self.unanswered.is_none(), "one is answered before the next");
+        let publish = self.bus.pair(sender, self.shard).publishes.pop()?;
+        self.unanswered = Some((sender, publish.receipt));
+        Some(publish)
+    }
+
+    /// Its shard broke in the middle of anything and starts again with this port. A publish that was received and not
+    /// answered is answered with nothing. Answers to the old shard's own are still to come, and as each shard answers in
+    /// order they are the next ones of it: as many are passed over. Mail whose notice was taken is looked for again.
+    pub fn restart(&mut self) {
+        if let Some((sender, receipt)) = self.unanswered {
+            self.answer(sender, receipt, Delivery::default());
+        }
+        self.strays.copy_from_slice(&self.awaited);
+        self.room = 0;
+        self.others().iter().for_each(|sender| self.postpone(sender));
+        self.wake_others();
     }
 
     /// There is mail of `sender` that this turn did not get to.
@@ -234,10 +268,41 @@ mod tests {
         for expected in 0..pushed {
             let Some(Publish { frame, .. }) = b.receive_publish(ShardId(0)) else { panic!("mail {expected}") };
             assert_eq!(frame.plain(), expected.to_le_bytes());
+            b.answer(ShardId(0), receipt, Delivery::default());
         }
-        assert!(b.receive_publish(ShardId(0)).is_none() && !b.has_mail() && a.has_room());
-        b.answer(ShardId(0), receipt, Delivery::default());
-        assert!(a.has_mail() && a.receive_count(ShardId(1)).is_some());
+        assert!(b.receive_publish(ShardId(0)).is_none() && !b.has_mail());
+        assert!(!a.has_room(), "there must be room for its answers too");
+        assert!(a.has_mail() && a.receive_count(ShardId(1)).is_some() && a.has_room());
+    }
+
+    #[test]
+    fn a_shard_that_starts_again_owes_nothing_and_gets_no_answers_of_the_old_one() {
+        let bus = Bus::with_bound(2, 4);
+        let (mut a, mut b) = (bus.port(ShardId(0)), bus.port(ShardId(1)));
+        let (frame, b_only) = (SharedFrame::new(Vec::new()), a.others());
+        let publish = |port: &mut BusPort, receipt| {
+            assert!(port.has_room());
+            port.publish(port.others(), None, &frame, ReceiptIndex::new(receipt));
+        };
+        (0..3).for_each(|receipt| publish(&mut a, receipt));
+        publish(&mut b, 7);
+        // One of its own is answered already, two are not, and it was about to answer one.
+        b.receive_publish(ShardId(0)).unwrap();
+        b.answer(ShardId(0), ReceiptIndex::new(0), Delivery::default());
+        a.receive_publish(ShardId(1)).unwrap();
+        a.take_senders();
+        a.take_rings();
+        a.restart();
+        assert_eq!(b.receive_count(ShardId(0)), Some((ReceiptIndex::new(7), Delivery::default())));
+        assert_eq!((b.receive_count(ShardId(0)), a.has_mail(), a.take_rings()), (None, true, b_only));
+        // Three are out: there is room for one, and its answer is the first that counts.
+        publish(&mut a, 9);
+        assert!(!a.has_room());
+        while let Some(Publish { receipt, .. }) = b.receive_publish(ShardId(0)) {
+            b.answer(ShardId(0), receipt, Delivery::default());
+        }
+        assert_eq!(a.receive_count(ShardId(1)).unwrap().0, ReceiptIndex::new(9));
+        assert!(a.receive_count(ShardId(1)).is_none() && a.has_room());
     }
 
     #[test]

@@ -178,6 +178,19 @@ impl Registry {
         }
     }
 
+    /// `shard` has lost all its subscribers at once, and with them what it knew of its topics.
+    pub fn leave_all(&self, shard: ShardId) {
+        for stripe in &self.stripes {
+            stripe.write().retain(|_, topic| {
+                topic.local[shard.index()].store(NOT_LOCAL, Ordering::Relaxed);
+                topic.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
+                let dead = topic.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0);
+                topic.dead.store(dead, Ordering::SeqCst);
+                !dead
+            });
+        }
+    }
+
     /// Topics with a subscriber anywhere.
     pub fn len(&self) -> usize {
         self.stripes.iter().map(|stripe| stripe.read().len()).sum()
@@ -213,6 +226,19 @@ mod tests {
         registry.leave(&topic, B);
         assert_eq!((registry.find("t").is_none(), topic.interest(), registry.len()), (true, None, 0));
         assert!(registry.join("t", A, 1).interest().is_some(), "a name comes back as a new topic");
+    }
+
+    #[test]
+    fn a_shard_leaves_all_topics_at_once() {
+        let registry = Registry::new(71, Policies::default());
+        let [both, one] = ["both", "one"].map(|name| registry.join(name, B, 3));
+        registry.join("both", A, 4);
+        registry.leave_all(B);
+        assert_eq!((both.local(A), both.local(B), one.local(B)), (Some(4), None, None));
+        assert_eq!(both.interest().unwrap().iter().collect::<Vec<_>>(), [A]);
+        assert_eq!((one.interest(), registry.len()), (None, 1));
+        registry.leave_all(A);
+        assert!(registry.is_empty() && both.interest().is_none());
     }
 
     #[test]

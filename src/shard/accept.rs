@@ -29,6 +29,13 @@ pub enum Accepting {
     Stopped,
 }
 
+impl Accepting {
+    /// Whether the shard is among those that may get connections.
+    pub(super) fn is_counted(self) -> bool {
+        matches!(self, Self::On | Self::Paused { .. })
+    }
+}
+
 impl<I: Io> Shard<I> {
     /// Starts accepting.
     pub fn open(&mut self) {
@@ -47,11 +54,13 @@ impl<I: Io> Shard<I> {
         let (now, greeting) = (self.ms(), self.greeting_for(&socket));
         match self.conns.insert_with(|_| Conn::new(now, greeting)) {
             Ok(key) => {
+                // In one breath: whatever breaks this shard later, both are as many as the pool says.
+                let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
                 self.io.receive(key);
                 self.reschedule(key);
-                self.welcome(key);
+                self.welcome(key, before);
             }
             Err(crate::fixed::Full) => {
                 self.metrics.refused[Refusal::Full as usize].add(1);
@@ -75,8 +84,7 @@ impl<I: Io> Shard<I> {
     /// Reservations, not checks: of newcomers on all shards never more than there is room for are below a limit. Who
     /// finds the server full is told so when its request is complete; who finds too many such requests on their way, at
     /// once.
-    fn welcome(&mut self, key: ConnKey) {
-        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+    fn welcome(&mut self, key: ConnKey, before: usize) {
         let is_full = before >= self.settings.connections_max as usize;
         let seat = Seat::take(&self.shared.handshakes, self.settings.handshakes_max as usize, &self.metrics);
         let has_seat = seat.is_some();

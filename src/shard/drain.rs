@@ -108,6 +108,11 @@ impl Draining {
         }
     }
 
+    /// The shard's connections have ended otherwise, all of them.
+    pub(super) fn lose_everyone(&mut self) {
+        self.schedule.iter_mut().for_each(|schedule| (schedule.conns, schedule.done) = (Vec::new(), 0));
+    }
+
     /// Of two orders the more urgent of each time counts.
     fn hasten(&mut self, other: &Self, now_ms: u64) {
         self.close_from_ms = self.close_from_ms.min(other.close_from_ms);
@@ -227,8 +232,8 @@ impl<I: Io> Shard<I> {
         let now_ms = self.now.monotonic_ms();
         if self.accepting != Accepting::Stopped {
             self.accepting = Accepting::Stopped;
-            self.io.stop_accepting();
             self.shared.drain.stops();
+            self.io.stop_accepting();
         }
         let (total, is_first) = self.shared.drain.total(self.shared.connections.load(Ordering::SeqCst));
         let Some(draining) = &mut self.draining else { return };

@@ -24,6 +24,7 @@ mod publish;
 pub mod queries;
 mod rates;
 mod reload;
+mod restart;
 mod sessions;
 pub mod settings;
 
@@ -48,6 +49,7 @@ pub use drain::{DrainOrder, Tally};
 use executor::Executor;
 pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
+pub use restart::Estate;
 use sessions::Sessions;
 use settings::Settings;
 
@@ -130,6 +132,8 @@ pub struct Shard<I: Io> {
     draining: Option<drain::Draining>,
     /// The slot at which setting the timers anew goes on, after a reload.
     resetting: Option<u32>,
+    /// What the drivers before this one counted.
+    overflows_before: u64,
     /// Until then nobody is judged idle or late: the shard was away, and reads first. Milliseconds of its clock.
     lenient_until_ms: u64,
 }
@@ -189,6 +193,7 @@ impl<I: Io> Shard<I> {
             accepting: accept::Accepting::default(),
             draining: None,
             resetting: None,
+            overflows_before: 0,
             lenient_until_ms: 0,
             io,
             settings,
@@ -200,7 +205,7 @@ impl<I: Io> Shard<I> {
     /// One turn of the loop: the order of work.
     ///
     /// # Errors
-    /// Only when the ring itself is broken; the shard cannot go on.
+    /// Only when the ring itself is broken; the shard cannot go on, see [`Shard::break_up`].
     pub fn turn(&mut self) -> io::Result<Turn> {
         // Looked at first: what the turn before wanted of the kernel, the others' doorbells too, leaves with this wait.
         let done = self.is_done();
@@ -224,6 +229,16 @@ impl<I: Io> Shard<I> {
         self.ring();
         self.publish_gauges();
         Ok(if done { Turn::Done } else { Turn::Again })
+    }
+
+    /// The shard has drained: whoever leaves an order is refused.
+    pub fn end(self) {
+        self.inbox.close();
+        if self.accepting.is_counted() {
+            self.shared.drain.stops();
+        }
+        // None, unless the kernel did not let go of one: others that drain need not wait for it.
+        self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
     }
 
     /// Takes what the kernel has completed; one batch, since completions are only made while waiting.
@@ -321,7 +336,7 @@ impl<I: Io> Shard<I> {
     fn publish_gauges(&mut self) {
         let metrics = &self.metrics;
         metrics.turns.add(1);
-        metrics.cq_overflow.set(self.io.overflows());
+        metrics.cq_overflow.set(self.overflows_before + self.io.overflows());
         metrics.frames.set(self.io.palette().live() as u64);
         metrics.topics.set(self.topics.len() as u64);
         metrics.subscriptions.set(self.topics.subscriptions() as u64);
@@ -377,17 +392,6 @@ impl<I: Io> Shard<I> {
             ("bytes of frames", self.io.palette().live_bytes()),
             ("bytes received", self.inbound_bytes),
         ]
-    }
-}
-
-impl<I: Io> Drop for Shard<I> {
-    fn drop(&mut self) {
-        self.inbox.close();
-        if !matches!(self.accepting, accept::Accepting::Idle | accept::Accepting::Stopped) {
-            self.shared.drain.stops();
-        }
-        // None, unless the shard broke: others that drain need not wait for its connections.
-        self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
 
 use super::Shard;
+use super::contain::drop_quietly;
 use super::drain::DrainOrder;
 use super::errands::{Addressees, Errand, Members, Reached, TopicPage, TopicQuery};
 use super::queries::{Connections, ConnectionsQuery, SessionReport};
@@ -141,7 +142,10 @@ impl Inbox {
     /// Nobody takes orders any more.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        while self.orders.pop().is_some() {}
+        // Whoever waits for an answer is woken, which is code of the user's.
+        while let Some(order) = self.orders.pop() {
+            drop_quietly(order);
+        }
     }
 
     /// Orders the shard to close everybody and end. A second order can only make that faster.

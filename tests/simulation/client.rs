@@ -158,6 +158,14 @@ impl Client {
         self.end.is_none() && self.leaving.is_none() && self.parted.is_none() && self.closed.is_none()
     }
 
+    /// The code that it was parted from with.
+    pub fn end_code(&self) -> Option<u16> {
+        match self.end {
+            Some((End::Parted(code), _)) => Some(code),
+            _ => None,
+        }
+    }
+
     /// What the judge of delivery must know.
     pub fn tail(&self, drained_at: Step) -> Tail {
         let leaving = self.leaving.map_or(NEVER, |(_, step)| step);
@@ -304,7 +312,7 @@ impl Client {
             "token_expiring" if self.token == Token::Short => return,
             "disconnect" => {
                 let Disconnect { code, reconnect } = payload(&said);
-                assert_eq!(reconnect, matches!(code, 1012 | 4000..=4499), "{}", shown());
+                assert_eq!(reconnect, matches!(code, 1011 | 1012 | 4000..=4499), "{}", shown());
                 self.parted = Some(code);
                 return;
             }
@@ -451,6 +459,7 @@ impl Client {
                 assert_eq!(code, parted, "`disconnect` and the close frame differ: {self:?}");
                 let asked = matches!(leaving, Some((Leaving::Asked(asked), _)) if asked == code);
                 let known = match code {
+                    1011 => rules.brittle,
                     1012 => drains,
                     4001 | 4002 => rules.timers,
                     4003 => self.token == Token::Short,

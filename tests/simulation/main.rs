@@ -3,6 +3,7 @@
 //!
 //! `TIDEWHEEL_SIM_SEEDS=100000 cargo test --test simulation` runs that many, `TIDEWHEEL_SIM_SEED=17` that one.
 
+mod brittle;
 mod client;
 mod compose;
 mod crowds;
@@ -24,7 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use handlers::ON_PURPOSE;
-use run::run;
+use run::{run, run_brittle};
 use terms::Tamper;
 
 #[test]
@@ -41,6 +42,22 @@ fn every_promise_is_kept_whatever_happens() {
     // A simulation that hits no bound tests little; what cannot happen without rates is left out.
     let never: Vec<_> = seen.iter().filter(|&(what, count)| *count == 0 && !ELSEWHERE.contains(what)).collect();
     assert!(seeds < 1_000 || never.is_empty(), "never happened in {seeds} runs: {never:?} of {seen:?}");
+}
+
+/// Shards break, at any call of their drivers, while they serve, while they say goodbye, and in the drain: what is
+/// promised to clients of the others is kept, and nothing is left of anybody.
+#[test]
+fn a_shard_that_breaks_takes_nobody_else_along() {
+    let (restarts, told) = (AtomicU64::new(0), AtomicU64::new(0));
+    // Every restart takes half a second of virtual time in small steps.
+    let seeds = for_each_of(SEEDS / 10, "a_shard_that_breaks_takes_nobody_else_along", |seed| {
+        let seen: BTreeMap<_, _> = run_brittle(seed).seen.into_iter().collect();
+        restarts.fetch_add(seen["restarts"], Ordering::Relaxed);
+        told.fetch_add(seen["told 1011"], Ordering::Relaxed);
+    });
+    let (restarts, told) = (restarts.into_inner(), told.into_inner());
+    tell(&format!("{seeds} runs: {restarts} restarts, {told} clients were told"));
+    assert!(seeds < 1_000 || (restarts > seeds && told > seeds), "{restarts} restarts, {told} told in {seeds} runs");
 }
 
 #[test]
@@ -71,10 +88,15 @@ fn an_oracle_that_looks_away_is_caught() {
 
 /// Runs `run` for every seed, on two threads; a failure names the command that replays it.
 fn for_each_seed(test: &str, run: impl Fn(u64) + Sync) -> u64 {
+    for_each_of(SEEDS, test, run)
+}
+
+/// As [`for_each_seed`], for so many unless the environment says how many.
+fn for_each_of(seeds: u64, test: &str, run: impl Fn(u64) + Sync) -> u64 {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (first, last) = match number("TIDEWHEEL_SIM_SEED") {
         Some(seed) => (seed, seed + 1),
-        None => (0, number("TIDEWHEEL_SIM_SEEDS").unwrap_or(SEEDS)),
+        None => (0, number("TIDEWHEEL_SIM_SEEDS").unwrap_or(seeds)),
     };
     quiet();
     let (next, failed) = (AtomicU64::new(first), AtomicBool::new(false));
@@ -132,4 +154,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["internal", "rate_limit", "evicted", "lifetime"];
+const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit", "evicted", "lifetime"];

@@ -3,6 +3,7 @@
 //! Law: a run goes on until every client has left or the engine has drained; then nothing may be left of it, and the
 //! ledger is judged. A shard that is asleep is not turned, so a wake-up that gets lost is found.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tidewheel::config::{ClientLimitPolicy, OutboundPolicy, TopicRule};
 use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
 use tidewheel::io::Lossy;
-use tidewheel::io::sim::{Dice, Faults, Sim, SimConfig, World};
+use tidewheel::io::sim::{Dice, Faults, SimConfig, World};
 use tidewheel::metrics::{CloseReason, Drop, ShardMetrics};
 use tidewheel::pubsub::{Bus, Policies, Registry};
 use tidewheel::shard::settings::Settings;
@@ -22,9 +23,10 @@ use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery, PublishOptions};
 use tokio::sync::oneshot;
 
+use crate::brittle::{Brittle, Fuse};
 use crate::client::Client;
 use crate::compose::{data_text, key};
-use crate::handlers::{Waiting, router};
+use crate::handlers::{ON_PURPOSE, Waiting, router};
 use crate::ledger::{Ledger, Losses, NEVER, Source, Verdict};
 use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
@@ -41,7 +43,7 @@ type Answered = oneshot::Receiver<Result<Delivery, tidewheel::app::context::Refu
 pub struct Run {
     pub dice: Dice,
     pub world: World,
-    pub shards: Vec<Shard<Sim>>,
+    pub shards: Vec<Shard<Brittle>>,
     pub done: Vec<bool>,
     pub shared: Arc<Shared>,
     pub metrics: Vec<Arc<ShardMetrics>>,
@@ -52,6 +54,11 @@ pub struct Run {
     orders: Vec<(Answered, usize)>,
     /// Whether time may jump.
     jumps: bool,
+    /// What breaks each shard.
+    fuses: Vec<Fuse>,
+    /// How probable it is, each time, that a shard is about to break, and the dice for that.
+    brittle: (f64, Dice),
+    restarts: u64,
     /// A shard that is late with everything.
     lazy: Option<usize>,
     /// Bytes of one connection that a shard may hold, and that may wait for it.
@@ -60,6 +67,15 @@ pub struct Run {
 
 /// Runs a whole life of an engine.
 pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
+    run_with(seed, tamper, 0.0)
+}
+
+/// Runs a whole life of an engine whose shards break.
+pub fn run_brittle(seed: u64) -> Outcome {
+    run_with(seed, None, 0.01)
+}
+
+fn run_with(seed: u64, tamper: Option<Tamper>, brittle: f64) -> Outcome {
     let mut dice = Dice::new(seed ^ 0x71d3);
     let faults = match dice.below(10) {
         0..=2 => Faults::default(),
@@ -68,6 +84,8 @@ pub fn run(seed: u64, tamper: Option<Tamper>) -> Outcome {
     };
     let settings = draw_settings(&mut dice);
     let mut run = Run::new(seed, faults, settings, tamper);
+    run.brittle.0 = brittle;
+    run.scene.rules.brittle = brittle > 0.0;
     let clients_max = 2 + run.dice.below(14);
     let iterations = 200 + run.dice.below(1200);
     for _ in 0..iterations {
@@ -117,10 +135,11 @@ impl Run {
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
         let kernel =
             SimConfig { table: 8 + dice.below(25), buffers: 1 + dice.below(6), buffer_size: 64 + dice.below(193) };
+        let fuses: Vec<Fuse> = (0..shards).map(|_| Fuse::default()).collect();
         let shards: Vec<_> = (0..shards)
             .map(|index| {
                 let id = ShardId(index as u16);
-                let io = world.driver(id, kernel);
+                let io = Brittle::new(world.driver(id, kernel), &fuses[index]);
                 let (metrics, inbox) = (metrics[index].clone(), inboxes[index].clone());
                 let mut shard = Shard::new(id, io, settings.clone(), shared.clone(), metrics, inbox, world.now());
                 shard.open();
@@ -140,6 +159,7 @@ impl Run {
             timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
             tight: true,
             rough,
+            brittle: false,
             unrest: [0.0, 0.005, 0.03][dice.below(3)],
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
@@ -154,7 +174,11 @@ impl Run {
         let done = vec![false; shards.len()];
         let lazy = dice.chance(0.3).then(|| dice.below(shards.len()));
         let (clients, orders) = (Vec::new(), Vec::new());
+        let (brittle, restarts) = ((0.0, Dice::new(seed ^ 0xb0b)), 0);
         Self {
+            fuses,
+            brittle,
+            restarts,
             dice,
             world,
             shards,
@@ -175,6 +199,7 @@ impl Run {
     /// One step of the busy part of a run.
     fn play(&mut self, clients_max: usize) {
         self.scene.step += 1;
+        self.light_a_fuse();
         if self.all_asleep() {
             // Peers answer before time jumps to the next deadline.
             (0..self.clients.len()).for_each(|client| self.read(client));
@@ -245,6 +270,8 @@ impl Run {
             }
             Ok(Err(refused)) => panic!("an order with room was refused: {refused}"),
             Err(oneshot::error::TryRecvError::Empty) => true,
+            // The shard that had taken it broke.
+            Err(oneshot::error::TryRecvError::Closed) if self.restarts > 0 => false,
             Err(oneshot::error::TryRecvError::Closed) => panic!("an order was dropped"),
         });
     }
@@ -271,17 +298,48 @@ impl Run {
                 false => self.world.step(),
             };
         }
-        self.done[index] = self.shards[index].turn().expect("a simulated ring does not break") == Turn::Done;
+        self.turn(index);
         let [held, outbound, retried] = self.shards[index].heaviest();
         assert!(held <= self.bounds[0], "{held} bytes are held for one connection, more than {}", self.bounds[0]);
         assert!(outbound <= self.bounds[1], "{outbound} bytes wait for one connection, more than {}", self.bounds[1]);
         assert!(retried <= self.clients.len(), "{retried} connections to try again, of {}", self.clients.len());
     }
 
+    fn turn(&mut self, index: usize) {
+        match catch_unwind(AssertUnwindSafe(|| self.shards[index].turn())) {
+            Ok(Ok(turn)) => self.done[index] = turn == Turn::Done,
+            Ok(Err(_)) => self.restart(index, false),
+            Err(panic) => match panic.downcast_ref::<String>() {
+                Some(text) if text.contains(ON_PURPOSE) => self.restart(index, true),
+                _ => resume_unwind(panic),
+            },
+        }
+    }
+
+    /// What a shard's thread does when its shard broke. The driver may break again meanwhile.
+    fn restart(&mut self, index: usize, panicked: bool) {
+        self.restarts += 1;
+        let again = self.brittle.1.chance(0.3).then(|| self.brittle.1.below(60));
+        self.fuses[index].set(again);
+        let (io, estate) = self.shards.remove(index).break_up(panicked);
+        self.fuses[index].set(None);
+        let shard = Shard::succeed(estate, io.restart(&self.world), self.world.now());
+        self.shards.insert(index, shard);
+    }
+
+    /// Some shard is about to break.
+    fn light_a_fuse(&mut self) {
+        let (chance, dice) = &mut self.brittle;
+        if dice.chance(*chance) {
+            self.fuses[dice.below(self.shards.len())].set(Some(dice.below(120)));
+        }
+    }
+
     /// Nothing goes wrong any more, everybody reads, and nobody asks for more.
     pub fn calm(&mut self) {
         self.lazy = None;
         self.world.set_faults(Faults::default());
+        self.fuses.iter().for_each(|fuse| fuse.set(None));
         for client in &mut self.clients {
             client.mute = false;
             self.world.client_stall(client.id, false);
@@ -340,6 +398,9 @@ impl Run {
             if self.shared.connections.load(Ordering::Relaxed) == 0 && self.waiting_for_no_one() {
                 break;
             }
+            if turn < 1_000 {
+                self.light_a_fuse();
+            }
             assert!(turn < SETTLE_TURNS, "connections are left: {:?}", self.still_there());
             self.turn_one();
         }
@@ -372,6 +433,7 @@ impl Run {
         }
         let stuck = self.dice.chance(0.3);
         let (clients_max, mut busy) = (self.clients.len() + 4, self.dice.chance(0.5));
+        let restarts = self.restarts;
         for turn in 0.. {
             self.scene.step += 1;
             if busy && (turn > BUSY_TURNS || self.world.now().monotonic_ms() - from > wait_ms + spread_ms) {
@@ -396,6 +458,9 @@ impl Run {
             if self.done.iter().all(|&done| done) {
                 break;
             }
+            if turn < 200 {
+                self.light_a_fuse();
+            }
             let took = self.world.now().monotonic_ms() - from;
             assert!(
                 turn < DRAIN_TURNS,
@@ -408,6 +473,8 @@ impl Run {
             self.calm();
         }
         let took = self.world.now().monotonic_ms() - from;
+        // Time passes for all of them while one says goodbye.
+        let took = took.saturating_sub(600 * (self.restarts - restarts));
         assert!(took <= deadline_ms + 2_000, "the drain took {took} ms, with a deadline of {deadline_ms}");
     }
 
@@ -423,6 +490,7 @@ impl Run {
 
     /// What must be true of every run at its end.
     fn judge(mut self) -> Outcome {
+        self.fuses.iter().for_each(|fuse| fuse.set(None));
         // What the engine sent last may still be on its way.
         for _ in 0..SETTLE_TURNS {
             self.scene.step += 1;
@@ -441,7 +509,10 @@ impl Run {
             assert!(left.is_empty(), "shard {index} has leftovers: {left:?}");
         }
         assert!(self.shared.registry.is_empty(), "topics are left in the registry");
-        assert!(self.shared.clients.is_empty(), "clients are listed that are not there");
+        assert!(
+            self.shared.clients.is_empty() && self.shared.addresses.is_empty(),
+            "clients are listed that are not there"
+        );
         assert!(self.shared.addresses.is_empty(), "connections are counted by address that are not there");
         assert_eq!(self.shared.handshakes.load(Ordering::Relaxed), 0, "handshakes are in flight that are not");
         assert_eq!(self.shared.connections.load(Ordering::Relaxed), 0, "connections are counted that are not there");
@@ -469,6 +540,8 @@ impl Run {
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
             ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
+            ("restarts", sum(&|metrics| metrics.restarts.get())),
+            ("told 1011", self.clients.iter().filter(|client| client.end_code() == Some(1011)).count() as u64),
             ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
             ("exact drops", if lost.0 == lost.1 { by_policy } else { 0 }),
         ]);

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use tidewheel::Delivery;
 use tidewheel::app::context::Refused;
-use tidewheel::id::ShardId;
+use tidewheel::id::{ConnKey, ShardId};
 use tidewheel::io::sim::Faults;
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Order};
 use tokio::sync::oneshot;
 
 use crate::stage::Stage;
+use crate::wire;
 
 const PUBLISH: &str = r#"{"id":1,"type":"publish","payload":{"topic":"t","data":1}}"#;
 const SUBSCRIBE: &str = r#"{"id":0,"type":"subscribe","payload":{"topic":"t"}}"#;
@@ -159,11 +160,98 @@ fn an_order_to_a_shard_that_has_ended_is_refused() {
     stage.rest();
     assert_eq!((stage.done[0], before.try_recv().unwrap().unwrap()), (true, Delivery::default()));
     let mut late = stage.broadcast(0);
-    stage.shards.clear();
+    stage.shards.remove(0).end();
     assert_eq!(late.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed, "nobody takes it any more");
     let (answer, _answered) = oneshot::channel();
     let refused = stage.inboxes[0].push(Order::Broadcast { data: b"1".to_vec(), answer }).unwrap_err();
     assert_eq!(refused, Refused::gone());
+}
+
+#[test]
+fn who_is_on_a_shard_that_breaks_is_told() {
+    let mut stage = Stage::new(2, 8, |_| {});
+    let clients = [0, 1, 1].map(|shard| stage.client(shard));
+    stage.send(clients[1], &[SUBSCRIBE, r#"{"id":1,"type":"wait"}"#]);
+    stage.rest();
+    assert_eq!(stage.told(clients[1]), "ack 0");
+    // One more newcomer is not accepted yet, and has lost nothing.
+    let newcomer = stage.newcomer(1);
+    stage.world.client_send(stage.id(newcomer), wire::request("/ws").as_bytes());
+    stage.deliver();
+    stage.restart(1);
+    stage.rest();
+    let told = clients.map(|client| stage.told(client));
+    assert_eq!(told, ["", "disconnect, close 1011", "disconnect, close 1011"]);
+    assert_eq!(stage.response(newcomer), Some(101));
+    for client in [clients[0], newcomer] {
+        stage.send(client, &[PUBLISH]);
+        stage.rest();
+        assert_eq!(stage.told(client), "ack 1");
+    }
+    let [before, after] = [0, 1].map(|shard| stage.shards[shard].leftovers()[0].1);
+    assert_eq!((before, after, stage.metrics[1].active(), stage.metrics[1].restarts.get()), (1, 1, 1, 1));
+}
+
+#[test]
+fn an_eviction_meant_for_the_dead_finds_nobody() {
+    let mut stage = Stage::new(2, 8, |_| {});
+    stage.client(1);
+    let key = ConnKey { slot: 0, generation: 1 };
+    let mut other = stage.shared.bus.port(ShardId(0));
+    other.evict(ShardId(1), key);
+    stage.restart(1);
+    let newcomer = stage.client(1);
+    other.evict(ShardId(1), key);
+    stage.send(newcomer, &[PUBLISH]);
+    stage.rest();
+    assert_eq!(stage.told(newcomer), "ack 1", "it has the same slot");
+}
+
+#[test]
+fn counts_of_a_broken_shard_are_given_once_and_those_for_it_reach_nobody() {
+    let mut stage = Stage::new(2, 8, |_| {});
+    let (publisher, subscriber) = (stage.client(0), stage.client(1));
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    // The subscriber's shard breaks with a publish in its mail.
+    stage.send(publisher, &[PUBLISH]);
+    stage.deliver();
+    stage.turns(0, 4);
+    stage.restart(1);
+    stage.rest();
+    assert_eq!(matched(&mut stage, publisher), [0]);
+    // The publisher's shard breaks with a count on its way, and the next publisher has the same receipt.
+    let subscriber = stage.client(1);
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    stage.send(publisher, &[PUBLISH]);
+    stage.deliver();
+    stage.turns(0, 4);
+    stage.restart(0);
+    let publishers = [stage.newcomer(0), stage.newcomer(0)];
+    for publisher in publishers {
+        stage.world.client_send(stage.id(publisher), wire::request("/ws").as_bytes());
+    }
+    stage.deliver();
+    stage.turns(0, 20);
+    for publisher in publishers {
+        stage.send(publisher, &[PUBLISH]);
+    }
+    stage.deliver();
+    stage.turns(0, 20);
+    stage.rest();
+    for publisher in publishers {
+        assert_eq!(stage.response(publisher), Some(101));
+        assert_eq!(matched(&mut stage, publisher), [1]);
+    }
+    assert_eq!(stage.told(subscriber), "ack 0, message, message, message");
+    assert!(stage.shards[0].leftovers().contains(&("receipts", 0)));
+}
+
+/// What the acks of publishes say that came since the last call.
+fn matched(stage: &mut Stage, client: usize) -> Vec<u64> {
+    let texts = stage.frames(client).into_iter().map(|frame| serde_json::from_slice(&frame.payload).unwrap());
+    texts.map(|ack: serde_json::Value| ack["payload"]["matched"].as_u64().unwrap()).collect()
 }
 
 #[test]

@@ -144,6 +144,13 @@ impl Stage {
         self.done[shard] = self.shards[shard].turn().unwrap() == Turn::Done;
     }
 
+    /// What a shard's thread does when its shard broke between two turns.
+    pub fn restart(&mut self, shard: usize) {
+        let (sim, estate) = self.shards.remove(shard).break_up(true);
+        let sim = self.world.restart(sim);
+        self.shards.insert(shard, Shard::succeed(estate, sim, self.world.now()));
+    }
+
     /// Turns one shard some times; others are late.
     pub fn turns(&mut self, shard: usize, times: usize) {
         (0..times).for_each(|_| self.turn(shard));

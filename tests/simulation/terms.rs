@@ -24,6 +24,8 @@ pub struct Rules {
     pub tight: bool,
     /// The network breaks connections, or time jumps.
     pub rough: bool,
+    /// Shards break.
+    pub brittle: bool,
     /// Queues are so large that nobody is a slow consumer.
     pub roomy: bool,
     /// How probable it is, each time, that a client leaves or stops reading.

@@ -105,11 +105,40 @@ impl Kernel {
         }
     }
 
+    /// The ring has gone, and with it everything but the listener, its queue and the doorbell.
+    pub fn restart(&mut self, streams: &mut [Stream]) {
+        let mut end = |stream: usize| {
+            streams[stream].faulted = true;
+            streams[stream].close();
+        };
+        for conn in self.conns.iter_mut().filter_map(|slot| slot.conn.take()) {
+            if !matches!(conn.phase, Phase::Shut | Phase::Over) {
+                end(conn.stream);
+            }
+        }
+        for descriptor in &mut self.table {
+            if let Descriptor::Fresh { stream } = std::mem::replace(descriptor, Descriptor::Free) {
+                end(stream);
+            }
+        }
+        self.ready.clear();
+        self.wake_at_ns = 0;
+        if self.listener != Listener::Closed {
+            self.listener = Listener::Idle;
+        }
+    }
+
     // What the shard asks for.
 
     pub fn accept(&mut self) {
         if self.listener == Listener::Idle {
             self.listener = Listener::Accepting;
+        }
+    }
+
+    pub fn pause_accepting(&mut self) {
+        if self.listener == Listener::Accepting {
+            self.listener = Listener::Idle;
         }
     }
 

@@ -86,6 +86,17 @@ impl World {
         Sim { world: self.clone(), shard, palette: Palette::default(), waited_from_ns: 0 }
     }
 
+    /// A new driver in place of one whose shard broke: its connections end, and their clients count as
+    /// [faulted](World::client_faulted); who waits to be accepted goes on waiting.
+    pub fn restart(&self, old: Sim) -> Sim {
+        let Sim { world, shard, .. } = old;
+        {
+            let State { kernels, streams, .. } = &mut *world.0.borrow_mut();
+            kernels[shard.index()].restart(streams);
+        }
+        Sim { world, shard, palette: Palette::default(), waited_from_ns: 0 }
+    }
+
     /// Changes what goes wrong from here on; a harness takes all faults away before it asks whether a run settles.
     pub fn set_faults(&self, faults: Faults) {
         self.0.borrow_mut().faults = faults;
@@ -259,6 +270,10 @@ impl Io for Sim {
 
     fn accept(&mut self) {
         self.kernel(|kernel, _, _| kernel.accept());
+    }
+
+    fn pause_accepting(&mut self) {
+        self.kernel(|kernel, _, _| kernel.pause_accepting());
     }
 
     fn stop_accepting(&mut self) {

@@ -78,6 +78,12 @@ impl Acceptor {
         self.last.filter(|(last, _)| *last == descriptor).map(|(_, address)| address)
     }
 
+    /// The sockets of listeners that are not to close. Accepts on them are still out.
+    pub(super) fn take_sockets(&mut self) -> Vec<TcpListener> {
+        let going_on = self.listeners.iter_mut().filter(|listener| listener.state != State::Stopping);
+        going_on.filter_map(|listener| listener.socket.take()).collect()
+    }
+
     /// Never frees the places: for a kernel that could not be made to let go of them.
     pub(super) fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.listeners));
@@ -114,6 +120,15 @@ impl Uring {
             if self.acceptor.listeners[listener].state == State::Full {
                 self.arm_accepts(listener);
             }
+        }
+    }
+
+    /// Cancels the accepts of a listener, which stays open.
+    pub(super) fn pause_listener(&mut self, listener: usize) {
+        let entry = &mut self.acceptor.listeners[listener];
+        if matches!(entry.state, State::Accepting | State::Full) {
+            entry.state = State::Idle;
+            self.cancel_accepts(listener);
         }
     }
 

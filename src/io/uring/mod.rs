@@ -168,6 +168,13 @@ impl Uring {
         Ok(uring)
     }
 
+    /// Ends the driver and every connection in it. The listening sockets stay open, with whoever waits to be accepted.
+    pub fn end(mut self) -> Vec<TcpListener> {
+        let listeners = self.acceptor.take_sockets();
+        drop(self);
+        listeners
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.ring.counters
@@ -308,6 +315,12 @@ impl Io for Uring {
         }
     }
 
+    fn pause_accepting(&mut self) {
+        for listener in 0..self.acceptor.listeners() {
+            self.pause_listener(listener);
+        }
+    }
+
     fn stop_accepting(&mut self) {
         for listener in 0..self.acceptor.listeners() {
             self.stop_listener(listener);
@@ -421,7 +434,7 @@ impl Io for Uring {
             return;
         }
         let Some(target) = bell.ring_fd() else { return bell.knock() };
-        let message = opcode::MsgRingData::new(Fd(target.as_raw_fd()), 0, bell::USER_DATA, None).build();
+        let message = opcode::MsgRingData::new(Fd(target), 0, bell::USER_DATA, None).build();
         let message =
             message.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::of_driver(Op::Knock, u32::from(shard.0)).0);
         // SAFETY: a message names no memory.
