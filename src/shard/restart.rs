@@ -1,6 +1,7 @@
 //! What becomes of a shard that broke: by a panic in the middle of anything, or because its ring did.
 //!
-//! Law: of the old shard's own data nothing is used again but to read who there is to say goodbye to. What other shards
+//! Law: of the old shard's own data nothing is used again but to read who there is to say goodbye to, and to remember their
+//! sessions as ended. What other shards
 //! see of it is put right from structures that are right at every instant, however far a turn had got: the registry,
 //! the clients' lists, this shard's end of the bus, the metrics. In the order of this file:
 //!
@@ -28,6 +29,7 @@ use crate::ws::{self, Opcode};
 use super::accept::Accepting;
 use super::contain::{INTERNAL, contain, drop_quietly};
 use super::drain::Draining;
+use super::sessions::Sessions;
 use super::settings::Settings;
 use super::{Inbox, Shard, Shared};
 
@@ -40,6 +42,8 @@ pub struct Estate {
     metrics: Arc<ShardMetrics>,
     inbox: Arc<Inbox>,
     bus: BusPort,
+    /// Those of the old shard have all ended.
+    sessions: Sessions,
     accepting: Accepting,
     draining: Option<Draining>,
     /// The first generation that no key of the old shard had.
@@ -66,6 +70,8 @@ impl<I: Io> Shard<I> {
             desk,
             waiters,
             walks,
+            sessions,
+            names,
             inbox,
             accepting,
             mut draining,
@@ -85,6 +91,9 @@ impl<I: Io> Shard<I> {
         desk.take().into_iter().for_each(drop_quietly);
         waiters.into_values().flatten().for_each(drop_quietly);
         drop_quietly(walks);
+        let most = settings.closed_sessions_max(shared.shards);
+        let end_all = || sessions.end_all(&conns, |key| names.of(id, key), now.unix_ms, &settings.history, most);
+        let sessions = contain(end_all).unwrap_or_else(|_| Sessions::new());
         let overflows = overflows_before + contain(|| io.overflows()).unwrap_or(0);
         let gone = conns.len();
         // The driver may be what broke; then nobody is told.
@@ -101,16 +110,17 @@ impl<I: Io> Shard<I> {
         counted.into_iter().chain(held).chain([&metrics.receipts_waiting]).for_each(|gauge| gauge.set(0));
         draining.iter_mut().for_each(Draining::lose_everyone);
         let generation = conns.next_generation();
-        (io, Estate { id, settings, shared, metrics, inbox, bus, accepting, draining, generation, overflows })
+        (io, Estate { id, settings, shared, metrics, inbox, bus, sessions, accepting, draining, generation, overflows })
     }
 
     /// The shard that takes the place of a broken one.
     pub fn succeed(estate: Estate, io: I, now: Now) -> Self {
-        let Estate { id, settings, shared, metrics, inbox, bus, accepting, draining, generation, overflows } = estate;
+        let Estate { id, settings, shared, metrics, inbox, bus, sessions, accepting, draining, generation, overflows } =
+            estate;
         metrics.restarts.add(1);
         let conns = ConnPool::starting_at(settings.slots, generation);
         let mut shard = Self::new(id, io, settings, shared, metrics, inbox, now);
-        (shard.bus, shard.conns, shard.overflows_before) = (bus, conns, overflows);
+        (shard.bus, shard.conns, shard.sessions, shard.overflows_before) = (bus, conns, sessions, overflows);
         shard.bus.wake_others(); // the old shard may not have got to that
         (shard.accepting, shard.draining) = (accepting, draining);
         match accepting {

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use crate::conn::{Conn, Endpoint, Flow, HistoryLimits, Note, Session, Totals, UserId};
+use crate::conn::{Conn, ConnPool, Endpoint, Flow, HistoryLimits, Note, Session, Totals, UserId};
 use crate::fixed::Chunked;
 use crate::id::{ConnKey, SessionId};
 use crate::io::Io;
@@ -105,6 +105,28 @@ impl Sessions {
         }
     }
 
+    /// The shard broke and its connections end with it: takes all sessions out of their slots. What waited for each is
+    /// told in frames, since whose they were is of no use any more.
+    pub fn end_all(
+        mut self,
+        conns: &ConnPool,
+        id: impl Fn(ConnKey) -> SessionId,
+        unix_ms: u64,
+        limits: &HistoryLimits,
+        most: usize,
+    ) -> Self {
+        for (key, Conn { identity, endpoint, traffic, outbound, .. }) in conns.iter() {
+            let Some(mut session) = self.take(key.slot) else { continue };
+            if session.closed().is_none() {
+                session.note(Note::Closed(CloseReason::Internal, Some(1011)), 1, unix_ms, limits);
+            }
+            let (user_id, totals) = (identity.as_ref().map(|own| own.user_id.clone()), session.totals(*traffic));
+            let unsent = outbound.frames() as u64;
+            self.keep(Ended { id: id(key), user_id, endpoint: *endpoint, unsent, totals, session }, most);
+        }
+        self
+    }
+
     /// Sessions that have ended, the latest first.
     pub fn ended(&self) -> impl Iterator<Item = &Ended> {
         self.ended.iter().rev()
@@ -162,8 +184,7 @@ impl<I: Io> Shard<I> {
             totals: session.totals(*traffic),
             session,
         };
-        let most = self.settings.closed_sessions_kept.div_ceil(self.shared.shards);
-        self.sessions.keep(ended, most);
+        self.sessions.keep(ended, self.settings.closed_sessions_max(self.shared.shards));
     }
 }
 

@@ -111,6 +111,13 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Sessions that have ended and are remembered by one shard of so many.
+    pub fn closed_sessions_max(&self, shards: usize) -> usize {
+        self.closed_sessions_kept.div_ceil(shards)
+    }
+}
+
 /// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
 pub const PARKED_PER_CONN_MAX: u8 = 32;
 /// Publishes that one connection may make before others that wait have their turn.

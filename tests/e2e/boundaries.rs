@@ -14,9 +14,11 @@ use std::{panic, thread};
 use serde::Deserialize;
 use serde_json::json;
 use tidewheel::metrics::PanicSite;
+use tidewheel::shard::queries::{ConnectionState, ConnectionsQuery};
 use tidewheel::{Context, EngineBuilder, HandlerError};
 
 use super::client::Client;
+use super::handlers::block_on;
 use super::raw::request;
 use super::server::Server;
 use super::until;
@@ -90,6 +92,10 @@ fn a_shard_that_panics_takes_only_its_own_along() {
         client.parted(1011, true);
     }
     half.rest();
+    let ended = ConnectionsQuery { state: ConnectionState::Closed, ..ConnectionsQuery::default() };
+    let ended = serde_json::to_value(block_on(server.handle.connections(ended)).unwrap()).unwrap();
+    let reasons = ended["connections"].as_array().unwrap().iter().map(|state| &state["closed"]["reason"]);
+    assert_eq!(reasons.filter(|&reason| reason == "internal").count(), 3, "remembered as ended: {ended}");
     // Nobody waits for the dead, and their places are free.
     assert_eq!(there[0].publish("t", json!(2)), (3, 3, 0));
     let mut again = connect_to(&server, 0, 2);
