@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tidewheel::id::{ReceiptIndex, ShardId};
 use tidewheel::io::SharedFrame;
-use tidewheel::pubsub::{Bus, BusPort, Delivery, Policies, Publish, Registry, ShardSet};
+use tidewheel::pubsub::{Bus, BusPort, Delivery, Publish, Registry, ShardSet};
 
 const HERE: ShardId = ShardId(0);
 const THERE: ShardId = ShardId(1);
@@ -34,7 +34,7 @@ fn take_mail(port: &mut BusPort, from: ShardId) -> u64 {
 fn bus(c: &mut Criterion) {
     let mut group = c.benchmark_group("bus");
     group.throughput(Throughput::Elements(1));
-    let registry = Registry::new(2, Policies::default());
+    let registry = Registry::new(2);
     let topic = registry.join("prices.eur", THERE, 0);
     let frame = SharedFrame::new(vec![b'x'; 128]);
     let receipt = ReceiptIndex::new(0);

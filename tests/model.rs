@@ -10,7 +10,7 @@ use loom::thread;
 use tidewheel::id::{ReceiptIndex, ShardId};
 use tidewheel::io::SharedFrame;
 use tidewheel::io::bell::Bell;
-use tidewheel::pubsub::{Bus, Policies, Registry, ShardSet};
+use tidewheel::pubsub::{Bus, Registry, ShardSet};
 
 const A: ShardId = ShardId(0);
 const B: ShardId = ShardId(1);
@@ -70,7 +70,7 @@ fn one_of_many_rings() {
 #[test]
 fn a_publish_after_the_ack_finds_the_subscriber() {
     explore(|| {
-        let registry = Arc::new(Registry::new(3, Policies::default()));
+        let registry = Arc::new(Registry::new(3));
         let known = registry.join("t", C, 0);
         let acked = Arc::new(AtomicBool::new(false));
         let subscriber = {
@@ -98,7 +98,7 @@ fn a_publish_after_the_ack_finds_the_subscriber() {
 #[test]
 fn a_topic_dies_once() {
     explore(|| {
-        let registry = Arc::new(Registry::new(2, Policies::default()));
+        let registry = Arc::new(Registry::new(2));
         let topic = registry.join("t", A, 0);
         registry.join("t", B, 0);
         let other = {

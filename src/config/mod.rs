@@ -50,7 +50,7 @@ section! {
         /// The queue of messages towards one connection.
         section outbound: Outbound,
         /// What holds for which topics: of the entries whose pattern covers a topic the first one counts, whole.
-        restart topics: Vec<TopicRule> = Vec::new(),
+        live topics: Vec<TopicRule> = Vec::new(),
         /// Who may connect.
         section auth: Auth,
         /// What one client may use.
@@ -125,7 +125,7 @@ section! {
         /// leave. The kernel gives up later, after twice as long and 30s at least (`TCP_USER_TIMEOUT`, set at the start).
         live max_age: Duration = Duration::from_secs(30) => SHORTEST..=HOUR,
         /// What is done at `max_bytes` and `max_frames`, for topics of which `topics` says nothing else.
-        restart policy: OutboundPolicy = OutboundPolicy::Disconnect,
+        live policy: OutboundPolicy = OutboundPolicy::Disconnect,
     }
 }
 
@@ -133,9 +133,9 @@ section! {
     /// What holds for the topics that a pattern covers.
     TopicRule {
         /// Dot-separated segments; `*` stands for any one of them, a last `>` for one or more. 1 to 255 bytes.
-        restart pattern: String = String::new(),
+        live pattern: String = String::new(),
         /// What is done with a message that finds a subscriber's queue full. `null`: what `outbound.policy` says.
-        restart policy: Option<OutboundPolicy> = None,
+        live policy: Option<OutboundPolicy> = None,
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Shards, logging};
 use crate::app::ConnectionAttempts;
 use crate::app::auth::{Algorithm, AuthSettings, Authenticator, KeyMaterial, KeySettings};
 use crate::config::{Auth, Auto, Changes, Config, Problem, Problems};
+use crate::pubsub::Policies;
 use crate::shard::settings::Settings;
 
 /// Reads the sources of the configuration again, and says what is odd in them.
@@ -102,6 +103,13 @@ impl State {
             let is_same =
                 before.config.limits.messages == limits.messages && before.config.limits.bytes == limits.bytes;
             settings.rates.edition = before.settings.rates.edition.wrapping_add(u16::from(!is_same));
+            let policies = &before.settings.policies;
+            let is_same =
+                before.config.topics == config.topics && before.config.outbound.policy == config.outbound.policy;
+            settings.policies = match is_same {
+                true => policies.clone(),
+                false => Arc::new(Policies::new(&config, policies.edition().wrapping_add(1))),
+            };
         }
         Ok(Self { config: Arc::new(config), settings: Arc::new(settings), pem })
     }

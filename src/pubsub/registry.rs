@@ -61,8 +61,9 @@ impl ShardSet {
 #[derive(Debug)]
 pub struct Topic {
     name: Box<str>,
-    /// Decided when it came to be.
-    policy: Option<Lossy>,
+    /// The edition of the policies that it was last looked up in, and what they say of it. Each shard has the policies
+    /// of its own settings: while they take up others one after another, they look it up in turns.
+    policy: AtomicU64,
     /// Of its name.
     hash: u64,
     interest: [AtomicU64; SHARDS_MAX / 64],
@@ -74,10 +75,10 @@ pub struct Topic {
 const NOT_LOCAL: u32 = u32::MAX;
 
 impl Topic {
-    fn new(name: &str, policy: Option<Lossy>, hash: u64, shards: usize) -> Self {
+    fn new(name: &str, hash: u64, shards: usize) -> Self {
         Self {
             name: name.into(),
-            policy,
+            policy: AtomicU64::new(UNKNOWN),
             hash,
             interest: std::array::from_fn(|_| AtomicU64::new(0)),
             dead: AtomicBool::new(false),
@@ -91,8 +92,20 @@ impl Topic {
     }
 
     /// What the frames of a topic are known by, if only the latest of each key is kept.
-    pub fn keeps_latest(&self) -> Option<u64> {
-        (self.policy == Some(Lossy::LatestPerKey)).then_some(self.hash)
+    pub fn keeps_latest(&self, policies: &Policies) -> Option<u64> {
+        (self.policy(policies) == Some(Lossy::LatestPerKey)).then_some(self.hash)
+    }
+
+    /// What may be dropped of it.
+    fn policy(&self, policies: &Policies) -> Option<Lossy> {
+        let (edition, known) = (u64::from(policies.edition()), self.policy.load(Ordering::Relaxed));
+        if known / CODES == edition {
+            return BY_CODE[(known % CODES) as usize];
+        }
+        let policy = policies.of(&self.name);
+        let code = BY_CODE.iter().position(|&one| one == policy).expect("each policy has a code");
+        self.policy.store(edition * CODES + code as u64, Ordering::Relaxed);
+        policy
     }
 
     /// The shards with subscribers now; `None` if the topic has died and must be looked up again.
@@ -109,13 +122,17 @@ impl Topic {
     }
 }
 
+/// No edition.
+const UNKNOWN: u64 = u64::MAX;
+const BY_CODE: [Option<Lossy>; 4] = [None, Some(Lossy::DropOldest), Some(Lossy::DropNewest), Some(Lossy::LatestPerKey)];
+const CODES: u64 = BY_CODE.len() as u64;
+
 /// All topics of an engine that have subscribers.
 #[derive(Debug)]
 pub struct Registry {
     stripes: Box<[RwLock<Stripe>]>,
     /// Keyed by random numbers of this process: topic names come from clients.
     hasher: RandomState,
-    policies: Policies,
     shards: usize,
 }
 
@@ -129,17 +146,19 @@ const STRIPES: usize = 1;
 
 impl Registry {
     /// A registry for `shards` shards.
-    pub fn new(shards: usize, policies: Policies) -> Self {
+    pub fn new(shards: usize) -> Self {
         assert!((1..=SHARDS_MAX).contains(&shards));
         let stripes = (0..STRIPES).map(|_| RwLock::new(Stripe::default())).collect();
-        Self { stripes, hasher: RandomState::new(), policies, shards }
+        Self { stripes, hasher: RandomState::new(), shards }
     }
 
     /// What the frames of a topic may be dropped for, `key` being that of the message; `None` if they may not be dropped.
-    pub fn stream(&self, topic: &Topic, key: Option<&str>) -> Option<Stream> {
-        let policy = topic.policy?;
+    /// Under other policies no frame takes the place of one from before: between the two there may be one of its key that
+    /// was queued for itself.
+    pub fn stream(&self, topic: &Topic, key: Option<&str>, policies: &Policies) -> Option<Stream> {
+        let policy = topic.policy(policies)?;
         let key = match policy {
-            Lossy::LatestPerKey => self.hasher.hash_one((topic.hash, key)),
+            Lossy::LatestPerKey => self.hasher.hash_one((topic.hash, policies.edition(), key)),
             Lossy::DropOldest | Lossy::DropNewest => 0,
         };
         Some(Stream { policy, topic: topic.hash, key })
@@ -156,8 +175,7 @@ impl Registry {
         let topic = match stripe.get(name) {
             Some(topic) => topic.clone(),
             None => {
-                let (policy, hash) = (self.policies.of(name), self.hasher.hash_one(name));
-                let topic = Arc::new(Topic::new(name, policy, hash, self.shards));
+                let topic = Arc::new(Topic::new(name, self.hasher.hash_one(name), self.shards));
                 stripe.insert(name.into(), topic.clone());
                 topic
             }
@@ -215,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_topic_lives_while_a_shard_has_subscribers() {
-        let registry = Registry::new(71, Policies::default());
+        let registry = Registry::new(71);
         let topic = registry.join("t", A, 7);
         assert_eq!(registry.join("t", B, 9).name(), "t");
         let interest = topic.interest().unwrap();
@@ -230,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_shard_leaves_all_topics_at_once() {
-        let registry = Registry::new(71, Policies::default());
+        let registry = Registry::new(71);
         let [both, one] = ["both", "one"].map(|name| registry.join(name, B, 3));
         registry.join("both", A, 4);
         registry.leave_all(B);
@@ -239,6 +257,29 @@ mod tests {
         assert_eq!((one.interest(), registry.len()), (None, 1));
         registry.leave_all(A);
         assert!(registry.is_empty() && both.interest().is_none());
+    }
+
+    #[test]
+    fn a_topic_has_the_policy_of_the_edition() {
+        let registry = Registry::new(1);
+        let topic = registry.join("prices.a", A, 0);
+        let policies = |edition, policy| {
+            let yaml = format!("topics: [{{pattern: prices.*, policy: {policy}}}]");
+            Policies::new(&crate::config::Config::parse(&yaml).unwrap(), edition)
+        };
+        let [latest, again, newest] = [(0, "latest_per_key"), (0, "latest_per_key"), (1, "drop_newest")]
+            .map(|(edition, policy)| policies(edition, policy));
+        let later = policies(2, "latest_per_key");
+        let stream = |policies: &Policies, key| registry.stream(&topic, Some(key), policies);
+        for _ in 0..2 {
+            assert_eq!(stream(&latest, "k").unwrap().policy, Lossy::LatestPerKey);
+            assert_eq!(stream(&Policies::default(), "k"), stream(&latest, "k"), "looked up once in an edition");
+            assert_eq!(stream(&newest, "k").unwrap().policy, Lossy::DropNewest);
+        }
+        assert_eq!(stream(&latest, "k"), stream(&again, "k"));
+        assert_ne!(stream(&latest, "k"), stream(&latest, "l"));
+        assert_ne!(stream(&latest, "k"), stream(&later, "k"), "no place of the edition before");
+        assert_eq!((topic.keeps_latest(&newest), topic.keeps_latest(&later)), (None, Some(topic.hash)));
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::io::bell::Bell;
 use crate::io::probe::{self, Features, Unavailable};
 use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ErrorCode, ShardMetrics};
-use crate::pubsub::{Bus, Delivery, Policies, Registry};
+use crate::pubsub::{Bus, Delivery, Registry};
 use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
@@ -181,7 +181,7 @@ impl EngineBuilder {
             Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains, running: running.clone() });
         let shared = Arc::new(Shared {
             router: self.router,
-            registry: Arc::new(Registry::new(shards, Policies::new(&self.config))),
+            registry: Arc::new(Registry::new(shards)),
             bus: Bus::new(shards),
             shards,
             clients,

@@ -215,7 +215,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn leave(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
         let now = self.ms();
         let Some(index) = self.topics.find(topic) else { return Err(not_subscribed()) };
-        let kept = self.topics.topic(index).keeps_latest();
+        let kept = self.topics.topic(index).keeps_latest(&self.settings.policies);
         let left = self.topics.unsubscribe(index, key, &mut self.conns);
         if let Some(topic) = kept
             && let Some(conn) = self.conns.get_mut(key)

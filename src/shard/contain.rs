@@ -104,7 +104,7 @@ mod tests {
         let world = World::new(1, Faults::default());
         let shared = Arc::new(Shared {
             router: Router::default(),
-            registry: Arc::new(Registry::new(1, crate::pubsub::Policies::default())),
+            registry: Arc::new(Registry::new(1)),
             bus: Bus::new(1),
             shards: 1,
             clients: Arc::default(),

@@ -132,7 +132,7 @@ impl<I: Io> Shard<I> {
     ) -> Spread {
         self.metrics.published.add(1);
         let topic = self.topics.resolve(topic);
-        let stream = topic.as_deref().and_then(|topic| self.shared.registry.stream(topic, of));
+        let stream = topic.as_deref().and_then(|topic| self.shared.registry.stream(topic, of, &self.settings.policies));
         let frame = self.encode(stream, write);
         self.budget.spend(&frame);
         let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();

@@ -7,6 +7,7 @@ use crate::app::{ConnectionAttempts, envelope};
 use crate::config::{AttemptRate, ClientLimitPolicy, Config, Origins, Proxy};
 use crate::conn::{HistoryLimits, OutboundLimits, RateLimits};
 use crate::fixed::Rate;
+use crate::pubsub::Policies;
 use crate::ws::{HandshakeLimits, Limits};
 
 /// What a shard needs to know of the configuration. Times in milliseconds; 0 means never where the key says so.
@@ -25,6 +26,8 @@ pub struct Settings {
     pub messages: Limits,
     pub rates: RateLimits,
     pub outbound: OutboundLimits,
+    /// The keys `topics` and `outbound.policy`.
+    pub policies: Arc<Policies>,
     pub handshake_timeout_ms: u64,
     pub auth_required: bool,
     pub credentials: Carriers,
@@ -85,6 +88,7 @@ impl Settings {
                 frames_max: outbound.max_frames.try_into().unwrap_or(u32::MAX),
                 age_max_ms: ms(outbound.max_age).try_into().unwrap_or(u32::MAX / 2),
             },
+            policies: Arc::new(Policies::new(config, 0)),
             handshake_timeout_ms: ms(config.websocket.handshake_timeout),
             auth_required: config.auth.required,
             credentials: Carriers { cookie: config.auth.cookie.clone(), query: config.auth.query },

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tidewheel::config::{Apply, Sources};
 use tidewheel::control::Reloaded;
-use tidewheel::metrics::{CloseReason, Refusal};
+use tidewheel::metrics::{CloseReason, Drop, Refusal};
 use tidewheel::{Config, Context, StartError};
 
 use super::api::{Api, WITH_KEY};
@@ -411,6 +411,79 @@ fn bounds_of_queues() {
         assert_eq!(server.connect().publish(topic, json!(0)), (1, 0, 1));
         super::until("it to be parted from", || server.closed(CloseReason::SlowConsumer) == count);
     }
+}
+
+/// The next message of a topic that is there already goes by the new policy, and what waits keeps its own.
+#[test]
+fn policies_of_topics_that_are_there() {
+    let yaml = |keys: &str| {
+        format!(
+            "outbound: {{max_frames: 8, max_bytes: 10MB, max_age: 1h}}\n{keys}\nwebsocket: {{ping_interval_seconds: 0}}"
+        )
+    };
+    let rule = |policy: &str| yaml(&format!("topics: [{{pattern: t, policy: {policy}}}]"));
+    let server = Server::start(&rule("drop_newest"));
+    let drops = |policy: Drop| server.sum(|shard| &shard.dropped[policy as usize]);
+    // The publisher's shard is another one than the subscriber's, or the same: either takes the policies up.
+    let mut slow = super::lifecycle::narrow(server.address);
+    slow.text(r#"{"type":"subscribe","payload":{"topic":"t"}}"#);
+    assert_eq!(slow.json()["type"], "ack");
+    let mut publishers = [server.connect(), server.connect(), server.connect()];
+    let padding = "x".repeat(100_000);
+    super::until("a full queue", || {
+        publishers[0].publish("t", json!([0, padding]));
+        drops(Drop::DropNewest) > 0
+    });
+    let mut number = 0;
+    let mut publish = |key: &str| {
+        number += 1;
+        for publisher in &mut publishers[1..] {
+            publisher.quiet(); // its shard has had turns since
+        }
+        let publisher = &mut publishers[number % 3];
+        publisher.ack("publish", json!({"topic": "t", "data": [number, 0], "key": key}));
+    };
+    let newest = drops(Drop::DropNewest);
+    publish("a"); // 1 is the one that does not come
+    assert_eq!(drops(Drop::DropNewest), newest + 1);
+
+    // Of what waits under the old policy the oldest goes.
+    assert_eq!(reload(&server, &rule("drop_oldest")).applied, ["topics"]);
+    let newest = drops(Drop::DropNewest);
+    publish("a"); // 2
+    assert_eq!(drops(Drop::DropNewest), newest + 1, "counted by the policy of the one that went");
+
+    reload(&server, &rule("latest_per_key"));
+    publish("a"); // 3
+    publish("a"); // 4, in its place
+    assert_eq!(drops(Drop::LatestPerKey), 1);
+    reload(&server, &rule("drop_oldest"));
+    publish("a"); // 5
+    reload(&server, &rule("latest_per_key"));
+    publish("a"); // 6, behind 5 and not in the place of 4, or the last to come would not be the latest
+    assert_eq!(drops(Drop::LatestPerKey), 1);
+
+    let reloaded = reload(&server, &yaml("").replace("max_frames", "policy: drop_newest, max_frames"));
+    assert_eq!(reloaded.applied, ["outbound.policy", "topics"]);
+    let newest = drops(Drop::DropNewest);
+    publish("a"); // 7
+    assert_eq!(drops(Drop::DropNewest), newest + 1);
+
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&6) {
+        let data = slow.json()["payload"]["data"][0].as_u64().unwrap();
+        numbers.extend((data > 0).then_some(data));
+    }
+    assert_eq!(numbers, [2, 4, 5, 6]);
+
+    // Back to parting from who is slow.
+    reload(&server, &yaml(""));
+    super::until("it to be parted from", || {
+        publishers[0].publish("t", json!([8, padding]));
+        server.closed(CloseReason::SlowConsumer) == 1
+    });
+    std::mem::drop((slow, publishers));
+    server.rest();
 }
 
 #[test]

@@ -116,13 +116,14 @@ impl Run {
         });
         settings.client_connections_max = Some(1);
         settings.client_limit_policy = ClientLimitPolicy::Reject;
+        let (policies, losses) = draw_policies(&mut dice, &settings);
+        settings.policies = Arc::new(policies);
         let settings = Arc::new(settings);
         let world = World::new(seed, faults);
         let waiting = Waiting::default();
-        let (policies, losses) = draw_policies(&mut dice, &settings);
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            registry: Arc::new(Registry::new(shards, policies)),
+            registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Arc::default(),
@@ -604,7 +605,7 @@ fn draw_policies(dice: &mut Dice, settings: &Settings) -> (Policies, Losses) {
         config.topics.push(TopicRule { pattern: (*name).into(), policy: Some(policy) });
         losses.policies[topic] = Some(lossy);
     }
-    (Policies::new(&config), losses)
+    (Policies::new(&config, 0), losses)
 }
 
 /// What was dropped, by policy.

@@ -9,7 +9,7 @@ use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::ShardMetrics;
-use tidewheel::pubsub::{Bus, Policies, Registry};
+use tidewheel::pubsub::{Bus, Registry};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
 use tidewheel::{Config, Delivery};
@@ -53,7 +53,7 @@ impl Stage {
         let waiting = Waiting::default();
         let shared = Arc::new(Shared {
             router: router(&waiting),
-            registry: Arc::new(Registry::new(shards, Policies::default())),
+            registry: Arc::new(Registry::new(shards)),
             bus: Bus::with_bound(shards, bus_bound),
             shards,
             clients: Arc::default(),
