@@ -37,6 +37,7 @@ mod scrape;
 mod server;
 mod sessions;
 mod steady;
+mod turnover;
 
 use std::time::{Duration, Instant};
 

@@ -26,7 +26,7 @@ pub struct Process {
 
 impl Process {
     /// Starts a server on ports that the kernel chooses, with settings from the environment.
-    fn start(settings: &[(&str, &str)]) -> Self {
+    pub fn start(settings: &[(&str, &str)]) -> Self {
         Self::spawn(serve("127.0.0.1:0", settings).stderr(Stdio::null()))
     }
 
@@ -63,6 +63,12 @@ impl Process {
             status.is_some()
         });
         status.unwrap().code()
+    }
+
+    /// The internal port.
+    pub fn admin(&self) -> SocketAddr {
+        let url = self.said("health").strip_prefix("http://").unwrap();
+        url.split('/').next().unwrap().parse().unwrap()
     }
 
     /// Resident memory in KiB.
