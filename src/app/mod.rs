@@ -12,6 +12,7 @@ pub mod forwarded;
 pub mod handler;
 pub mod message;
 pub mod origin;
+mod places;
 pub mod router;
 
 pub use attempts::ConnectionAttempts;
