@@ -267,11 +267,12 @@ impl Outbound {
     }
 
     /// Drops everything that waits and gives up the frame in flight (the kernel's own reference keeps its memory).
-    /// Returns how many published frames did not leave.
+    /// Returns how many published messages did not leave; all of a send that has not ended, since it cannot be told
+    /// which of them the peer will get.
     pub fn clear(&mut self, palette: &mut Palette) -> u64 {
         let mut unsent = 0;
         while let Some(frame) = self.in_flight.take().or_else(|| self.take_front(palette)) {
-            unsent += u64::from(!palette.is_private(frame));
+            unsent += u64::from(palette.messages(frame));
             palette.release(frame);
         }
         self.bytes = 0;
@@ -656,5 +657,19 @@ mod tests {
         b.reply("r");
         assert_eq!(b.queue.clear(&mut b.palette), 2);
         assert_eq!(b.drain(), "");
+    }
+
+    #[test]
+    fn clearing_counts_each_message_of_a_send_that_has_not_ended() {
+        let mut b = Bench::new();
+        ["a", "b"].iter().for_each(|text| assert_eq!(b.publish(text, 0), Enqueued::Queued));
+        b.reply("r");
+        b.publish("c", 0);
+        let part = b.queue.next_send(&mut b.palette, &mut b.gather).unwrap();
+        b.gather.reset(&mut b.palette);
+        assert_eq!((b.palette.bytes(part.frame), b.gather.published), (&b"abrc"[..], 3));
+        b.publish("d", 0);
+        assert_eq!(b.queue.clear(&mut b.palette), 4);
+        assert_eq!(b.palette.live(), 0);
     }
 }

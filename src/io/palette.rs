@@ -93,6 +93,8 @@ struct Entry {
     owners: u32,
     /// Sends in flight that read this frame.
     lent: u32,
+    /// Published messages in it.
+    messages: u32,
 }
 
 const NONE: u32 = u32::MAX;
@@ -124,20 +126,20 @@ impl Palette {
     pub fn share(&mut self, frame: Arc<SharedFrame>, owners: u32) -> FrameKey {
         debug_assert!(owners > 0);
         self.bytes += frame.plain().len();
-        self.insert(Body::Shared(frame), owners)
+        self.insert(Body::Shared(frame), owners, 1)
     }
 
     /// Opens an empty private frame with one owner.
     pub fn open(&mut self) -> FrameKey {
         let buffer = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(PRIVATE_CAPACITY));
-        self.insert(Body::Private(buffer), 1)
+        self.insert(Body::Private(buffer), 1, 0)
     }
 
     /// How many bytes a private frame has that may be appended to; `None` if the frame is shared, has several owners, or
     /// the kernel is reading it.
     pub fn open_len(&self, key: FrameKey) -> Option<usize> {
         match &self.entries[key.index()] {
-            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes.len()),
+            Entry { body: Body::Private(bytes), owners: 1, lent: 0, .. } => Some(bytes.len()),
             _ => None,
         }
     }
@@ -163,6 +165,12 @@ impl Palette {
         }
         self.bytes += added;
         *self.private_mut(key).expect("as above") = bytes;
+        self.entry_mut(key).messages += parts.iter().map(|&part| self.messages(part)).sum::<u32>();
+    }
+
+    /// How many published messages are in a frame: a shared one is one, a private one has those it was filled with.
+    pub fn messages(&self, key: FrameKey) -> u32 {
+        self.entries[key.index()].messages
     }
 
     /// The wire bytes of a frame.
@@ -235,7 +243,7 @@ impl Palette {
 
     fn private_mut(&mut self, key: FrameKey) -> Option<&mut Vec<u8>> {
         match self.entry_mut(key) {
-            Entry { body: Body::Private(bytes), owners: 1, lent: 0 } => Some(bytes),
+            Entry { body: Body::Private(bytes), owners: 1, lent: 0, .. } => Some(bytes),
             _ => None,
         }
     }
@@ -246,9 +254,9 @@ impl Palette {
         entry
     }
 
-    fn insert(&mut self, body: Body, owners: u32) -> FrameKey {
+    fn insert(&mut self, body: Body, owners: u32, messages: u32) -> FrameKey {
         self.live += 1;
-        let entry = Entry { body, owners, lent: 0 };
+        let entry = Entry { body, owners, lent: 0, messages };
         if self.free == NONE {
             let key = FrameKey::at(u32::try_from(self.entries.len()).expect("fewer than 2^32 - 1 frames"));
             self.entries.push(entry);
