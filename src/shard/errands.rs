@@ -7,11 +7,12 @@ use crate::app::context::Refused;
 use crate::conn::{Conn, Endpoint};
 use crate::id::{ConnKey, SessionId};
 use crate::io::Io;
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, ErrorCode};
 use crate::pubsub::Delivery;
 
 use super::Shard;
 use super::closing::Goodbye;
+use super::commands::{Fault, gone};
 
 /// Connections of one shard, at most [`ERRAND_CONNS_MAX`] of them.
 #[derive(Clone, Debug)]
@@ -121,7 +122,7 @@ impl<I: Io> Shard<I> {
                 Reached { matched, done: matched, refusal: None }
             }
             Errand::Subscribe { topic } => {
-                let joined: Vec<_> = keys.into_iter().map(|key| self.join(key, &topic)).collect();
+                let joined: Vec<_> = keys.into_iter().map(|key| self.join_for(key, &topic)).collect();
                 let refusal = joined.iter().find_map(|joined| joined.as_ref().err());
                 let refusal = refusal.map(|(code, text)| Refused::new(*code, text.clone()));
                 Reached { matched, done: joined.iter().filter(|joined| joined.is_ok()).count() as u64, refusal }
@@ -136,12 +137,27 @@ impl<I: Io> Shard<I> {
     /// Puts a message on the queues of connections that may be sent to; what does not fit is dropped by the policy
     /// `disconnect`, as if it had been published.
     fn send_to(&mut self, keys: &[ConnKey], message: &OutgoingMessage) -> Delivery {
-        let required = self.settings.auth_required;
-        let may_get = |conn: &Conn| conn.endpoint == Endpoint::Native && (conn.identity.is_some() || !required);
-        let slots: Vec<u32> =
-            keys.iter().filter(|&&key| self.conns.get(key).is_some_and(may_get)).map(|key| key.slot).collect();
+        let slots: Vec<u32> = keys.iter().filter(|&&key| self.may_get(key).is_ok()).map(|key| key.slot).collect();
         let frame = self.encode(None, |envelope| envelope.raw(message.kind(), message.payload()));
         self.deliver_to(&slots, frame)
+    }
+
+    /// Makes a connection that may be sent to a member of a topic.
+    fn join_for(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
+        self.may_get(key)?;
+        self.join(key, topic)
+    }
+
+    /// Whether messages may be put on the connection's queue: it understands them, and is somebody's where it must be.
+    fn may_get(&self, key: ConnKey) -> Result<(), Fault> {
+        let Some(conn) = self.conns.get(key) else { return Err(gone()) };
+        if conn.endpoint != Endpoint::Native {
+            return Err((ErrorCode::Forbidden, "it only gets back what it sends".into()));
+        }
+        if self.settings.auth_required && conn.identity.is_none() {
+            return Err((ErrorCode::Unauthorized, "it has not authenticated yet".into()));
+        }
+        Ok(())
     }
 
     /// Looks for members of a topic in some slots, from `from` on.

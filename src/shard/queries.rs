@@ -208,8 +208,8 @@ struct Walk {
     /// The slot to look at next.
     next: u32,
     matched: u64,
-    /// The best so far by rank and slot, the worst of them on top.
-    best: BinaryHeap<Reverse<(u64, u32)>>,
+    /// The best so far by rank, slot and generation, the worst of them on top.
+    best: BinaryHeap<Reverse<(u64, u32, u32)>>,
 }
 
 /// The looks that are on their way.
@@ -250,16 +250,17 @@ impl<I: Io> Shard<I> {
             if topic == Some(None) {
                 break;
             }
-            let (Some(conn), Some(session)) = (self.conns.slot(slot), self.sessions.get(slot)) else { continue };
+            let Some(key) = self.conns.key_of(slot) else { continue };
+            let (Some(conn), Some(session)) = (self.conns.get(key), self.sessions.get(slot)) else { continue };
             let is_subscribed = topic.flatten().is_none_or(|topic| conn.subscriptions.find(topic).is_some());
             if is_subscribed && is_of(walk.query.client.as_deref(), conn) {
                 walk.matched += 1;
                 let rank = self.rank_live(walk.query.sort, conn, session);
                 if walk.best.len() < walk.query.limit as usize {
-                    walk.best.push(Reverse((rank, slot)));
-                } else if walk.best.peek().is_some_and(|Reverse((worst, _))| *worst < rank) {
+                    walk.best.push(Reverse((rank, slot, key.generation)));
+                } else if walk.best.peek().is_some_and(|Reverse((worst, ..))| *worst < rank) {
                     walk.best.pop();
-                    walk.best.push(Reverse((rank, slot)));
+                    walk.best.push(Reverse((rank, slot, key.generation)));
                 }
             }
         }
@@ -268,8 +269,9 @@ impl<I: Io> Shard<I> {
             return self.walks.0.push_front(walk);
         }
         let Walk { query, answer, matched, best, .. } = walk;
-        // Who has gone since is no longer there to be described.
-        let states = best.into_iter().filter_map(|Reverse((_, slot))| self.describe(self.conns.key_of(slot)?));
+        // Who has gone since is no longer there to be described, and who has its slot was not asked for.
+        let states =
+            best.into_iter().filter_map(|Reverse((_, slot, generation))| self.describe(ConnKey { slot, generation }));
         let found = Connections { matched, connections: states.collect() };
         let _ = answer.send(Ok(query.merge([found])));
     }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use tidewheel::Delivery;
 use tidewheel::app::context::Refused;
 use tidewheel::id::{ConnKey, ShardId};
 use tidewheel::io::sim::Faults;
+use tidewheel::metrics::ErrorCode;
+use tidewheel::shard::errands::{Addressees, Errand};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Order};
+use tidewheel::{Delivery, OutgoingMessage};
 use tokio::sync::oneshot;
 
 use crate::stage::Stage;
@@ -252,6 +254,31 @@ fn counts_of_a_broken_shard_are_given_once_and_those_for_it_reach_nobody() {
 fn matched(stage: &mut Stage, client: usize) -> Vec<u64> {
     let texts = stage.frames(client).into_iter().map(|frame| serde_json::from_slice(&frame.payload).unwrap());
     texts.map(|ack: serde_json::Value| ack["payload"]["matched"].as_u64().unwrap()).collect()
+}
+
+/// Whom a message of the operator's may not reach cannot be made to get a topic's either.
+#[test]
+fn an_operator_subscribes_only_whom_it_could_send_to() {
+    let mut stage = Stage::new(1, 8, |_| {});
+    let (native, echo) = (stage.client(0), stage.newcomer(0));
+    stage.world.client_send(stage.id(echo), wire::request("/echo").as_bytes());
+    stage.rest();
+    assert_eq!(stage.response(echo), Some(101));
+    let conns = [0, 1].map(|slot| ConnKey { slot, generation: 1 }).to_vec();
+    let mut run = |errand| {
+        let (answer, mut answered) = oneshot::channel();
+        let addressees = Addressees::Conns(conns.clone());
+        stage.inboxes[0].push(Order::Run { errand, addressees, answer }).unwrap();
+        stage.rest();
+        answered.try_recv().unwrap().unwrap()
+    };
+    let joined = run(Errand::Subscribe { topic: "t".into() });
+    assert_eq!((joined.matched, joined.done, joined.refusal.unwrap().code), (2, 1, ErrorCode::Forbidden));
+    let sent = run(Errand::Send(OutgoingMessage::new("direct", &1).unwrap()));
+    assert_eq!(sent.done, 1);
+    stage.send(native, &[PUBLISH]);
+    stage.rest();
+    assert_eq!((stage.told(native), stage.told(echo)), ("direct, message, ack 1".into(), String::new()));
 }
 
 #[test]
