@@ -20,6 +20,7 @@ use crate::ws;
 use super::Shard;
 use super::accept::Accepting;
 use super::closing::Goodbye;
+use super::settings::CONNS_A_TURN;
 
 /// How a drain is to go. Times count from the order, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,12 +266,15 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Parts from everyone whose turn has come.
+    /// Parts from those whose turn has come.
     fn close_due(&mut self) {
         let now_ms = self.now.monotonic_ms();
-        while let Some(schedule) = self.draining.as_mut().and_then(|draining| draining.schedule.as_mut())
-            && schedule.due_ms().is_some_and(|due_ms| due_ms <= now_ms)
-        {
+        for _ in 0..CONNS_A_TURN {
+            let schedule = self.draining.as_mut().and_then(|draining| draining.schedule.as_mut());
+            let Some(schedule) = schedule.filter(|schedule| schedule.due_ms().is_some_and(|due_ms| due_ms <= now_ms))
+            else {
+                return;
+            };
             let (key, delay_ms) = schedule.take(now_ms, self.io.random());
             let mut goodbye = Goodbye::new(CloseReason::Drain, 1012, "the server drains");
             goodbye.retry_after_ms = Some(delay_ms);

@@ -15,7 +15,7 @@ use crate::ws::{self, Opcode};
 
 use super::Shard;
 use super::closing::Goodbye;
-use super::settings::{LIFETIME_SPREAD_MS, LINGER_MS};
+use super::settings::{CONNS_A_TURN, LIFETIME_SPREAD_MS, LINGER_MS};
 
 /// What a connection's timer stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,9 @@ impl<I: Io> Shard<I> {
         self.advance_drain();
         self.give_up_handlers();
         let now_ms = self.now.monotonic_ms();
-        while let Some(slot) = self.wheel.pop_expired(now_ms) {
+        // After a freeze all of them may be due; those beyond are no later than if there were more to do for each.
+        for _ in 0..CONNS_A_TURN {
+            let Some(slot) = self.wheel.pop_expired(now_ms) else { break };
             self.metrics.timer_lag.observe(self.wheel.late_ms(slot, now_ms) * 1_000_000);
             let Some(key) = self.conns.key_of(slot) else { continue };
             while let Some((at_ms, due)) = self.next_due(key) {

@@ -6,6 +6,8 @@
 mod accept;
 mod actions;
 mod anonymous;
+#[cfg(test)]
+mod budgets;
 mod closing;
 mod commands;
 pub mod contain;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::io::Io;
 
 use super::Shard;
+use super::settings::CONNS_A_TURN;
 
 impl<I: Io> Shard<I> {
     pub(super) fn has_settings_to_take(&self) -> bool {
@@ -33,12 +34,9 @@ impl<I: Io> Shard<I> {
 
 /// The slots to look at in this turn, and where to go on.
 fn slice(from: u32, slots: u32) -> (Range<u32>, Option<u32>) {
-    let to = slots.min(from.saturating_add(SLOTS_A_TURN));
+    let to = slots.min(from.saturating_add(CONNS_A_TURN));
     (from..to, (to < slots).then_some(to))
 }
-
-/// A turn takes a fraction of a millisecond longer for so many, and a million connections are through in 250 turns.
-const SLOTS_A_TURN: u32 = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -122,6 +122,9 @@ impl Settings {
     }
 }
 
+/// Connections of all that a turn looks at or closes, where what there is to do (new settings, timers after a freeze, a
+/// drain at once) is to be done to all: it takes some milliseconds, and the next turn goes on.
+pub const CONNS_A_TURN: u32 = 4096;
 /// Requests of one connection that may be waiting on handlers; at the bound it is not read from.
 pub const PARKED_PER_CONN_MAX: u8 = 32;
 /// Publishes that one connection may make before others that wait have their turn.

@@ -1,0 +1,210 @@
+//! How much one turn does when a shard is as large as shards get.
+//! Law: whatever is asked for about all connections at once (a reload, a question, a drain, errands), a turn looks at a
+//! bounded number of them; so nobody waits for it for longer than in any busy turn.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::queries::ConnectionsQuery;
+use super::settings::{CONNS_A_TURN, Settings};
+use super::{DrainOrder, Inbox, Shard, Shared, Turn};
+use crate::app::{Clients, Router};
+use crate::config::{ClientLimitPolicy, Config};
+use crate::conn::{Conn, Greeting, Identity, Phase};
+use crate::id::{ConnKey, ShardId};
+use crate::io::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait};
+use crate::pubsub::{Bus, Registry};
+
+/// A driver of connections that are silent and take whatever they are sent, at once and for good.
+struct Silent {
+    palette: Palette,
+    now_ms: u64,
+    sent: usize,
+    closed: Vec<ConnKey>,
+}
+
+struct NoBell;
+
+impl Doorbell for NoBell {
+    fn ring(&self) {}
+}
+
+impl Io for Silent {
+    type Buffer = Vec<u8>;
+
+    fn wait(&mut self, _: Wait) -> std::io::Result<Now> {
+        self.now_ms += 1;
+        Ok(Now { monotonic_ns: self.now_ms * 1_000_000, unix_ms: self.now_ms })
+    }
+
+    fn slept_from_ns(&self) -> Option<u64> {
+        None
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.now_ms * 1_000_000
+    }
+
+    fn poll(&mut self) -> Option<Completion<Vec<u8>>> {
+        self.closed.pop().map(|conn| Completion::Closed { conn })
+    }
+
+    fn accept(&mut self) {}
+    fn pause_accepting(&mut self) {}
+    fn stop_accepting(&mut self) {}
+    fn adopt(&mut self, _: Socket, _: ConnKey) {}
+    fn refuse(&mut self, _: Socket) {}
+    fn receive(&mut self, _: ConnKey) {}
+    fn pause(&mut self, _: ConnKey) {}
+
+    fn send(&mut self, _: ConnKey, _: FrameKey, _: u32) {
+        self.sent += 1;
+    }
+
+    fn close(&mut self, conn: ConnKey) {
+        self.closed.push(conn);
+    }
+
+    fn shutdown(&mut self, _: ConnKey) {}
+    fn ring(&mut self, _: ShardId) {}
+    fn announce_sleep(&mut self) {}
+
+    fn doorbell(&self) -> Arc<dyn Doorbell> {
+        Arc::new(NoBell)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.now_ms.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn palette(&mut self) -> &mut Palette {
+        &mut self.palette
+    }
+}
+
+/// A shard with so many open connections, all of one client.
+fn shard_of(count: u32) -> Shard<Silent> {
+    let settings =
+        Settings { auth_required: false, ping_interval_ms: 0, ..Settings::new(&Config::default(), count, count) };
+    let shared = Arc::new(Shared {
+        router: Router::default(),
+        registry: Arc::new(Registry::new(1)),
+        bus: Bus::new(1),
+        shards: 1,
+        clients: Arc::default(),
+        addresses: Clients::default(),
+        connections: Default::default(),
+        handshakes: Arc::default(),
+        drain: Default::default(),
+    });
+    let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, closed: Vec::new() };
+    let now = Now { monotonic_ns: 1_000_000, unix_ms: 1 };
+    let (inbox, metrics) = (Arc::new(Inbox::default()), Arc::default());
+    let mut shard = Shard::new(ShardId(0), io, Arc::new(settings), shared, metrics, inbox, now);
+    shard.open();
+    let ann = Rc::new(Identity { user_id: "ann".into(), expires_at: None, permissions: None });
+    for _ in 0..count {
+        open_one(&mut shard, &ann);
+    }
+    shard
+}
+
+fn open_one(shard: &mut Shard<Silent>, identity: &Rc<Identity>) -> ConnKey {
+    let now = shard.ms();
+    let key = shard.conns.insert_with(|_| Conn::new(now, Greeting::default())).unwrap();
+    shard.shared.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    shard.metrics.opened.add(1);
+    shard.begin_session(key, None);
+    let conn = shard.conns.get_mut(key).unwrap();
+    (conn.phase, conn.identity) = (Phase::Open, Some(identity.clone()));
+    shard.metrics.authenticated.add(1);
+    let most = Some(u32::MAX);
+    shard.shared.clients.admit(&identity.user_id, most, ClientLimitPolicy::EvictOldest, (ShardId(0), key)).unwrap();
+    shard.reschedule(key);
+    key
+}
+
+/// Turns until `is_over`, and returns how many connections were sent something in the one that sent to most.
+fn most_a_turn(shard: &mut Shard<Silent>, is_over: impl Fn(&Shard<Silent>) -> bool) -> usize {
+    let mut most = 0;
+    for _ in 0..100_000 {
+        if is_over(shard) {
+            return most;
+        }
+        let before = shard.io.sent;
+        assert_eq!(shard.turn().unwrap(), Turn::Again);
+        most = most.max(shard.io.sent - before);
+    }
+    panic!("it does not end");
+}
+
+fn open(shard: &Shard<Silent>) -> usize {
+    shard.conns.iter().filter(|(_, conn)| conn.is_open()).count()
+}
+
+#[test]
+fn a_reload_that_ends_everybody_takes_many_turns() {
+    let mut shard = shard_of(COUNT);
+    let mut settings = (*shard.settings).clone();
+    settings.idle_timeout_ms = 1;
+    (0..3).for_each(|_| drop(shard.turn()));
+    shard.inbox.reload(Arc::new(settings));
+    let most = most_a_turn(&mut shard, |shard| shard.metrics.sends.get() == u64::from(COUNT));
+    assert_eq!((open(&shard), shard.shared.clients.len()), (0, 0));
+    assert!(most <= AT_ONCE, "{most} were told in one turn");
+}
+
+/// All timers fall due while the process is frozen.
+#[test]
+fn timers_that_fall_due_together_take_many_turns() {
+    let mut shard = shard_of(COUNT);
+    let mut settings = (*shard.settings).clone();
+    settings.ping_interval_ms = 1_000;
+    shard.inbox.reload(Arc::new(settings));
+    (0..COUNT / 4096 + 2).for_each(|_| drop(shard.turn()));
+    assert_eq!(shard.io.sent, 0);
+    shard.io.now_ms += 2_000;
+    let most = most_a_turn(&mut shard, |shard| shard.metrics.sends.get() == u64::from(COUNT));
+    assert_eq!(open(&shard), COUNT as usize);
+    assert!(most <= AT_ONCE, "{most} were pinged in one turn");
+}
+
+#[test]
+fn a_drain_at_once_takes_many_turns() {
+    let mut shard = shard_of(COUNT);
+    shard.inbox.drain(DrainOrder::within(1_000_000));
+    let most = most_a_turn(&mut shard, |shard| shard.metrics.sends.get() == u64::from(COUNT));
+    assert_eq!(open(&shard), 0);
+    // The turn that takes the order looks twice.
+    assert!(most <= 2 * AT_ONCE, "{most} were told in one turn");
+}
+
+#[test]
+fn who_has_the_slot_of_one_that_was_asked_for_is_not_shown() {
+    let mut shard = shard_of(20_000);
+    let ben = Rc::new(Identity { user_id: "ben".into(), expires_at: None, permissions: None });
+    let (answer, mut answered) = oneshot::channel();
+    let query = ConnectionsQuery { client: Some("ann".into()), limit: 2, ..ConnectionsQuery::default() };
+    shard.look_for(query, answer);
+    shard.walk();
+    // Every connection that was looked at so far goes, and others come.
+    for slot in 0..100 {
+        let key = shard.conns.key_of(slot).unwrap();
+        shard.retire(key, crate::metrics::CloseReason::Lost);
+        shard.conns.remove(key).unwrap();
+    }
+    for _ in 0..100 {
+        open_one(&mut shard, &ben);
+    }
+    while !shard.walks.is_empty() {
+        shard.walk();
+    }
+    let found = answered.try_recv().unwrap().unwrap();
+    let users: Vec<_> = found.connections.iter().map(|state| state.user_id.as_deref().unwrap()).collect();
+    assert!(users.iter().all(|&user| user == "ann"), "{users:?} are shown as ann's");
+}
+
+const COUNT: u32 = 100_000;
+const AT_ONCE: usize = CONNS_A_TURN as usize;
