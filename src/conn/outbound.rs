@@ -173,8 +173,8 @@ impl Outbound {
         true
     }
 
-    /// The connection leaves a topic of which the latest of each key is kept. What comes when it joins again must not take
-    /// the place of what waits now, which is before the acks in between.
+    /// The connection leaves a topic. What comes when it joins again must not take the place of what waits now, which is
+    /// before the acks in between.
     pub fn forget_keys(&mut self, topic: u64, palette: &Palette, now: Ms) {
         if self.has_lossy(palette) {
             self.lossy(palette, now).forget_keys(topic, palette);

@@ -91,9 +91,9 @@ impl Topic {
         &self.name
     }
 
-    /// What the frames of a topic are known by, if only the latest of each key is kept.
-    pub fn keeps_latest(&self, policies: &Policies) -> Option<u64> {
-        (self.policy(policies) == Some(Lossy::LatestPerKey)).then_some(self.hash)
+    /// What those frames of it are known by that may be dropped.
+    pub fn known_by(&self) -> u64 {
+        self.hash
     }
 
     /// What may be dropped of it.
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(stream(&latest, "k"), stream(&again, "k"));
         assert_ne!(stream(&latest, "k"), stream(&latest, "l"));
         assert_ne!(stream(&latest, "k"), stream(&later, "k"), "no place of the edition before");
-        assert_eq!((topic.keeps_latest(&newest), topic.keeps_latest(&later)), (None, Some(topic.hash)));
+        assert_eq!(stream(&newest, "k").unwrap().topic, topic.known_by());
     }
 
     #[test]

@@ -215,12 +215,11 @@ impl<I: Io> Shard<I> {
     pub(super) fn leave(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
         let now = self.ms();
         let Some(index) = self.topics.find(topic) else { return Err(not_subscribed()) };
-        let kept = self.topics.topic(index).keeps_latest(&self.settings.policies);
+        // Of whatever policy it is here by now: of another where it was published, or it was when that came to wait.
+        let known_by = self.topics.topic(index).known_by();
         let left = self.topics.unsubscribe(index, key, &mut self.conns);
-        if let Some(topic) = kept
-            && let Some(conn) = self.conns.get_mut(key)
-        {
-            conn.outbound.forget_keys(topic, self.io.palette(), now);
+        if left && let Some(conn) = self.conns.get_mut(key) {
+            conn.outbound.forget_keys(known_by, self.io.palette(), now);
         }
         if !left {
             return Err(not_subscribed());

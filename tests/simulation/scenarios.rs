@@ -1,15 +1,18 @@
 //! Single mishaps, each played step by step: what the runs from seeds found, or would find too seldom.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidewheel::app::context::Refused;
+use tidewheel::config::{OutboundPolicy, TopicRule};
 use tidewheel::id::{ConnKey, ShardId};
 use tidewheel::io::sim::Faults;
 use tidewheel::metrics::ErrorCode;
+use tidewheel::pubsub::Policies;
 use tidewheel::shard::errands::{Addressees, Errand};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Order};
-use tidewheel::{Delivery, OutgoingMessage};
+use tidewheel::{Config, Delivery, OutgoingMessage};
 use tokio::sync::oneshot;
 
 use crate::stage::Stage;
@@ -279,6 +282,40 @@ fn an_operator_subscribes_only_whom_it_could_send_to() {
     stage.send(native, &[PUBLISH]);
     stage.rest();
     assert_eq!((stage.told(native), stage.told(echo)), ("direct, message, ack 1".into(), String::new()));
+}
+
+/// The subscriber's shard has taken up another policy of its topic already when it leaves and comes back, the publisher's
+/// has not: what waits from before is before the acks, and what is published after them is behind.
+#[test]
+fn while_shards_reload_no_message_overtakes_the_ack_of_its_subscription() {
+    let policies = |policy, edition| {
+        let rule = TopicRule { pattern: "t".into(), policy: Some(policy) };
+        Arc::new(Policies::new(&Config { topics: vec![rule], ..Config::default() }, edition))
+    };
+    let latest = policies(OutboundPolicy::LatestPerKey, 0);
+    let mut stage = Stage::new(2, 100, |settings| settings.policies = latest.clone());
+    let (client, publisher) = (stage.client(0), stage.client(1));
+    stage.send(client, &[SUBSCRIBE]);
+    stage.rest();
+    assert_eq!(stage.told(client), "ack 0");
+    stage.world.client_stall(stage.id(client), true);
+    let list = r#"{"id":1,"type":"list_subscriptions"}"#;
+    (0..500).for_each(|_| stage.send(client, &[list])); // more than the kernel takes
+    stage.rest();
+    let publish = PUBLISH.replace("\"data\"", "\"key\":\"k\",\"data\"");
+    stage.send(publisher, &[&publish]);
+    stage.rest();
+    stage.reload(0, |settings| settings.policies = policies(OutboundPolicy::Disconnect, 1));
+    let unsubscribe = SUBSCRIBE.replace("subscribe", "unsubscribe").replace(":0", ":2");
+    stage.send(client, &[&unsubscribe, &SUBSCRIBE.replace(":0", ":3")]);
+    stage.rest();
+    stage.send(publisher, &[&publish]);
+    stage.rest();
+    stage.world.client_stall(stage.id(client), false);
+    stage.pass(1_000);
+    assert_eq!(stage.told(publisher), "ack 1, ack 1");
+    let told = stage.told(client).replace("subscriptions 1, ", "");
+    assert_eq!(told, "message, ack 2, ack 3, message");
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub struct Stage {
     pub inboxes: Vec<Arc<Inbox>>,
     pub shared: Arc<Shared>,
     pub waiting: Waiting,
+    settings: Settings,
     dice: Dice,
     /// What clients have read, by number.
     readers: Vec<(ClientId, Reader)>,
@@ -70,13 +71,13 @@ impl Stage {
         settings.echo_path = Some("/echo".into());
         settings.client_connections_max = None;
         change(&mut settings);
-        let settings = Arc::new(settings);
+        let shared_settings = Arc::new(settings.clone());
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
         let open = |index: usize| {
             let io = world.driver(ShardId(index as u16), kernel);
             let (metrics, inbox) = (metrics[index].clone(), inboxes[index].clone());
-            let (settings, shared) = (settings.clone(), shared.clone());
+            let (settings, shared) = (shared_settings.clone(), shared.clone());
             let mut shard = Shard::new(ShardId(index as u16), io, settings, shared, metrics, inbox, world.now());
             shard.open();
             shard
@@ -85,7 +86,7 @@ impl Stage {
         let (shards, done) = ((0..shards).map(open).collect(), vec![false; shards]);
         let _ = world.driver(ShardId(done.len() as u16), SimConfig { table: 0, buffers: 0, buffer_size: 0 });
         let (dice, readers) = (Dice::new(1), Vec::new());
-        Self { world, shards, done, metrics, inboxes, shared, waiting, dice, readers }
+        Self { world, shards, done, metrics, inboxes, shared, waiting, settings, dice, readers }
     }
 
     /// A client of this shard that has been upgraded.
@@ -154,6 +155,13 @@ impl Stage {
     /// Turns one shard some times; others are late.
     pub fn turns(&mut self, shard: usize, times: usize) {
         (0..times).for_each(|_| self.turn(shard));
+    }
+
+    /// Gives a shard settings that differ from its present ones.
+    pub fn reload(&mut self, shard: usize, change: impl Fn(&mut Settings)) {
+        change(&mut self.settings);
+        self.inboxes[shard].reload(Arc::new(self.settings.clone()));
+        self.rest();
     }
 
     /// Turns every shard until nothing is left to do now; less than a second passes.
