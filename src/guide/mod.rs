@@ -21,6 +21,9 @@ pub mod sessions {}
 #[doc = include_str!("metrics.md")]
 pub mod metrics {}
 
+#[doc = include_str!("fuzzing.md")]
+pub mod fuzzing {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub mod readme {}
