@@ -13,6 +13,7 @@
 //!   is in flight; memory that the kernel wrote (receive buffers) is lent as [`Io::Buffer`] and goes back when dropped.
 
 pub mod affinity;
+mod asan;
 pub mod bell;
 pub mod clock;
 pub mod listener;

@@ -10,6 +10,8 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::asan;
+
 /// Bytes encoded once for all their receivers, and carried across shards by reference.
 #[derive(Debug)]
 pub struct SharedFrame {
@@ -230,6 +232,22 @@ impl Palette {
     pub(in crate::io) fn lend(&mut self, key: FrameKey) -> &[u8] {
         self.entry_mut(key).lent += 1;
         self.bytes(key)
+    }
+
+    /// Tells the sanitizer that the kernel reads a private frame, which nobody looks at meanwhile. A shared one is looked at
+    /// by other shards, and cannot change.
+    pub(in crate::io) fn give(&self, key: FrameKey) {
+        if let Body::Private(bytes) = &self.entries[key.index()].body {
+            asan::give(bytes.as_ptr(), bytes.capacity());
+        }
+    }
+
+    /// As [`Palette::returned`], of a frame that was [given](Palette::give).
+    pub(in crate::io) fn take_back(&mut self, key: FrameKey) {
+        if let Entry { body: Body::Private(bytes), lent: 1, .. } = &self.entries[key.index()] {
+            asan::take_back(bytes.as_ptr(), bytes.capacity());
+        }
+        self.returned(key);
     }
 
     /// A send of this frame is over.

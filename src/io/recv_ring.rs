@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use io_uring::Submitter;
 
+use super::asan;
+
 /// Most buffers a kernel ring can hold.
 pub(super) const BUFFERS_MAX: u16 = 32_768;
 /// The one buffer group of a driver.
@@ -49,6 +51,7 @@ impl DerefMut for RecvBuffer {
 
 impl Drop for RecvBuffer {
     fn drop(&mut self) {
+        self.memory.give(self.buffer);
         self.memory.returned.borrow_mut().push(self.buffer);
     }
 }
@@ -76,6 +79,7 @@ impl RecvRing {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let memory = Memory::map(buffers, buffer_size)?;
+        (0..buffers).for_each(|buffer| memory.give(buffer));
         memory.returned.borrow_mut().extend(0..buffers);
         let mut ring = Self { memory: Rc::new(memory), tail: 0 };
         ring.republish();
@@ -100,6 +104,7 @@ impl RecvRing {
             buffer < self.memory.buffers && len <= self.memory.buffer_size,
             "the kernel named a buffer it never got"
         );
+        asan::take_back(self.memory.address(buffer).as_ptr(), len as usize);
         RecvBuffer { memory: Rc::clone(&self.memory), buffer, len }
     }
 
@@ -187,10 +192,16 @@ impl Memory {
         // SAFETY: `buffer < buffers`, so the offset lies within the mapping.
         unsafe { self.base.add(offset) }
     }
+
+    /// Nobody looks into the buffer from here on, until it is lent.
+    fn give(&self, buffer: u16) {
+        asan::give(self.address(buffer).as_ptr(), self.buffer_size as usize);
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        asan::take_back(self.base.as_ptr(), self.mapped); // another mapping may be there next
         // SAFETY: the mapping was made by `map`. No guard is left (each holds an `Rc` of this), and the driver, which
         // holds another, drops its one only after the kernel has let go or leaks it (`Drop for Uring`).
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped) };

@@ -175,7 +175,7 @@ impl Uring {
         let Some(record) = self.records.get(conn) else { return self.stale() };
         let Some(frame) = record.frame.take() else { return self.stale() };
         self.holding -= 1;
-        self.palette.returned(frame);
+        self.palette.take_back(frame);
         let finish = record.is(flag::FINISH) && !record.is(flag::CLOSING);
         if finish {
             record.clear(flag::FINISH);

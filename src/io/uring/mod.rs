@@ -399,6 +399,7 @@ impl Io for Uring {
         // SAFETY: the palette keeps the lent bytes in place and unchanged until `returned`, which is called when this
         // request has completed; the palette itself is dropped only when `holding` is 0 (`Drop for Uring`).
         unsafe { self.ring.push(&send.user_data(Token::of_conn(Op::Send, conn).0)) };
+        self.palette.give(frame);
     }
 
     fn close(&mut self, conn: ConnKey) {
