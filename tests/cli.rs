@@ -86,6 +86,17 @@ fn check_reads_a_file_as_serve_does() {
     check("listen: 0.0.0.0:8080", 2, "can be reached from outside");
     check("auth: {algorithm: RS256}", 2, "there is no key to check a token with");
     check("auth: {secret: hunter2}", 0, "warning: ");
+    // A pipe that nobody writes to, as file and as key, and what has no end.
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    check(&format!("auth: {{public_key_file: {}}}", pipe.display()), 2, "is no regular file");
+    for file in [pipe.to_str().unwrap(), "/dev/zero", "/dev"] {
+        let output = tidewheel("check --config").arg(file).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && text.contains("is no regular file"), "{file}: {text}");
+    }
+    check(&format!("#{}", "x".repeat((4 << 20) - 1)), 0, "valid");
+    check(&format!("#{}", "x".repeat(4 << 20)), 2, "has more than 4 MiB");
     check("websocket: {idel_timeout_seconds: 5}\nlimits: {errors: x}\nshards: 0", 2, "tidewheel.yaml:3: shards: 0 is");
 }
 
@@ -162,6 +173,8 @@ fn serve_says_where_it_is_and_keeps_tokens_out_of_its_log() {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
     assert!(log.lines().last().unwrap().contains("served 0 connections"), "{log}");
+    let begin = log.lines().find(|line| line.contains(r#""message":"serving""#)).expect("where it is, for a log alone");
+    assert!(begin.contains(r#""listen":"127.0.0.1:"#) && begin.contains(r#""connections_max":"#), "{begin}");
 }
 
 #[test]

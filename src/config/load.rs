@@ -53,7 +53,7 @@ impl Sources {
         let mut draft = Draft::new(Config::default());
         if let Some(path) = &self.file {
             let name: Arc<str> = path.display().to_string().into();
-            match std::fs::read_to_string(path) {
+            match super::file::read_text(path) {
                 Ok(text) => draft.read_text(&text, Some(&name)),
                 Err(error) => {
                     draft.blind = true;
@@ -283,6 +283,25 @@ mod tests {
             c.io.wait = ReceiveWait::Poll;
             c.log.format = LogFormat::Json;
         });
+    }
+
+    /// The block of the README is the defaults, and has every key.
+    #[test]
+    fn the_block_of_the_readme() {
+        let readme = include_str!("../../README.md");
+        let (_, block) = readme.split_once("\nThe defaults:\n\n```yaml\n").unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        let mut draft = Draft::new(Config::default());
+        draft.read_text(block, None);
+        for key in Config::keys() {
+            let below = format!("{key}.");
+            let is_there = |written: &String| *written == key || written.starts_with(&below);
+            assert!(draft.reader.places.keys().any(is_there), "{key} is not there");
+        }
+        assert_eq!(draft.read_only(), Ok(Config::default()));
+        // What `auto` stands for, as it says.
+        assert_eq!(Config::default().drain.closes_within(), Duration::from_secs(20));
+        assert!(block.contains("auto: 20s"));
     }
 
     #[test]

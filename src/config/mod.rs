@@ -8,6 +8,7 @@
 //! The YAML file has the shape of [`Config`]. The environment has `TIDEWHEEL_` and the key's path in upper case, such as
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
+pub mod file;
 mod load;
 pub mod network;
 mod node;

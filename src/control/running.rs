@@ -233,7 +233,7 @@ pub fn check_key(auth: &Auth) -> Result<(), String> {
 fn read_pem(auth: &Auth) -> Result<Option<Vec<u8>>, String> {
     let Some(file) = &auth.public_key_file else { return Ok(None) };
     let wrong = |error| format!("public_key_file {} cannot be read: {error}", file.display());
-    std::fs::read(file).map(Some).map_err(wrong)
+    crate::config::file::read(file).map(Some).map_err(wrong)
 }
 
 fn authenticator(auth: &Auth, pem: Option<&[u8]>) -> Result<Option<Authenticator>, String> {
