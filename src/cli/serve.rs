@@ -64,6 +64,7 @@ impl Serve {
             Ok((draft.finish()?, warnings))
         };
         let engine = Engine::builder(config.clone()).reread(reread).signals(true).start()?;
+        log_start(&config, &engine);
         // From a thread of its own, because a server whose banner nobody reads is still a server, and has to end.
         let banner = banner(&config, &engine, &access);
         let _ = thread::Builder::new().name("banner".into()).spawn(move || output::print(&banner).is_ok());
@@ -90,6 +91,24 @@ impl Serve {
         };
         Ok(given.into_iter().filter_map(flag).chain(self.settings.flags()?).collect())
     }
+}
+
+/// What the banner says, for whoever has only the log; without the token, which is for people.
+fn log_start(config: &Config, engine: &Engine) {
+    let listen: Vec<_> = engine.addresses().iter().map(ToString::to_string).collect();
+    let admin = engine.admin_address().map(|address| address.to_string()).unwrap_or_default();
+    let capacity = engine.capacity();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        shards = engine.shards(),
+        kernel = %engine.features(),
+        listen = listen.join(" "),
+        path = config.path,
+        admin,
+        connections_max = capacity.connections,
+        computed = capacity.computed,
+        "serving"
+    );
 }
 
 /// Where to find what, and how much there is of it.

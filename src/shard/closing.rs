@@ -235,7 +235,7 @@ impl<I: Io> Shard<I> {
         }
         self.wheel.cancel(key.slot);
         self.metrics.count_closed(reason);
-        tracing::trace!(shard = self.id.0, slot = key.slot, reason = reason.label(), "closed");
+        tracing::debug!(session = %self.session_id(key), reason = reason.label(), unsent, "closed");
         self.io.close(key);
     }
 }

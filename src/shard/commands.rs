@@ -97,6 +97,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn turn_away<E: Display>(&mut self, key: ConnKey, code: ErrorCode, error: &E, id: Option<MessageIdRef<'_>>) {
+        tracing::debug!(session = %self.session_id(key), %error, "not authenticated");
         self.count_error(code);
         self.note(key, Note::Error(code));
         self.reply(key, id, |envelope| envelope.not_authenticated(error));
@@ -131,6 +132,7 @@ impl<I: Io> Shard<I> {
             }
             Some(Ok(_)) => self.fault(key, ErrorCode::Forbidden, "the token is for another user", id),
             Some(Err(error)) => {
+                tracing::debug!(session = %self.session_id(key), error, "not refreshed");
                 self.reply(key, id, |envelope| envelope.not_authenticated(&error));
                 self.spend_error(key, ErrorCode::Unauthorized);
             }

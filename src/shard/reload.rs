@@ -18,6 +18,7 @@ impl<I: Io> Shard<I> {
         if let Some(settings) = self.inbox.take_settings() {
             self.settings = settings;
             self.resetting = Some(0);
+            self.sessions.forget_beyond(self.settings.closed_sessions_max(self.shared.shards));
             tracing::debug!(shard = self.id.0, "new settings");
         }
         if let Some(from) = self.resetting {

@@ -98,6 +98,11 @@ impl Sessions {
     fn keep(&mut self, ended: Ended, most: usize) {
         self.ended_bytes += ended.bytes();
         self.ended.push_back(ended);
+        self.forget_beyond(most);
+    }
+
+    /// Forgets the oldest of those that have ended, down to `most` and to the bound in bytes.
+    pub(super) fn forget_beyond(&mut self, most: usize) {
         while (self.ended.len() > most || self.ended_bytes > ENDED_BYTES_MAX)
             && let Some(oldest) = self.ended.pop_front()
         {
