@@ -22,6 +22,7 @@ mod handshake;
 mod http;
 mod lifecycle;
 mod limits;
+mod live;
 mod load;
 mod matrix;
 mod order;

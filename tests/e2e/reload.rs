@@ -20,7 +20,7 @@ use super::server::{Server, config};
 
 /// Reloads with another configuration, in the form of [`Server::start`].
 #[track_caller]
-fn reload(server: &Server, yaml: &str) -> Reloaded {
+pub fn reload(server: &Server, yaml: &str) -> Reloaded {
     server.handle.reload(config(2, yaml)).unwrap()
 }
 
