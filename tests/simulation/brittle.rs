@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -83,6 +84,10 @@ impl Io for Brittle {
 
     fn stop_accepting(&mut self) {
         self.sim().stop_accepting();
+    }
+
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        self.sim.peer(socket)
     }
 
     fn adopt(&mut self, socket: Socket, conn: ConnKey) {

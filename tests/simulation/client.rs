@@ -8,10 +8,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidewheel::Delivery;
+use tidewheel::id::SessionId;
 use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 
 use crate::compose::data_text;
 use crate::ledger::{NEVER, Period, Source, Step, Tail};
+use crate::operator::OPERATED;
 use crate::terms::{End, Id, Leaving, Membership, Plan, Scene, TOPICS, Tamper, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
 
@@ -47,6 +49,9 @@ pub struct Client {
     /// Replies of `said` that came before their handler's own.
     said: u32,
     pub errors: usize,
+    /// Messages to its session, with the session, and those of the operator's topic.
+    pub directs: Vec<(usize, SessionId)>,
+    pub operated: Vec<usize>,
     parted: Option<u16>,
     closed: Option<u16>,
     /// A message that a canary holds back.
@@ -70,6 +75,12 @@ struct Message<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
     publisher: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Direct<'a> {
+    n: usize,
+    session: &'a str,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +153,8 @@ impl Client {
             reader: Reader::default(),
             said: 0,
             errors: 0,
+            directs: Vec::new(),
+            operated: Vec::new(),
             parted: None,
             closed: None,
             kept: None,
@@ -167,12 +180,15 @@ impl Client {
     }
 
     /// What the judge of delivery must know.
-    pub fn tail(&self, drained_at: Step) -> Tail {
+    pub fn tail(&self, drained_at: Step, operated: bool) -> Tail {
         let leaving = self.leaving.map_or(NEVER, |(_, step)| step);
         match self.end {
             None => Tail { whole_until: leaving, deaf_from: NEVER },
             Some((End::Wanted, step)) => Tail { whole_until: leaving, deaf_from: step },
-            Some((End::Parted(1012), step)) => Tail { whole_until: leaving.min(drained_at), deaf_from: step },
+            // Or its lifetime had ended.
+            Some((End::Parted(1012), step)) if !operated => {
+                Tail { whole_until: leaving.min(drained_at), deaf_from: step }
+            }
             Some((End::Parted(_), step)) => Tail { whole_until: 0, deaf_from: step },
             Some((End::Cut | End::Refused, _)) => Tail { whole_until: 0, deaf_from: NEVER },
         }
@@ -211,7 +227,9 @@ impl Client {
         let full = status == 503 && (drains || scene.rules.tight);
         let slow = self.head_left > 0 || self.head_took_ms > 10_000 || scene.rules.rough;
         let late = status == 408 && slow;
+        let crowded = matches!(status, 429 | 503) && scene.rules.operated;
         let expected = match self.plan {
+            _ if crowded => true,
             Plan::Native | Plan::Echo => status == 101 || full || late,
             Plan::Bad(404) => status == 404 || full || late,
             Plan::Bad(bad) => status == bad || late || (status == 503 && drains),
@@ -304,6 +322,11 @@ impl Client {
         assert!(said.timestamp > 0);
         match said.kind {
             "message" | "broadcast" => return self.on_message(&said, scene),
+            "direct" => {
+                let Direct { n, session } = payload(&said);
+                assert!(self.directs.iter().all(|&(other, _)| other != n), "twice: {}", shown());
+                return self.directs.push((n, session.parse().expect("a session")));
+            }
             "said" => {
                 assert_eq!(said.payload.get(), self.said.to_string(), "out of order: {}: {self:?}", shown());
                 self.said += 1;
@@ -340,6 +363,10 @@ impl Client {
     fn on_message(&mut self, said: &Said, scene: &mut Scene) {
         let message: Message = payload(said);
         let Data { n } = serde_json::from_str(message.data.get()).expect("data of ours");
+        if message.topic == Some(OPERATED) {
+            assert!(self.operated.last().is_none_or(|&last| last < n), "twice or out of order: {n} of {OPERATED}");
+            return self.operated.push(n);
+        }
         assert_eq!(message.data.get(), data_text(n, &scene.rules), "data that is not byte for byte what was published");
         let publisher = match scene.ledger.publishes[n].source {
             Source::Client(number) if scene.rules.auth => Some(format!("u{number}")),
@@ -418,7 +445,8 @@ impl Client {
                 self.topics[topic] = Membership::Out;
             }
             (Want::Listing(expected), "subscriptions") => {
-                let Listing { subscriptions } = payload(said);
+                let Listing { mut subscriptions } = payload(said);
+                subscriptions.remove(OPERATED);
                 assert_eq!(&subscriptions, expected, "{self:?}");
             }
             (&Want::Published(publish), _) => {
@@ -460,8 +488,9 @@ impl Client {
                 let asked = matches!(leaving, Some((Leaving::Asked(asked), _)) if asked == code);
                 let known = match code {
                     1011 => rules.brittle,
-                    1012 => drains,
+                    1012 => drains || rules.operated,
                     4001 | 4002 => rules.timers,
+                    4503 | 4504 => rules.operated,
                     4003 => self.token == Token::Short,
                     4501 => self.token == Token::Short && !self.authenticated,
                     4502 => rules.auth && !self.authenticated,

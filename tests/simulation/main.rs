@@ -10,6 +10,7 @@ mod crowds;
 mod drains;
 mod handlers;
 mod ledger;
+mod operator;
 mod run;
 mod scenarios;
 mod sizes;
@@ -154,4 +155,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit", "evicted", "lifetime"];
+const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit"];

@@ -28,6 +28,7 @@ use crate::client::Client;
 use crate::compose::{data_text, key};
 use crate::handlers::{ON_PURPOSE, Waiting, router};
 use crate::ledger::{Ledger, Losses, NEVER, Source, Verdict};
+use crate::operator::Operator;
 use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
@@ -52,8 +53,11 @@ pub struct Run {
     pub clients: Vec<Client>,
     pub scene: Scene,
     orders: Vec<(Answered, usize)>,
+    /// Whoever is at work besides.
+    operator: Option<Operator>,
     /// Whether time may jump.
     jumps: bool,
+    settings: Arc<Settings>,
     /// What breaks each shard.
     fuses: Vec<Fuse>,
     /// How probable it is, each time, that a shard is about to break, and the dice for that.
@@ -84,6 +88,9 @@ fn run_with(seed: u64, tamper: Option<Tamper>, brittle: f64) -> Outcome {
     };
     let settings = draw_settings(&mut dice);
     let mut run = Run::new(seed, faults, settings, tamper);
+    if brittle == 0.0 && tamper.is_none() && Dice::new(seed ^ 0x0b5).chance(0.4) {
+        run.call_operator();
+    }
     run.brittle.0 = brittle;
     run.scene.rules.brittle = brittle > 0.0;
     let clients_max = 2 + run.dice.below(14);
@@ -162,6 +169,7 @@ impl Run {
             rough,
             brittle: false,
             unrest: [0.0, 0.005, 0.03][dice.below(3)],
+            operated: false,
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
         let scene = Scene { step: 0, rules, ledger: Ledger { losses, ..Ledger::default() }, drained_at: NEVER, tamper };
@@ -174,9 +182,10 @@ impl Run {
         let bounds = [held, settings.outbound.bytes_max as usize * (1 + lossy) + replies];
         let done = vec![false; shards.len()];
         let lazy = dice.chance(0.3).then(|| dice.below(shards.len()));
-        let (clients, orders) = (Vec::new(), Vec::new());
+        let (clients, orders, operator) = (Vec::new(), Vec::new(), None);
         let (brittle, restarts) = ((0.0, Dice::new(seed ^ 0xb0b)), 0);
         Self {
+            settings,
             fuses,
             brittle,
             restarts,
@@ -191,10 +200,22 @@ impl Run {
             clients,
             scene,
             orders,
+            operator,
             jumps: true,
             lazy,
             bounds,
         }
+    }
+
+    /// From now on somebody changes settings, and does things to sessions.
+    fn call_operator(&mut self) {
+        let mut settings = (*self.settings).clone();
+        settings.subscriptions_max += 1;
+        self.operator = Some(Operator::new(&settings));
+        let rules = &mut self.scene.rules;
+        (rules.operated, rules.timers, rules.roomy) = (true, true, false);
+        self.scene.ledger.losses.unbounded = false;
+        self.inboxes.iter().for_each(|inbox| inbox.reload(Arc::new(settings.clone())));
     }
 
     /// One step of the busy part of a run.
@@ -211,6 +232,10 @@ impl Run {
                 self.connect()
             }
             5 => self.order(),
+            91..=93 if self.operator.is_some() => {
+                let operator = self.operator.as_mut().expect("just seen");
+                operator.act(&self.inboxes, self.scene.step, &mut self.dice);
+            }
             6..=9 if self.waiting.len() > 0 => self.release_one(),
             10 if self.jumps && self.scene.rules.timers && self.dice.chance(0.1) => {
                 self.world.advance(Duration::from_secs(self.dice.below(20) as u64));
@@ -263,6 +288,8 @@ impl Run {
     }
 
     fn read_answers(&mut self) {
+        let step = self.scene.step;
+        self.operator.iter_mut().for_each(|operator| operator.read(step));
         let (ledger, step) = (&mut self.scene.ledger, self.scene.step);
         self.orders.retain_mut(|(answered, publish)| match answered.try_recv() {
             Ok(Ok(delivery)) => {
@@ -364,7 +391,8 @@ impl Run {
             let owed = self.clients.iter().find(|client| client.is_owed());
             let unsent =
                 self.clients.iter().any(|client| client.is_open && client.end.is_none() && !client.to_send.is_empty());
-            if owed.is_none() && self.orders.is_empty() && !unsent {
+            let is_served = self.operator.as_ref().is_none_or(Operator::is_served);
+            if owed.is_none() && self.orders.is_empty() && is_served && !unsent {
                 break;
             }
             assert!(turn < SETTLE_TURNS, "after {turn} turns still owed: {owed:?} {:?}", self.orders);
@@ -524,7 +552,9 @@ impl Run {
         let closed = sum(&|metrics| metrics.closed.iter().map(|counter| counter.get()).sum());
         assert_eq!(sum(&|metrics| metrics.opened.get()), closed, "opened and closed");
         assert!(self.still_there().is_empty(), "clients that never saw their end: {:?}", self.still_there());
-        let tails: Vec<_> = self.clients.iter().map(|client| client.tail(self.scene.drained_at)).collect();
+        let tails: Vec<_> =
+            self.clients.iter().map(|client| client.tail(self.scene.drained_at, self.scene.rules.operated)).collect();
+        self.operator.iter().for_each(|operator| operator.judge(&self.clients, &tails));
         let Verdict { receipts: exact, lost } = self.scene.ledger.judge(&tails);
         let dropped = |policy: Drop| sum(&|metrics| metrics.dropped[policy as usize].get());
         let by_policy = dropped(Drop::DropOldest) + dropped(Drop::DropNewest) + dropped(Drop::LatestPerKey);
@@ -543,6 +573,8 @@ impl Run {
             ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
             ("restarts", sum(&|metrics| metrics.restarts.get())),
             ("told 1011", self.clients.iter().filter(|client| client.end_code() == Some(1011)).count() as u64),
+            ("operated", self.operator.as_ref().map_or(0, |operator| operator.done)),
+            ("of the operator's topic", self.clients.iter().map(|client| client.operated.len() as u64).sum()),
             ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
             ("exact drops", if lost.0 == lost.1 { by_policy } else { 0 }),
         ]);

@@ -26,6 +26,8 @@ pub struct Rules {
     pub rough: bool,
     /// Shards break.
     pub brittle: bool,
+    /// An operator is at work: settings change, sessions are sent to, subscribed and closed.
+    pub operated: bool,
     /// Queues are so large that nobody is a slow consumer.
     pub roomy: bool,
     /// How probable it is, each time, that a client leaves or stops reading.
