@@ -101,7 +101,7 @@ fn log_start(config: &Config, engine: &Engine) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         shards = engine.shards(),
-        kernel = %engine.features(),
+        features = %engine.features(),
         listen = listen.join(" "),
         path = config.path,
         admin,
