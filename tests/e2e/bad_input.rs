@@ -306,6 +306,30 @@ fn few_receive_buffers() {
     }
 }
 
+/// A receive finds no buffer where there are too few, or too small ones, for what comes at once, and only there.
+#[test]
+fn as_many_receive_buffers_as_configured() {
+    let message = vec![7; 60_000];
+    let starved = |io: &str, rounds: usize| {
+        let server = Server::build(1, &format!("io: {{{io}}}\necho_path: /echo"), |builder| builder);
+        let mut client = server.raw();
+        client.upgrade("/echo");
+        (0..rounds).any(|_| {
+            client.frame(BINARY, &message);
+            assert!(client.until(BINARY).payload == message);
+            server.sum(|shard| &shard.starved) > 0
+        })
+    };
+    for (io, expected) in [
+        ("receive_buffers: 4, receive_buffer_size: 4KiB", true),
+        ("receive_buffers: 1024, receive_buffer_size: 4KiB", false),
+        ("receive_buffers: 16, receive_buffer_size: 256B", true),
+        ("receive_buffers: 16, receive_buffer_size: 64KiB", false),
+    ] {
+        assert_eq!(starved(io, if expected { 2_000 } else { 20 }), expected, "{io}");
+    }
+}
+
 /// Frames that end just before, on and behind the ends of receive buffers, alone and one after the other.
 #[test]
 fn sizes_around_the_receive_buffer() {

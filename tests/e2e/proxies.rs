@@ -66,6 +66,24 @@ fn headers_of_trusted_proxies_name_the_client() {
     server.rest();
 }
 
+/// Addresses are one client as far as the leading bits of `limits.connection_attempts.ipv6_prefix` are the same.
+#[test]
+fn the_prefix_of_ipv6_addresses() {
+    let check = |prefix: &str, lines: &dyn Fn(usize) -> String, is_same| {
+        let limits = format!("limits: {{connection_attempts: {{per_second: 1, burst: {BURST}{prefix}}}}}");
+        let server = Server::start(&format!("proxy: {{trusted: 127.0.0.1}}\n{limits}"));
+        check_same(|attempt| status(&server, 1, b"", &format!("X-Forwarded-For: {}\r\n", lines(attempt))), is_same);
+    };
+    let hosts = |attempt: usize| format!("2001:db8:1:1::{attempt:x}");
+    let networks = |attempt: usize| format!("2001:db8:1:{attempt:x}::1");
+    let sites = |attempt: usize| format!("2001:db8:{attempt:x}::1");
+    check("", &hosts, true);
+    check("", &networks, false);
+    check(", ipv6_prefix: 128", &hosts, false);
+    check(", ipv6_prefix: 48", &networks, true);
+    check(", ipv6_prefix: 48", &sites, false);
+}
+
 #[test]
 fn nobody_is_trusted_by_default() {
     let server = server("");
