@@ -49,6 +49,8 @@ pub struct Client {
     /// Replies of `said` that came before their handler's own.
     said: u32,
     pub errors: usize,
+    /// Handlers that were given up.
+    pub overdue: u64,
     /// Messages to its session, with the session, and those of the operator's topic.
     pub directs: Vec<(usize, SessionId)>,
     pub operated: Vec<usize>,
@@ -153,6 +155,7 @@ impl Client {
             reader: Reader::default(),
             said: 0,
             errors: 0,
+            overdue: 0,
             directs: Vec::new(),
             operated: Vec::new(),
             parted: None,
@@ -384,7 +387,7 @@ impl Client {
             }
         };
         let Period { acked, asked, .. } = scene.ledger.periods[period];
-        let by_handler = self.parked.values().any(|want| matches!(want, Want::Joined { .. }));
+        let by_handler = self.topics.iter().any(|topic| matches!(topic, Membership::Unsure(_)));
         assert!(acked != NEVER || by_handler, "a message before the ack of the subscription of {asked}: {self:?}");
         scene.ledger.got(period, n);
     }
@@ -411,6 +414,12 @@ impl Client {
                 }
                 Want::Bye if refused => self.leaving = None,
                 _ if refused => {}
+                // Given up: what it did before that is done, or not.
+                Want::Done | Want::Posted(_) | Want::Joined { .. } | Want::Left { .. } | Want::Fails(_)
+                    if scene.rules.operated && code == "internal_error" =>
+                {
+                    self.overdue += 1;
+                }
                 _ => wrong(),
             }
             return;

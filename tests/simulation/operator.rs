@@ -154,7 +154,7 @@ impl Operator {
     fn reload(&mut self, inboxes: &[Arc<Inbox>], dice: &mut Dice) {
         use ClientLimitPolicy::{EvictIdle, EvictOldest, Reject};
         let settings = &mut self.settings;
-        match dice.below(10) {
+        match dice.below(11) {
             0 => settings.idle_timeout_ms = [0, 1_000, 20_000][dice.below(3)],
             1 => settings.ping_interval_ms = [0, 100, 7_000][dice.below(3)],
             2 => settings.pong_timeout_ms = [50, 3_000][dice.below(2)],
@@ -163,7 +163,8 @@ impl Operator {
             5 => settings.outbound.age_max_ms = [20, 500, 10_000][dice.below(3)],
             6 => settings.address_connections_max = [None, Some(1), Some(6)][dice.below(3)],
             7 => settings.closed_sessions_kept = dice.below(10),
-            8 => settings.handshakes_max = 1 + dice.below(5) as u32,
+            8 => settings.handler_timeout_ms = [None, Some(1), Some(300)][dice.below(3)],
+            9 => settings.handshakes_max = 1 + dice.below(5) as u32,
             _ => settings.client_limit_policy = [EvictOldest, EvictIdle, Reject][dice.below(3)],
         }
         // Some shards learn of it later.

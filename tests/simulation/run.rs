@@ -574,6 +574,7 @@ impl Run {
             ("restarts", sum(&|metrics| metrics.restarts.get())),
             ("told 1011", self.clients.iter().filter(|client| client.end_code() == Some(1011)).count() as u64),
             ("operated", self.operator.as_ref().map_or(0, |operator| operator.done)),
+            ("handlers given up", self.clients.iter().map(|client| client.overdue).sum()),
             ("of the operator's topic", self.clients.iter().map(|client| client.operated.len() as u64).sum()),
             ("deliveries", self.scene.ledger.periods.iter().map(|period| period.got.len() as u64).sum()),
             ("exact drops", if lost.0 == lost.1 { by_policy } else { 0 }),
