@@ -100,6 +100,45 @@ fn check_reads_a_file_as_serve_does() {
     check("websocket: {idel_timeout_seconds: 5}\nlimits: {errors: x}\nshards: 0", 2, "tidewheel.yaml:3: shards: 0 is");
 }
 
+#[test]
+fn tokens_are_checked_as_serve_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let set = directory.path().join("keys.json");
+    // The Ed25519 key of RFC 8037, appendix A.2; the other one is no key.
+    let good = r#"{"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    std::fs::write(&set, format!(r#"{{"keys": [{good}, {{"kty": "oct", "k": "AAAA", "kid": "b"}}]}}"#)).unwrap();
+    let file = directory.path().join("tidewheel.yaml");
+    let key = "0123456789abcdef0123456789abcdef";
+    let yaml = format!("auth: {{jwks: '{}', keys: [{{id: k, secret: {key}}}]}}", set.display());
+    std::fs::write(&file, &yaml).unwrap();
+    let output = tidewheel("check --config").arg(&file).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("keys[1] `b`: a shared secret has no place"), "{text}");
+
+    let make = |kid: &str| {
+        let output = tidewheel(&format!("token make --sub ada --key {key} --kid {kid}")).output().unwrap();
+        output.stdout
+    };
+    let check = |token: &[u8], code: i32, said: &str| {
+        let mut command = tidewheel("token check --config");
+        command.arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(token).unwrap();
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        let text = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(status.code() == Some(code) && text.contains(said), "{text}");
+        assert!(token.is_empty() || !text.contains(str::from_utf8(token).unwrap().trim()), "{text}");
+    };
+    check(&make("k"), 0, "accepted as \"ada\", until ");
+    check(&make("a"), 1, "refused: algorithm HS256 is not allowed for this key");
+    check(&make("c"), 1, "refused: token signed with an unknown key");
+    check(b"", 1, "refused: not a JSON Web Token");
+    std::fs::write(&set, "{}").unwrap();
+    let output = tidewheel("check --config").arg(&file).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && text.contains("keys.json: not a JSON Web Key Set"), "{text}");
+}
+
 /// Whoever writes a file with every key, sets every variable or reads the reference finds what the engine has.
 #[test]
 fn config_prints_what_can_be_read_again() {

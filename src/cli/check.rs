@@ -24,9 +24,10 @@ impl Check {
         let mut draft = sources(Some(self.config), self.settings.flags()?).read();
         let access = Access::decide(&mut draft)?;
         let warnings = draft.warnings();
-        Engine::check(&draft.finish()?)?;
+        let odd = Engine::check(&draft.finish()?)?;
         let mut said = format!("{file}: valid\n{access}\n");
-        for warning in warnings {
+        let warnings = warnings.iter().map(ToString::to_string);
+        for warning in warnings.chain(odd.into_iter().map(|odd| format!("auth.jwks: {odd}"))) {
             let _ = writeln!(said, "warning: {warning}"); // a String takes everything
         }
         output::print(&said)

@@ -29,7 +29,7 @@ impl Access {
         if !config.auth.required {
             return Ok(Self::Open);
         }
-        if config.auth.secret.is_some() || config.auth.public_key_file.is_some() {
+        if config.auth.has_keys() {
             return Ok(Self::Configured);
         }
         let algorithm = config.auth.algorithm.unwrap_or(Algorithm::HS256);
@@ -39,8 +39,8 @@ impl Access {
         if let Some(public) = config.listen.iter().find(|address| !address.ip().is_loopback()) {
             let message = format!(
                 "{public} can be reached from outside, and there is no key to check tokens with. Set auth.secret, or the \
-                 variable TIDEWHEEL_AUTH_SECRET, to 32 random bytes or more, or auth.public_key_file to the PEM file of \
-                 whoever issues your tokens. To try it, listen on 127.0.0.1 only: a key for development is made then"
+                 variable TIDEWHEEL_AUTH_SECRET, to 32 random bytes or more, or auth.public_key_file to the PEM file, or \
+                 auth.jwks to the key set, of whoever issues your tokens. To try it, listen on 127.0.0.1 only: a key for development is made then"
             );
             draft.wrong("auth.required", message);
             return Ok(Self::Configured);
@@ -63,8 +63,7 @@ impl Access {
     pub(super) fn complete(&self, draft: &mut Draft) {
         let auth = &mut draft.config.auth;
         if let Self::Development { secret, .. } = self
-            && auth.secret.is_none()
-            && auth.public_key_file.is_none()
+            && !auth.has_keys()
         {
             auth.secret = Some(secret.clone());
         }

@@ -1,16 +1,19 @@
-//! `tidewheel token make`: a JWT that a server with the same key accepts.
-//! Law: the token is all that goes to stdout, so that `TOKEN=$(tidewheel token make …)` works; the key goes nowhere.
+//! `tidewheel token make`: a JWT that a server with the same key accepts; `tidewheel token check`: what a server says of one.
+//! Law: a token that is made is all that goes to stdout, so that `TOKEN=$(tidewheel token make …)` works; a key, and a token
+//! that is checked, go nowhere.
 
 use std::env;
 use std::fs;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings, make_token};
+use tidewheel::Engine;
+use tidewheel::app::auth::{Algorithm, Claims as Verified, KeyMaterial, KeySettings, TOKEN_LENGTH_MAX, make_token};
 
-use super::{Failure, output};
+use super::{Failure, Settings, output, sources};
 
 #[derive(Subcommand)]
 pub(super) enum Token {
@@ -19,6 +22,19 @@ pub(super) enum Token {
     /// Without --key and --key-file the key is taken from the variable TIDEWHEEL_AUTH_SECRET, which keeps it out of
     /// the list of processes.
     Make(Make),
+    /// Read a token from stdin and say whether a server with this configuration would accept it, and as whom.
+    ///
+    /// Files with keys are read and key sets are fetched.
+    Check(Check),
+}
+
+#[derive(Args)]
+pub(super) struct Check {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Args)]
@@ -38,6 +54,9 @@ pub(super) struct Make {
     /// HS256 for a secret and RS256 for a private key unless given: HS384, HS512, RS…, PS…, ES256, ES384, EdDSA.
     #[arg(long)]
     algorithm: Option<Algorithm>,
+    /// The key's id, `kid`, where the server has more than one key.
+    #[arg(long, value_name = "ID")]
+    kid: Option<String>,
     /// Topics that may be subscribed to: `*` stands for one segment, `>` for the rest. Without --subscribe and
     /// --publish every topic is allowed; with either, only what is named.
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
@@ -55,8 +74,23 @@ pub(super) struct Make {
 
 impl Token {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Self::Make(make) = self;
-        make.run()
+        match self {
+            Self::Make(make) => make.run(),
+            Self::Check(check) => check.run(),
+        }
+    }
+}
+
+impl Check {
+    fn run(self) -> Result<(), Failure> {
+        let config = sources(self.config, self.settings.flags()?).read().finish()?;
+        let mut token = String::new();
+        let read = io::stdin().take(TOKEN_LENGTH_MAX as u64 + 2).read_to_string(&mut token);
+        read.map_err(|error| Failure::Run(format!("no token on stdin: {error}")))?;
+        let verdict = Engine::check_token(&config, token.trim());
+        let Verified { identity, .. } = verdict.map_err(|why| Failure::Run(format!("refused: {why}")))?;
+        let until = identity.expires_at.map_or_else(|| "ever".to_owned(), |unix_s| format!("{unix_s} (Unix seconds)"));
+        output::print(&format!("accepted as {:?}, until {until}\n", &*identity.user_id))
     }
 }
 
@@ -84,7 +118,7 @@ impl Make {
             })?;
             (KeyMaterial::Secret(secret.into_bytes()), Algorithm::HS256)
         };
-        Ok(KeySettings { id: None, algorithm: self.algorithm.unwrap_or(usual), key })
+        Ok(KeySettings { id: self.kid.clone(), algorithm: self.algorithm.unwrap_or(usual), key })
     }
 }
 

@@ -578,6 +578,7 @@ mod tests {
                 "127.0.0.1:7",
                 "*",
                 "::1",
+                "[{secret: s}]",
             ];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();

@@ -9,6 +9,7 @@
 //! `TIDEWHEEL_WEBSOCKET_MAX_MESSAGE_SIZE`; its names are derived from the definition below, never listed.
 
 pub mod file;
+pub mod keys;
 mod load;
 pub mod network;
 mod node;
@@ -27,6 +28,7 @@ use std::time::Duration;
 pub use jsonwebtoken::Algorithm;
 
 use crate::id::SLOT_MAX;
+use keys::{KeySource, TokenKey};
 pub use load::{Draft, Flag, Sources, environment};
 use network::Network;
 pub use node::{Apply, Changes, Key};
@@ -143,7 +145,8 @@ section! {
 section! {
     /// Authentication by JSON Web Token.
     Auth {
-        /// Whether a client must authenticate before anything else. Needs a key: `secret` or `public_key_file`.
+        /// Whether a client must authenticate before anything else. Needs a key: `secret`, `public_key_file`,
+        /// `keys` or `jwks`.
         live required: bool = true,
         /// Time from the upgrade until authenticated; then close 4502.
         live timeout: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
@@ -152,11 +155,27 @@ section! {
         /// PEM file with the issuer's public key, for the other algorithms; a relative path starts at the working
         /// directory.
         live public_key_file: Option<PathBuf> = None,
-        /// The one algorithm accepted. `null`: HS256 with a secret, RS256 with a public key.
+        /// The one algorithm of `secret` or `public_key_file`. `null`: HS256 with a secret, RS256 with a public key.
         live algorithm: Option<Algorithm> = None,
-        /// Required `iss` claim. `null`: any.
+        /// More keys, each with its algorithm and its `kid`, and with an issuer of its own if it has one.
+        live keys: Vec<TokenKey> = Vec::new(),
+        /// Key sets (JWKS) as issuers publish them: URLs or files, with an issuer each where there are several.
+        live jwks: Vec<KeySource> = Vec::new(),
+        /// PEM file with the certificates that sign for `https` sources. `null`: those that this machine trusts.
+        live jwks_ca_file: Option<PathBuf> = None,
+        /// How long a fetched set is fresh where its `Cache-Control` does not say (`max-age` counts between
+        /// `jwks_interval` and 1h, or this if it is more); it is fetched again a fifth before that.
+        live jwks_lifetime: Duration = Duration::from_secs(300) => SHORTEST..=DAY,
+        /// Least time between two looks at a source: at a file for a change, at a URL for a key that a token names and
+        /// nobody has. After a failure it doubles up to `jwks_lifetime`.
+        live jwks_interval: Duration = Duration::from_secs(10) => SHORTEST..=HOUR,
+        /// Time for one fetch, from the name's look-up to the last byte.
+        live jwks_timeout: Duration = Duration::from_secs(5) => SHORTEST..=HOUR,
+        /// Bytes of a set; beyond, it is refused.
+        live jwks_max_bytes: Size = Size(256 * 1024) => 1..=MIB,
+        /// Required `iss` claim, where key and key set have none of their own. `null`: any.
         live issuer: Option<String> = None,
-        /// Required `aud` claim. `null`: any.
+        /// Required `aud` claim, where key and key set have none of their own. `null`: none may be there.
         live audience: Option<String> = None,
         /// Clock difference tolerated in `exp` and `nbf`.
         live leeway: Duration = Duration::ZERO => Duration::ZERO..=HOUR,

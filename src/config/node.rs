@@ -313,10 +313,10 @@ impl<T: Node> Node for Vec<T> {
 /// Declares a section: its struct, its defaults, and all that [`Node`] wants to know.
 ///
 /// Each key is written as `live name: Type = default => least..=most,` with its meaning above it; the range is left out
-/// where the type says it all. In place of `live`, which a reload applies, `restart` is for what only a start does, and
+/// where the type says it all. `Name(key)` can be written as the value of that key alone. In place of `live`, which a reload applies, `restart` is for what only a start does, and
 /// `section name: Type,` for a section below this one.
 macro_rules! section {
-    ($(#[$doc:meta])* $name:ident {
+    ($(#[$doc:meta])* $name:ident $(($short:ident))? {
         $($(#[doc = $meaning:literal])* $apply:ident $key:ident: $type:ty $(= $default:expr)? $(=> $range:expr)?,)+
     }) => {
         $(#[$doc])*
@@ -339,6 +339,7 @@ macro_rules! section {
                 reader: &mut $crate::config::node::Reader,
             ) -> Option<Self> {
                 let mut read = was.cloned().unwrap_or_default();
+                $(let tree = &tree.spelled_out(stringify!($short));)?
                 for (name, place, value) in reader.entries(path, tree) {
                     match name {
                         $(stringify!($key) => {
@@ -383,7 +384,7 @@ macro_rules! section {
 
             fn describe(own: $crate::config::node::Key, keys: &mut Vec<$crate::config::node::Key>) {
                 let (path, defaults) = (own.path.clone(), Self::default());
-                keys.push($crate::config::node::Key { form: "a section".to_owned(), ..own });
+                keys.push($crate::config::node::Key { form: section!(@form $($short)?), ..own });
                 $(
                     let own = $crate::config::node::Key {
                         path: $crate::config::node::join(&path, stringify!($key)),
@@ -402,6 +403,8 @@ macro_rules! section {
             }
         }
     };
+    (@form) => { "a section".to_owned() };
+    (@form $short:ident) => { concat!("a section, or its `", stringify!($short), "` alone").to_owned() };
     (@default) => { Default::default() };
     (@default $default:expr) => { $default };
     (@range $type:ty) => { None };

@@ -182,7 +182,7 @@ mod tests {
     use crate::config::Sources;
 
     /// Of these every key takes one that is not its default.
-    const VALUES: [&str; 17] = [
+    const VALUES: [&str; 18] = [
         "null",
         "7",
         "7s",
@@ -200,6 +200,7 @@ mod tests {
         "10.0.0.0/8",
         "*",
         "/a: #b",
+        "[{id: k, public_key_file: f}]",
     ];
 
     #[test]

@@ -46,6 +46,13 @@ impl Tree {
         matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL")
     }
 
+    /// The section that a word stands for: one with this key alone.
+    pub(super) fn spelled_out(&self, key: &str) -> Self {
+        let Content::Word { .. } = self.content else { return self.clone() };
+        let entry = (Some(key.to_owned()), self.place.clone(), self.clone());
+        Self { place: self.place.clone(), content: Content::Section(vec![entry]) }
+    }
+
     /// The entries of a list of sections that was written as one text, in a variable for instance.
     pub(super) fn list(text: &str, place: &Place) -> Vec<Self> {
         match Self::parse(text, |_| place.clone()) {

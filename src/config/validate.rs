@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::keys::SECRET_BYTES_MIN;
 use super::node::Node;
 use super::origin::OriginPattern;
 use super::units::show_duration;
@@ -38,6 +39,7 @@ impl Config {
         let mut problems = Found(Vec::new());
         self.check_endpoints(&mut problems);
         self.check_key(&mut problems);
+        self.auth.check_keys(&mut |key, what| problems.add(key, what));
         self.check_cookie(&mut problems);
         self.check_admin_key(&mut problems);
         self.check_proxy(&mut problems);
@@ -65,6 +67,7 @@ impl Config {
         {
             odd.add("auth.secret", format!("is shorter than {SECRET_BYTES_MIN} bytes and could be guessed"));
         }
+        self.auth.odd_keys(&mut |key, what| odd.add(key, what));
         if self.auth.query {
             odd.add("auth.query", "true: tokens in URLs end up in logs of proxies and in histories".to_owned());
         }
@@ -119,10 +122,10 @@ impl Config {
             None => None,
         };
         match (&auth.secret, &auth.public_key_file) {
-            (None, None) if auth.required => problems.add(
+            (None, None) if auth.required && !auth.has_keys() => problems.add(
                 "auth.required",
                 "true, but there is no key to check a token with; set auth.secret (or the variable \
-                 TIDEWHEEL_AUTH_SECRET) to 32 random bytes or more, or auth.public_key_file, or auth.required to false"
+                 TIDEWHEEL_AUTH_SECRET) to 32 random bytes or more, or auth.public_key_file or auth.jwks, or auth.required to false"
                     .to_owned(),
             ),
             (Some(_), Some(file)) => problems.add(
@@ -237,8 +240,6 @@ fn path(problems: &mut Found, key: &str, path: &str) {
     }
 }
 
-/// What RFC 7518 §3.2 asks of HS256.
-const SECRET_BYTES_MIN: usize = 32;
 const SYSTEMD_STOP: Duration = Duration::from_secs(90);
 
 #[cfg(test)]

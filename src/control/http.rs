@@ -18,16 +18,17 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::PageSettings;
 use super::api::{ApiError, Code};
 use super::exposition::Exposition;
 use super::phase::{Phase, Stage};
 use super::stream::BoundedListener;
+use super::{PageSettings, Running};
 
 /// What the handlers answer from.
 struct Port {
     exposition: Exposition,
     phase: Arc<Phase>,
+    running: Arc<Running>,
     page: Page,
 }
 
@@ -35,11 +36,11 @@ struct Port {
 pub(super) async fn serve(
     listener: TcpListener,
     exposition: Exposition,
-    phase: Arc<Phase>,
+    (phase, running): (Arc<Phase>, Arc<Running>),
     page: PageSettings,
     api: Router,
 ) {
-    let port = Port { exposition, phase, page: Page::new(&page) };
+    let port = Port { exposition, phase, running, page: Page::new(&page) };
     let router = Router::new()
         .route("/", get(page_at_root))
         .route("/livez", get(livez))
@@ -69,7 +70,10 @@ async fn livez() -> Response {
 /// 200 while newcomers are served; else 503 with the reason.
 async fn readyz(State(port): State<Arc<Port>>) -> Response {
     let stage = port.phase.get();
+    let awaited = port.running.awaited_keys();
+    let keyless = format!("no key to check tokens with yet; waiting for {}", awaited.join(", "));
     let (status, reason) = match stage {
+        Stage::Ready if !awaited.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, Some(&*keyless)),
         Stage::Ready => (StatusCode::OK, None),
         Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine has not started yet")),
         Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the engine drains; connect elsewhere")),

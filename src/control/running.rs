@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
+use super::keys::{Keys, Source};
 use super::{Shards, logging};
 use crate::app::ConnectionAttempts;
-use crate::app::auth::{Algorithm, AuthSettings, Authenticator, KeyMaterial, KeySettings};
 use crate::config::{Auth, Auto, Changes, Config, Problem, Problems};
 use crate::pubsub::Policies;
 use crate::shard::settings::Settings;
@@ -59,6 +60,8 @@ pub struct Running {
     room: Room,
     shards: Shards,
     reread: Option<Reread>,
+    /// Told when the sources of key sets may be others. For one task.
+    resourced: Notify,
     /// What became of reloads so far.
     pub counts: Reloads,
 }
@@ -77,20 +80,20 @@ pub struct Reloads {
 struct State {
     config: Arc<Config>,
     settings: Arc<Settings>,
-    /// The text of `auth.public_key_file`, which may change although the key does not.
-    pem: Option<Vec<u8>>,
+    /// What tokens are checked with, which may change although the configuration does not.
+    keys: Keys,
 }
 
 impl State {
-    /// Builds all that a configuration needs, with what it shares with the one `before`.
-    fn new(config: Config, room: Room, before: Option<&Self>) -> Result<Self, String> {
-        let pem = read_pem(&config.auth)?;
+    /// Builds all that a configuration needs, with what it shares with the one `before`. Also tells what is odd.
+    fn new(config: Config, room: Room, before: Option<&Self>) -> Result<(Self, Vec<String>), String> {
+        let (keys, odd) = Keys::read(&config.auth, before.map(|before| &before.keys))?;
         let connections_max = match config.websocket.max_total_connections {
             Auto::Auto => room.connections,
             Auto::Value(connections) => connections.min(room.connections),
         };
         let mut settings = Settings::new(&config, connections_max, room.slots);
-        settings.authenticator = authenticator(&config.auth, pem.as_deref())?.map(Arc::new);
+        settings.authenticator = keys.authenticator(&config.auth).map(Arc::new);
         // Who has spent what is forgotten only where it is counted in another way.
         let limits = &config.limits;
         settings.attempts = match before {
@@ -110,8 +113,9 @@ impl State {
                 true => policies.clone(),
                 false => Arc::new(Policies::new(&config, policies.edition().wrapping_add(1))),
             };
+            settings.edition = before.settings.edition.wrapping_add(1);
         }
-        Ok(Self { config: Arc::new(config), settings: Arc::new(settings), pem })
+        Ok((Self { config: Arc::new(config), settings: Arc::new(settings), keys }, odd))
     }
 }
 
@@ -121,10 +125,11 @@ impl Running {
     /// # Errors
     /// The key for tokens is missing or cannot be used.
     pub fn new(config: Config, room: Room, shards: Shards, reread: Option<Reread>) -> Result<Self, ReloadError> {
-        let state = State::new(config, room, None).map_err(ReloadError::Auth)?;
+        let (state, odd) = State::new(config, room, None).map_err(ReloadError::Auth)?;
+        odd.iter().for_each(|odd| tracing::warn!("auth.jwks: {odd}"));
         let counts = Reloads::default();
         counts.last_success_s.store(unix_s(), Relaxed);
-        Ok(Self { state: Mutex::new(state), room, shards, reread, counts })
+        Ok(Self { state: Mutex::new(state), room, shards, reread, resourced: Notify::new(), counts })
     }
 
     /// What is in force.
@@ -176,10 +181,12 @@ impl Running {
             applied.retain(|other| other != key);
             restart.push(key.to_owned());
         }
-        let next = State::new(config, self.room, Some(&state)).map_err(ReloadError::Auth)?;
-        let pem_key = "auth.public_key_file";
-        if next.pem != state.pem && !applied.iter().any(|key| key == pem_key) {
-            applied.push(pem_key.to_owned());
+        let (next, odd) = State::new(config, self.room, Some(&state)).map_err(ReloadError::Auth)?;
+        warnings.extend(odd.into_iter().map(|odd| format!("auth.jwks: {odd}")));
+        for key in next.keys.changed_files(&state.keys) {
+            if !applied.iter().any(|other| other == key) {
+                applied.push(key.to_owned());
+            }
         }
         if applied.iter().any(|key| key == "log.level")
             && let Err(why) = logging::set_level(next.config.log.level.as_str())
@@ -191,7 +198,34 @@ impl Running {
         for inbox in self.shards.inboxes() {
             inbox.reload(state.settings.clone());
         }
+        self.resourced.notify_one();
         Ok(Reloaded { applied, restart, warnings })
+    }
+
+    /// Where key sets come from, in the order of `auth.jwks`.
+    pub(super) fn key_sources(&self) -> Vec<Arc<Source>> {
+        self.state.lock().keys.sources().to_vec()
+    }
+
+    /// Waits until [`Running::key_sources`] may be others.
+    pub(super) async fn key_sources_changed(&self) {
+        self.resourced.notified().await;
+    }
+
+    /// Sources without which there is no key at all to check tokens with.
+    pub(super) fn awaited_keys(&self) -> Vec<String> {
+        self.state.lock().keys.awaited()
+    }
+
+    /// Hands each shard the keys that are there now. Nothing else changes.
+    pub(super) fn take_up_keys(&self) {
+        let mut state = self.state.lock();
+        let mut settings = (*state.settings).clone();
+        settings.authenticator = state.keys.authenticator(&state.config.auth).map(Arc::new);
+        state.settings = Arc::new(settings);
+        for inbox in self.shards.inboxes() {
+            inbox.reload(state.settings.clone());
+        }
     }
 
     fn count(&self, outcome: Result<Reloaded, ReloadError>) -> Result<Reloaded, ReloadError> {
@@ -222,40 +256,15 @@ impl fmt::Debug for Running {
     }
 }
 
-/// What checks tokens by this configuration, if there is a key.
+/// Looks whether a configuration has what tokens are checked with, as far as that is on this machine, and tells what is
+/// odd.
 ///
 /// # Errors
-/// The key is missing, cannot be read or cannot be used.
-pub fn check_key(auth: &Auth) -> Result<(), String> {
-    authenticator(auth, read_pem(auth)?.as_deref()).map(drop)
+/// A key is missing, cannot be read or cannot be used.
+pub fn check_key(auth: &Auth) -> Result<Vec<String>, String> {
+    Keys::read(auth, None).map(|(_, odd)| odd)
 }
 
-fn read_pem(auth: &Auth) -> Result<Option<Vec<u8>>, String> {
-    let Some(file) = &auth.public_key_file else { return Ok(None) };
-    let wrong = |error| format!("public_key_file {} cannot be read: {error}", file.display());
-    crate::config::file::read(file).map(Some).map_err(wrong)
-}
-
-fn authenticator(auth: &Auth, pem: Option<&[u8]>) -> Result<Option<Authenticator>, String> {
-    let (usual, key) = match (&auth.secret, pem) {
-        (Some(secret), _) => (Algorithm::HS256, KeyMaterial::Secret(secret.expose().as_bytes().to_vec())),
-        (None, Some(pem)) => (Algorithm::RS256, KeyMaterial::Pem(pem.to_vec())),
-        (None, None) if auth.required => {
-            return Err("no key to check tokens with; set auth.secret (32 bytes or more) or auth.public_key_file, or \
-                        auth.required: false to let everyone in"
-                .to_owned());
-        }
-        (None, None) => return Ok(None),
-    };
-    let settings = AuthSettings {
-        keys: vec![KeySettings { id: None, algorithm: auth.algorithm.unwrap_or(usual), key }],
-        issuer: auth.issuer.clone(),
-        audience: auth.audience.clone(),
-        leeway: auth.leeway,
-    };
-    Authenticator::new(&settings).map(Some).map_err(|error| error.to_string())
-}
-
-fn unix_s() -> u64 {
+pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exposition::Exposition;
-use super::{ControlSettings, Running, api, drain, http};
+use super::{ControlSettings, Running, api, drain, http, keys};
 
 /// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
 /// everything is listened to, or what went wrong.
@@ -49,12 +49,13 @@ fn begin(settings: ControlSettings) -> io::Result<()> {
         tokio_uring::spawn(reload_on_signal(signal(SignalKind::hangup())?, running.clone()));
     }
     tokio_uring::spawn(drain::log_progress(drains.clone()));
+    tokio_uring::spawn(keys::keep(running.clone()));
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (router, usage) = api::build(running.clone(), drains, metrics.clone());
-        let exposition = Exposition::new(metrics, phase.clone(), holdings, running, usage);
-        tokio_uring::spawn(http::serve(listener, exposition, phase, page, router));
+        let exposition = Exposition::new(metrics, phase.clone(), holdings, running.clone(), usage);
+        tokio_uring::spawn(http::serve(listener, exposition, (phase, running), page, router));
     }
     Ok(())
 }

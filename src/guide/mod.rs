@@ -9,6 +9,9 @@ pub mod operate {}
 #[doc = include_str!("drain.md")]
 pub mod drain {}
 
+#[doc = include_str!("keys.md")]
+pub mod keys {}
+
 #[doc = include_str!("reload.md")]
 pub mod reload {}
 

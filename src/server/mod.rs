@@ -37,6 +37,7 @@ use std::{fmt, io};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::app::auth::Claims;
 use crate::app::context::Refused;
 use crate::app::{Clients, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router};
 use crate::config::{self, Auto, Config, Problem, Problems, ReceiveWait};
@@ -254,13 +255,23 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Checks everything of a configuration that can be checked without serving: values, and the key for tokens.
+    /// Checks everything of a configuration that can be checked without serving: values, and the keys for tokens, as far
+    /// as they are on this machine. Tells what is odd in files with keys.
     ///
     /// # Errors
     /// What [`EngineBuilder::start`] would say.
-    pub fn check(config: &Config) -> Result<(), StartError> {
+    pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         config.validate()?;
         check_key(&config.auth).map_err(StartError::Auth)
+    }
+
+    /// Judges a token as an engine with this configuration would now. Fetches key sets, each once; blocks meanwhile.
+    ///
+    /// # Errors
+    /// Why the token is refused, or what is wrong with the configuration.
+    pub fn check_token(config: &Config, token: &str) -> Result<Claims, String> {
+        config.validate().map_err(|problems| problems.to_string())?;
+        control::check_token(&config.auth, token)
     }
 
     /// Begins an engine with this configuration.

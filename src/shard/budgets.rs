@@ -149,6 +149,7 @@ fn a_reload_that_ends_everybody_takes_many_turns() {
     let mut shard = shard_of(COUNT);
     let mut settings = (*shard.settings).clone();
     settings.idle_timeout_ms = 1;
+    settings.edition += 1;
     (0..3).for_each(|_| drop(shard.turn()));
     shard.inbox.reload(Arc::new(settings));
     let most = most_a_turn(&mut shard, |shard| shard.metrics.sends.get() == u64::from(COUNT));
@@ -162,6 +163,7 @@ fn timers_that_fall_due_together_take_many_turns() {
     let mut shard = shard_of(COUNT);
     let mut settings = (*shard.settings).clone();
     settings.ping_interval_ms = 1_000;
+    settings.edition += 1;
     shard.inbox.reload(Arc::new(settings));
     (0..COUNT / 4096 + 2).for_each(|_| drop(shard.turn()));
     assert_eq!(shard.io.sent, 0);

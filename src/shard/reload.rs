@@ -16,8 +16,11 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn take_settings(&mut self) {
         if let Some(settings) = self.inbox.take_settings() {
+            // Keys change no timer: whoever has an identity keeps it.
+            if settings.edition != self.settings.edition {
+                self.resetting = Some(0);
+            }
             self.settings = settings;
-            self.resetting = Some(0);
             self.sessions.forget_beyond(self.settings.closed_sessions_max(self.shared.shards));
             tracing::debug!(shard = self.id.0, "new settings");
         }

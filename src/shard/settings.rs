@@ -14,6 +14,8 @@ use crate::ws::{HandshakeLimits, Limits};
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each is the configuration key of the same name, in milliseconds or bytes")]
 pub struct Settings {
+    /// Which configuration it is: another number than before if anything but the keys may differ.
+    pub edition: u32,
     pub path: String,
     pub echo_path: Option<String>,
     pub origins: Origins,
@@ -61,6 +63,7 @@ impl Settings {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let outbound = &config.outbound;
         Self {
+            edition: 0,
             path: config.path.clone(),
             echo_path: config.echo_path.clone(),
             origins: config.origins.clone(),

@@ -20,6 +20,7 @@ mod fuzz;
 mod handlers;
 mod handshake;
 mod http;
+mod key_sets;
 mod lifecycle;
 mod limits;
 mod live;

@@ -55,6 +55,8 @@ fn every_key_is_applied_or_said_to_wait() {
         "10.0.0.0/8",
         "0123456789abcdef",
         "[{pattern: a.b, policy: drop_oldest}]",
+        "[{id: k, secret: 0123456789abcdef0123456789abcdef}]",
+        "http://127.0.0.1:1/",
     ];
     let begun = server.handle.config();
     let mut untried = Vec::new();

@@ -78,6 +78,51 @@ pub fn make_token<C: Serialize>(claims: &C, key: &KeySettings) -> Result<String,
     signing_key.and_then(|signing_key| jsonwebtoken::encode(&header, claims, &signing_key)).map_err(MakeTokenError)
 }
 
+/// Keys of one issuer, ready to verify with.
+#[derive(Debug)]
+pub struct KeySet(Vec<Key>);
+
+impl KeySet {
+    /// Prepares configured keys.
+    ///
+    /// # Errors
+    /// A key does not fit its algorithm, or there are none, too many or two with the same name.
+    pub fn new(settings: &[KeySettings]) -> Result<Self, AuthSetupError> {
+        match settings.len() {
+            0 => return Err(AuthSetupError::NoKeys),
+            1..=KEYS_MAX => {}
+            _ => return Err(AuthSetupError::TooManyKeys),
+        }
+        let mut keys: Vec<Key> = Vec::with_capacity(settings.len());
+        for settings in settings {
+            let key = Key::new(settings)?;
+            if key.id.is_some() && keys.iter().any(|other| other.is_the_same_as(&key)) {
+                return Err(AuthSetupError::SameId);
+            }
+            keys.push(key);
+        }
+        Ok(Self(keys))
+    }
+
+    pub(super) fn of_keys(keys: Vec<Key>) -> Self {
+        Self(keys)
+    }
+
+    pub(super) fn keys(&self) -> &[Key] {
+        &self.0
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// A key, ready to verify with.
 #[derive(Debug)]
 pub(super) struct Key {
@@ -96,10 +141,24 @@ impl Key {
             (KeyMaterial::Pem(_), AlgorithmFamily::Hmac) => return Err(AuthSetupError::NeedsSecret(algorithm)),
             (KeyMaterial::Pem(pem), _) => from_pem(pem, algorithm)?,
         };
+        Ok(Self::pinned(settings.id.clone(), key, algorithm))
+    }
+
+    /// A key that has been checked, for tokens of this algorithm and no other.
+    pub(super) fn pinned(id: Option<String>, key: DecodingKey, algorithm: Algorithm) -> Self {
         let mut validation = Validation::new(algorithm);
         validation.required_spec_claims.clear();
         (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
-        Ok(Self { id: settings.id.clone(), key, validation })
+        Self { id, key, validation }
+    }
+
+    pub(super) fn is_for(&self, algorithm: Algorithm) -> bool {
+        self.validation.algorithms.contains(&algorithm)
+    }
+
+    /// Whether a token could mean both.
+    pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
+        self.id == other.id && self.validation.algorithms == other.validation.algorithms
     }
 }
 

@@ -2,9 +2,12 @@
 //! Law: a key verifies tokens of its one algorithm and no other; no error text holds any part of a token or a key.
 
 mod credential;
+mod jwk;
 mod keys;
+mod wish;
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -17,13 +20,17 @@ use crate::conn::Identity;
 use crate::conn::permissions::{Permissions, PermissionsError};
 
 pub use self::credential::{Carrier, Carriers, TwoTokens};
-pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySettings, MakeTokenError, make_token};
+pub use self::jwk::{JwkError, JwksError, SET_KEYS_MAX, SkippedKey};
+pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySet, KeySettings, MakeTokenError, make_token};
+pub use self::wish::Wish;
 pub use jsonwebtoken::Algorithm;
 
 /// Longest token that is looked at, in bytes.
 pub const TOKEN_LENGTH_MAX: usize = 16 << 10;
 /// Longest user id (the claim `sub`), in bytes.
 pub const USER_ID_LENGTH_MAX: usize = 255;
+/// Most keys that one token is tried on.
+pub const TRIES_MAX: usize = KEYS_MAX;
 
 /// What tokens are measured against.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +67,8 @@ pub enum AuthError {
     Critical,
     #[error("token signed with an unknown key")]
     UnknownKey,
+    #[error("token could be signed with any of more than {TRIES_MAX} keys; one that names its key (`kid`) is needed")]
+    TooManyKeys,
     #[error("algorithm {0:?} is not allowed for this key")]
     Algorithm(Algorithm),
     #[error("bad signature")]
@@ -78,13 +87,24 @@ pub enum AuthError {
     Permissions(PermissionsError),
 }
 
+/// Keys, and whose tokens they sign: a key is good for the tokens of its issuer alone.
+#[derive(Clone, Debug)]
+pub struct Trusted {
+    /// What the claim `iss` must be, if anything.
+    pub issuer: Option<String>,
+    /// What the claim `aud` must be or hold; as in [`AuthSettings::audience`].
+    pub audience: Option<String>,
+    /// The keys.
+    pub keys: Arc<KeySet>,
+}
+
 /// Verifies tokens.
 #[derive(Debug)]
 pub struct Authenticator {
-    keys: Vec<Key>,
-    issuer: Option<String>,
-    audience: Option<String>,
+    trusted: Vec<Trusted>,
     leeway_ms: u64,
+    /// Whom to tell of a key that nobody has.
+    wishes: Vec<Arc<Wish>>,
 }
 
 impl Authenticator {
@@ -93,31 +113,26 @@ impl Authenticator {
     /// # Errors
     /// A key does not fit its algorithm, or there are none, too many or two with the same name.
     pub fn new(settings: &AuthSettings) -> Result<Self, AuthSetupError> {
-        match settings.keys.len() {
-            0 => return Err(AuthSetupError::NoKeys),
-            1..=KEYS_MAX => {}
-            _ => return Err(AuthSetupError::TooManyKeys),
-        }
-        let is_repeated = |(index, key): (usize, &KeySettings)| {
-            let same = |other: &KeySettings| other.id == key.id && other.algorithm == key.algorithm;
-            key.id.is_some() && settings.keys[..index].iter().any(same)
-        };
-        if settings.keys.iter().enumerate().any(is_repeated) {
-            return Err(AuthSetupError::SameId);
-        }
-        Ok(Self {
-            keys: settings.keys.iter().map(Key::new).collect::<Result<_, _>>()?,
-            issuer: settings.issuer.clone(),
-            audience: settings.audience.clone(),
-            leeway_ms: settings.leeway.as_millis().try_into().unwrap_or(u64::MAX),
-        })
+        let keys = Arc::new(KeySet::new(&settings.keys)?);
+        let (issuer, audience) = (settings.issuer.clone(), settings.audience.clone());
+        Ok(Self::trusting(vec![Trusted { issuer, audience, keys }], settings.leeway, Vec::new()))
+    }
+
+    /// Verifies tokens of several issuers. A token whose `kid` no key has raises `wishes`.
+    pub fn trusting(trusted: Vec<Trusted>, leeway: Duration, wishes: Vec<Arc<Wish>>) -> Self {
+        Self { trusted, leeway_ms: leeway.as_millis().try_into().unwrap_or(u64::MAX), wishes }
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> usize {
+        self.trusted.iter().map(|trusted| trusted.keys.len()).sum()
     }
 
     /// Verifies `token` at the time `unix_ms` (Unix milliseconds).
     ///
-    /// The token's `kid` picks the key of that id; keys without an id stand in for ids that no key has. Without a `kid`
-    /// any key of the token's algorithm will do. `sub` is required; `exp` is not, but holds when it is there, as `nbf`
-    /// does. `iss` and `aud` are required when configured.
+    /// The token's `kid` picks the keys of that id; keys without an id stand in for ids that no key has. Without a `kid`
+    /// any key of the token's algorithm will do, of at most [`TRIES_MAX`]. `sub` is required; `exp` is not, but holds when
+    /// it is there, as `nbf` does. `iss` and `aud` are what the key that signed the token is trusted with.
     ///
     /// # Errors
     /// The first thing wrong with the token; the signature is checked before any claim is.
@@ -129,33 +144,49 @@ impl Authenticator {
         if header.crit.is_some() {
             return Err(AuthError::Critical); // RFC 7515 §4.1.11: not understood, so not accepted
         }
+        let kid = header.kid.as_deref();
+        let is_known = kid.is_some_and(|kid| self.has(kid));
         let mut refusal = AuthError::UnknownKey;
-        for key in self.candidates(header.kid.as_deref()) {
-            if !key.validation.algorithms.contains(&header.alg) {
+        let mut tries = 0;
+        for (trusted, key) in self.candidates(kid.filter(|_| is_known), kid.is_some()) {
+            if !key.is_for(header.alg) {
                 if refusal == AuthError::UnknownKey {
                     refusal = AuthError::Algorithm(header.alg);
                 }
                 continue;
             }
+            tries += 1;
+            if tries > TRIES_MAX {
+                return Err(AuthError::TooManyKeys);
+            }
             match jsonwebtoken::decode(token, &key.key, &key.validation) {
-                Ok(verified) => return self.check(verified.claims, unix_ms),
+                Ok(verified) => return self.check(trusted, verified.claims, unix_ms),
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => refusal = AuthError::Signature,
                 Err(_) => return Err(AuthError::Malformed),
             }
         }
+        if kid.is_some() && !is_known && !self.wishes.is_empty() {
+            self.wishes.iter().for_each(|wish| wish.raise());
+            return Err(AuthError::UnknownKey);
+        }
         Err(refusal)
     }
 
-    fn candidates(&self, kid: Option<&str>) -> impl Iterator<Item = &Key> {
-        let is_known = kid.is_some() && self.keys.iter().any(|key| key.id.as_deref() == kid);
-        self.keys.iter().filter(move |key| match kid {
-            None => true,
-            Some(_) if is_known => key.id.as_deref() == kid,
-            Some(_) => key.id.is_none(),
+    fn has(&self, kid: &str) -> bool {
+        self.trusted.iter().any(|trusted| trusted.keys.keys().iter().any(|key| key.id.as_deref() == Some(kid)))
+    }
+
+    /// The keys that a token may mean: those of the id that is `known`, those without an id if it names another one, and
+    /// all if it names none.
+    fn candidates(&self, known: Option<&str>, named: bool) -> impl Iterator<Item = (&Trusted, &Key)> {
+        let all = self.trusted.iter().flat_map(|trusted| trusted.keys.keys().iter().map(move |key| (trusted, key)));
+        all.filter(move |(_, key)| match known {
+            Some(_) => key.id.as_deref() == known,
+            None => !named || key.id.is_none(),
         })
     }
 
-    fn check(&self, claims: RawClaims, unix_ms: u64) -> Result<Claims, AuthError> {
+    fn check(&self, trusted: &Trusted, claims: RawClaims, unix_ms: u64) -> Result<Claims, AuthError> {
         let mut expires_at = None;
         if let Some(exp) = &claims.exp {
             let exp_s = as_seconds(exp).ok_or(AuthError::Claim { claim: "exp", expected: "a number of seconds" })?;
@@ -170,12 +201,12 @@ impl Authenticator {
                 return Err(AuthError::NotYetValid);
             }
         }
-        if let Some(issuer) = &self.issuer
+        if let Some(issuer) = &trusted.issuer
             && claims.iss.as_ref().and_then(Value::as_str) != Some(issuer)
         {
             return Err(AuthError::Issuer);
         }
-        let is_for_us = match (&claims.aud, &self.audience) {
+        let is_for_us = match (&claims.aud, &trusted.audience) {
             (None, None) => true,
             (Some(Value::String(aud)), Some(audience)) => aud == audience,
             (Some(Value::Array(all)), Some(audience)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
@@ -239,6 +270,7 @@ mod tests {
     use super::*;
     use jsonwebtoken::{EncodingKey, Header};
     use serde_json::json;
+    use std::slice::from_ref;
 
     const NOW_S: u64 = 1_700_000_000;
 
@@ -305,6 +337,85 @@ mod tests {
         check_key(named("gone", hs256()), &both, Err(AuthError::UnknownKey));
         check_key(named("gone", hs256()), &[old, hs256()], Ok(())); // the key without an id stands in
         check_key(new, &[hs256()], Ok(()));
+    }
+
+    fn trusting(trusted: &[(&str, &[KeySettings])], wishes: &[Arc<Wish>]) -> Authenticator {
+        let trusted = trusted.iter().map(|(issuer, keys)| Trusted {
+            issuer: (!issuer.is_empty()).then(|| (*issuer).to_owned()),
+            audience: None,
+            keys: Arc::new(KeySet::new(keys).unwrap()),
+        });
+        Authenticator::trusting(trusted.collect(), Duration::ZERO, wishes.to_vec())
+    }
+
+    #[test]
+    fn a_key_speaks_for_its_issuer_alone() {
+        let of = |secret: &str| named("1", key(Algorithm::HS256, KeyMaterial::Secret(secret.into())));
+        let (north, south) = (of("north"), of("south")); // both call their key `1`
+        let authenticator = trusting(&[("n", from_ref(&north)), ("s", from_ref(&south))], &[]);
+        let check = |issuer: &str, signer: &KeySettings, expected: Result<(), AuthError>| {
+            let token = make_token(&json!({"sub": "ann", "iss": issuer}), signer).unwrap();
+            assert_eq!(authenticator.verify(&token, NOW_S * 1000).map(drop), expected, "{issuer} {signer:?}");
+        };
+        check("n", &north, Ok(()));
+        check("s", &south, Ok(()));
+        check("n", &south, Err(AuthError::Issuer));
+        check("s", &north, Err(AuthError::Issuer));
+        check("n", &of("mallory"), Err(AuthError::Signature));
+        check("n", &KeySettings { id: None, ..north.clone() }, Ok(()));
+        check("n", &named("2", north.clone()), Err(AuthError::UnknownKey));
+    }
+
+    #[test]
+    fn one_token_is_tried_on_so_many_keys() {
+        let of = |n: usize| key(Algorithm::HS256, KeyMaterial::Secret(format!("{n}").into_bytes()));
+        let keys: Vec<_> = (0..TRIES_MAX).map(|n| named(&n.to_string(), of(n))).collect();
+        let check = |more: usize, signer: KeySettings, expected: Result<(), AuthError>| {
+            let others: Vec<_> = (0..more).map(|n| named(&format!("more-{n}"), of(100 + n))).collect();
+            let trusted: [(&str, &[KeySettings]); 2] = [("", &keys), ("", &others)];
+            let authenticator = trusting(&trusted[..1 + more.min(1)], &[]);
+            let token = make_token(&json!({"sub": "ann"}), &signer).unwrap();
+            assert_eq!(authenticator.verify(&token, NOW_S * 1000).map(drop), expected);
+        };
+        check(0, of(TRIES_MAX - 1), Ok(()));
+        check(0, of(99), Err(AuthError::Signature));
+        check(1, of(0), Ok(()));
+        check(1, of(100), Err(AuthError::TooManyKeys));
+        check(1, named("more-0", of(100)), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_nobody_has_is_wished_for() {
+        let wish = Arc::new(Wish::default());
+        let authenticator = trusting(&[("", &[named("a", hs256())])], from_ref(&wish));
+        let check = |signer: KeySettings, raised: bool| {
+            let token = make_token(&json!({"sub": "ann"}), &signer).unwrap();
+            let verdict = authenticator.verify(&token, NOW_S * 1000).map(drop);
+            assert_eq!(verdict == Err(AuthError::UnknownKey), raised, "{verdict:?}");
+            assert_eq!(wish.lower(), raised);
+        };
+        let another = || key(Algorithm::HS256, KeyMaterial::Secret(b"another".to_vec()));
+        check(named("a", hs256()), false);
+        check(named("b", hs256()), true);
+        check(named("a", another()), false);
+        check(another(), false);
+    }
+
+    /// Keys and where to find them, as the token itself would have it (RFC 8725 §3.10).
+    #[test]
+    fn a_token_does_not_bring_its_own_key() {
+        let public = |name: &str| serde_json::from_value(super::jwk::tests::jwk(name, Some("k"))).unwrap();
+        let url = Some("https://example.com/keys".to_owned());
+        let header = Header { jwk: Some(public("rsa_other_public")), ..Header::new(Algorithm::RS256) };
+        let header = Header { jku: url.clone(), x5u: url, kid: Some("../../dev/null' OR 1=1".into()), ..header };
+        let KeyMaterial::Pem(forged) = pem("rsa_private") else { unreachable!() };
+        let signer = EncodingKey::from_rsa_pem(&forged).unwrap();
+        let token = jsonwebtoken::encode(&header, &json!({"sub": "ann"}), &signer).unwrap();
+        let text = super::jwk::tests::set(&[super::jwk::tests::jwk("rsa_other_public", Some("k"))]);
+        let keys = Arc::new(KeySet::from_jwks(&text, Algorithm::RS256).unwrap().0);
+        let trusted = vec![Trusted { issuer: None, audience: None, keys }];
+        let authenticator = Authenticator::trusting(trusted, Duration::ZERO, Vec::new());
+        assert_eq!(authenticator.verify(&token, 0), Err(AuthError::UnknownKey));
     }
 
     #[test]

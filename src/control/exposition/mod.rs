@@ -20,6 +20,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Running;
+use super::keys::Outcome;
 use super::logging;
 use super::phase::{Phase, Stage};
 use super::running::Reloads;
@@ -90,6 +91,7 @@ impl Collector for Engine {
             self.encode_family(&mut page, family)?;
         }
         self.encode_holdings(&mut page)?;
+        self.encode_key_sets(&mut page)?;
         self.encode_threads(&mut page)?;
         encode_process(&mut page, self.start_time)
     }
@@ -190,6 +192,27 @@ impl Engine {
         page.counter("tidewheel_log_lines_lost", help, &logging::lost_lines())?;
         let version = ([("version", env!("CARGO_PKG_VERSION"))], 1);
         page.gauges("tidewheel_build_info", "Always 1; the labels say what was built.", [version])
+    }
+
+    /// Where keys for tokens come from, if anywhere: a family has samples.
+    fn encode_key_sets(&self, page: &mut Page<'_>) -> fmt::Result {
+        let sources = self.running.key_sources();
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let sources = || sources.iter().enumerate().map(|(index, source)| (index.to_string(), source));
+        let samples = sources().map(|(index, source)| ([("source", index)], source.keys()));
+        page.gauges("tidewheel_jwks_keys", "Keys of the set in use.", samples)?;
+        let help = "Unix time when the source was last looked at and good; 0: never.";
+        let samples =
+            sources().map(|(index, source)| ([("source", index)], source.counts.last_success_s.load(Relaxed)));
+        page.gauges("tidewheel_jwks_last_success_timestamp_seconds", help, samples)?;
+        let samples = sources().flat_map(|(index, source)| {
+            let counts = Outcome::ALL.iter().zip(&source.counts.outcomes);
+            let labels = move |outcome: &Outcome| [("source", index.clone()), ("outcome", outcome.label().to_owned())];
+            counts.map(move |(outcome, count)| (labels(outcome), count.load(Relaxed)))
+        });
+        page.counters("tidewheel_jwks_fetches", "Looks at the source of a key set, by what became of them.", samples)
     }
 
     /// What the kernel says of the shards' threads.

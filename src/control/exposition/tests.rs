@@ -13,7 +13,7 @@ type Families = BTreeSet<(String, (String, BTreeSet<String>))>;
 fn exposed() -> Families {
     let shards = (0..2).map(|_| Arc::<ShardMetrics>::default()).collect();
     let holdings = Box::new(|| Holdings { bus_depths: vec![0; 2], ..Holdings::default() });
-    let open = Config::parse("auth: {required: false}").unwrap();
+    let open = Config::parse("auth: {required: false, jwks: 'http://127.0.0.1:1/'}").unwrap();
     let room = Room { connections: 1, slots: 1 };
     let running = Running::new(open, room, Shards::new(2, Arc::default()), None).unwrap();
     let (running, phase) = (Arc::new(running), Arc::<Phase>::default());
