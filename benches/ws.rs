@@ -6,11 +6,11 @@ use std::hint::black_box;
 use std::io::{self, Read, Write};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidewheel::ws::{self, Decoder, HandshakeLimits, Input, Limits, Opcode, Progress};
+use tidewheel::ws::{self, Decoder, Extensions, HandshakeLimits, Input, Limits, Opcode, Progress};
 use tungstenite::handshake::server::{Request, create_response, write_response};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
-const LIMITS: Limits = Limits { message_bytes_max: 1 << 20 };
+const LIMITS: Limits = Limits { message_bytes_max: 1 << 20, extensions: Extensions::NONE };
 
 fn message(first: u8, payload_bytes: usize) -> Vec<u8> {
     let mut frame = vec![first];
@@ -153,7 +153,7 @@ fn handshake(c: &mut Criterion) {
     group.bench_function("accept", |b| {
         b.iter(|| {
             out.clear();
-            ws::accept(&mut out, black_box(&request), Some("tidewheel.v1"));
+            ws::accept(&mut out, black_box(&request), Some("tidewheel.v1"), None);
             black_box(&out);
         });
     });

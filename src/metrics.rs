@@ -177,6 +177,30 @@ labels! {
 }
 
 labels! {
+    /// What became of a message that was long enough to be compressed.
+    Deflated {
+        /// It got shorter.
+        Compressed = "compressed",
+        /// It would not have got shorter, and was sent plain.
+        Incompressible = "incompressible",
+        /// The compressor broke, and it was sent plain. Should be 0.
+        Failed = "failed",
+    }
+}
+
+labels! {
+    /// What became of a client's compressed message.
+    Inflated {
+        /// It was inflated.
+        Inflated = "inflated",
+        /// It was no DEFLATE data (1007).
+        Malformed = "malformed",
+        /// It was, or would have become, too large (1009).
+        TooLarge = "too_large",
+    }
+}
+
+labels! {
     /// How much a panic took down.
     PanicSite {
         /// One request: the client got `internal_error`.
@@ -289,6 +313,20 @@ pub struct ShardMetrics {
     pub inbound_bytes: Counter,
     /// Memory of the pool of connections, of timers and sessions, which follows the most there ever were.
     pub pool_bytes: Counter,
+    /// Compressions of messages for clients, by outcome: a publish once for each form that it needs.
+    pub deflated: Counters<{ Deflated::ALL.len() }>,
+    /// Bytes of those that got shorter.
+    pub deflated_from_bytes: Counter,
+    /// What they became.
+    pub deflated_to_bytes: Counter,
+    /// Compressed messages of clients, by outcome.
+    pub inflated: Counters<{ Inflated::ALL.len() }>,
+    /// Bytes of those that were inflated.
+    pub inflated_from_bytes: Counter,
+    /// What they became.
+    pub inflated_to_bytes: Counter,
+    /// Memory of the connections whose messages refer to each other.
+    pub inflater_bytes: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,
     /// Publishes that wait for the counts of other shards now.

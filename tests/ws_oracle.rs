@@ -20,7 +20,7 @@ use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use tidewheel::ws::{self, Decoder, Event, Input, Limits, Opcode};
+use tidewheel::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 use tungstenite::protocol::{Message, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, HandshakeError};
 
@@ -44,7 +44,7 @@ enum Verdict {
 
 /// What the decoder makes of `stream`, cut at `cuts`.
 fn ours(stream: &[u8], cuts: &[usize]) -> (Vec<Said>, Verdict) {
-    let (mut decoder, limits) = (Decoder::default(), Limits { message_bytes_max: LIMIT });
+    let (mut decoder, limits) = (Decoder::default(), Limits { message_bytes_max: LIMIT, extensions: Extensions::NONE });
     let (mut said, mut from) = (Vec::new(), 0);
     for &to in cuts.iter().chain([&stream.len()]) {
         let mut piece = stream[from..to].to_vec();
@@ -54,6 +54,7 @@ fn ours(stream: &[u8], cuts: &[usize]) -> (Vec<Said>, Verdict) {
                 Ok(None) => break,
                 Ok(Some(Event::Text(payload))) => said.push(Said::Text(payload.to_vec())),
                 Ok(Some(Event::Binary(payload))) => said.push(Said::Binary(payload.to_vec())),
+                Ok(Some(Event::Deflated { .. })) => unreachable!("compression was not agreed on"),
                 Ok(Some(Event::Ping(payload))) => said.push(Said::Ping(payload.to_vec())),
                 Ok(Some(Event::Pong(payload))) => said.push(Said::Pong(payload.to_vec())),
                 Ok(Some(Event::Close(close))) => {
@@ -356,7 +357,7 @@ fn handshake_with_tungstenites_client() {
     };
     assert_eq!((request.path, request.query, request.host, head_bytes), ("/ws", Some("a=b"), "host:8080", sent.len()));
     let mut answer = Vec::new();
-    ws::accept(&mut answer, &request, request.protocols().find(|&name| name == "tidewheel.v1"));
+    ws::accept(&mut answer, &request, request.protocols().find(|&name| name == "tidewheel.v1"), None);
     ws::frame(&mut answer, Opcode::Text, b"welcome");
     pipe.0.borrow_mut().1 = answer;
 

@@ -110,8 +110,29 @@ section! {
         live closed_sessions_kept: usize = 1_000 => 0..=1_000_000,
         /// Bytes of one message from a client, all fragments together; beyond, close 1009.
         live max_message_size: Size = Size(1_000_000) => 1..=GIB,
+        /// permessage-deflate, for clients that ask for it.
+        section compression: Compression,
         /// Bytes of the upgrade request up to its empty line; beyond, 431.
         live max_header_bytes: Size = Size(16 * 1024) => 256..=MIB,
+    }
+}
+
+section! {
+    /// permessage-deflate (RFC 7692). The server's messages never refer to each other, so what is published is compressed
+    /// once for all.
+    Compression {
+        /// Whether newcomers that ask for it get it.
+        live enabled: bool = true,
+        /// From 1, fast, to 9, small.
+        live level: u32 = 3 => 1..=9,
+        /// Bytes from which on a message is compressed; shorter ones, and those that would not get shorter, are sent plain.
+        live min_size: Size = Size(256) => 1..=GIB,
+        /// Whether a newcomer's messages may refer to its earlier ones. They are smaller then, and the connection costs 48 KiB
+        /// more from its first compressed message to its end.
+        live client_context_takeover: bool = false,
+        /// Bytes that a byte of a client's compressed message may become, once it has become 64 KiB; beyond, close 1009.
+        /// DEFLATE ends at 1032. `max_message_size` holds for both forms of a message.
+        live max_ratio: usize = 200 => 2..=1_100,
     }
 }
 

@@ -1,6 +1,7 @@
 //! One connection: everything the engine knows of it.
 //!
-//! Laws: an idle connection holds no buffer (`intake`, `held` and the queue are empty); only a connection in
+//! Laws: an idle connection holds no buffer (`intake`, `held` and the queue are empty, unless its messages refer to each
+//! other); only a connection in
 //! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
 
 mod greeting;
@@ -27,6 +28,7 @@ use crate::fixed::SlotMap;
 use crate::id::{MessageId, ReceiptIndex};
 use crate::metrics::CloseReason;
 use crate::ws::Decoder;
+use crate::ws::deflate::{Agreement, Inflater};
 
 /// The connections of one shard.
 pub type ConnPool = SlotMap<Conn>;
@@ -96,6 +98,9 @@ pub struct Intake {
     pub decoder: Decoder,
     /// What has been spent of its rates.
     pub rates: ConnectionRateLimiter,
+    /// What the messages so far have left for the next one to refer to, from the first compressed one on, where that was
+    /// agreed.
+    pub inflater: Option<Box<Inflater>>,
 }
 
 /// What was received and has to wait.
@@ -139,6 +144,17 @@ pub enum Ping {
     Awaited,
     /// Something has arrived, and not its pong: the peer is there.
     Heard,
+}
+
+/// Whether more will be received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiving {
+    /// As it comes, or not while something is held.
+    Armed,
+    /// On the shard's list of connections to start reading from again.
+    Rearming,
+    /// Nothing more.
+    Ended,
 }
 
 /// What the connection's messages mean.
@@ -185,16 +201,16 @@ pub struct Conn {
     pub reason: Option<CloseReason>,
     /// What its messages mean.
     pub endpoint: Endpoint,
+    /// What was agreed about compression.
+    pub deflate: Option<Agreement>,
     /// On the shard's list of connections to flush.
     pub dirty: bool,
     /// What became of the last ping.
     pub ping: Ping,
     /// `token_expiring` has been sent for the present token.
     pub expiry_announced: bool,
-    /// Nothing more will be received.
-    pub receive_ended: bool,
-    /// On the shard's list of connections to start reading from again.
-    pub rearming: bool,
+    /// Whether more will be received.
+    pub receiving: Receiving,
     /// On the shard's list of connections whose held messages are tried again.
     pub retrying: bool,
     /// A published frame was refused by its queue: it gets no other, and is parted from at the end of the turn.
@@ -225,11 +241,11 @@ impl Conn {
             errors: 0,
             reason: None,
             endpoint: Endpoint::Native,
+            deflate: None,
             dirty: false,
             ping: Ping::Answered,
             expiry_announced: false,
-            receive_ended: false,
-            rearming: false,
+            receiving: Receiving::Armed,
             retrying: false,
             slow: false,
         }
@@ -238,6 +254,17 @@ impl Conn {
     /// Whether messages are read and answered.
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
+    }
+
+    /// The window of its compressed messages in bits; 0 if it gets none.
+    #[inline]
+    pub fn window_bits(&self) -> u8 {
+        self.deflate.map_or(0, Agreement::window_bits)
+    }
+
+    /// Whether nothing more will be received.
+    pub fn receive_ended(&self) -> bool {
+        self.receiving == Receiving::Ended
     }
 
     /// Bytes received that wait: for what holds them up, or for the rest of their message.

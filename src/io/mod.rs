@@ -31,7 +31,7 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use palette::{FrameKey, Lossy, Palette, SharedFrame, Stream};
+pub use palette::{Form, FrameKey, Lossy, Palette, SharedFrame, Stream};
 pub use recv_ring::RecvBuffer;
 
 use crate::id::{ConnKey, ShardId};

@@ -17,7 +17,18 @@ use super::asan;
 pub struct SharedFrame {
     /// The complete wire frame: header and payload, unmasked.
     plain: Box<[u8]>,
+    /// The same message for receivers that read another form of it.
+    forms: Vec<Form>,
     stream: Option<Stream>,
+}
+
+/// Another form of a frame, and who gets it.
+#[derive(Debug)]
+pub struct Form {
+    /// Bit n stands for the receivers of class n. A class has one form at most.
+    pub classes: u16,
+    /// The complete wire frame.
+    pub bytes: Box<[u8]>,
 }
 
 /// Which frame is dropped when there is no room for all.
@@ -46,12 +57,17 @@ pub struct Stream {
 impl SharedFrame {
     /// Takes a complete wire frame.
     pub fn new(plain: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { plain: plain.into_boxed_slice(), stream: None })
+        Self::with_forms(plain, None, Vec::new())
     }
 
     /// Takes a complete wire frame that may be dropped.
     pub fn lossy(plain: Vec<u8>, stream: Stream) -> Arc<Self> {
-        Arc::new(Self { plain: plain.into_boxed_slice(), stream: Some(stream) })
+        Self::with_forms(plain, Some(stream), Vec::new())
+    }
+
+    /// Takes a complete wire frame and other forms of it.
+    pub fn with_forms(plain: Vec<u8>, stream: Option<Stream>, forms: Vec<Form>) -> Arc<Self> {
+        Arc::new(Self { plain: plain.into_boxed_slice(), forms, stream })
     }
 
     /// Which others it may be dropped for; `None` if it may not be dropped.
@@ -62,6 +78,11 @@ impl SharedFrame {
     /// The wire bytes for receivers without compression.
     pub fn plain(&self) -> &[u8] {
         &self.plain
+    }
+
+    /// The other forms.
+    pub fn forms(&self) -> &[Form] {
+        &self.forms
     }
 }
 
@@ -83,8 +104,12 @@ impl FrameKey {
 
 #[derive(Debug)]
 enum Body {
-    Free { next: u32 },
+    Free {
+        next: u32,
+    },
     Shared(Arc<SharedFrame>),
+    /// One of its other forms, by its place among them.
+    Form(Arc<SharedFrame>, u8),
     Private(Vec<u8>),
 }
 
@@ -129,6 +154,13 @@ impl Palette {
         debug_assert!(owners > 0);
         self.bytes += frame.plain().len();
         self.insert(Body::Shared(frame), owners, 1)
+    }
+
+    /// Puts one of a shared frame's other forms in, by its place among them, with `owners` owners (≥ 1).
+    pub fn share_form(&mut self, frame: Arc<SharedFrame>, form: u8, owners: u32) -> FrameKey {
+        debug_assert!(owners > 0);
+        self.bytes += frame.forms[usize::from(form)].bytes.len();
+        self.insert(Body::Form(frame, form), owners, 1)
     }
 
     /// Opens an empty private frame with one owner.
@@ -179,6 +211,7 @@ impl Palette {
     pub fn bytes(&self, key: FrameKey) -> &[u8] {
         match &self.entries[key.index()].body {
             Body::Shared(frame) => frame.plain(),
+            Body::Form(frame, form) => &frame.forms[usize::from(*form)].bytes,
             Body::Private(bytes) => bytes,
             Body::Free { .. } => panic!("frame key used after its last release"),
         }
@@ -187,7 +220,7 @@ impl Palette {
     /// Which frames it may be dropped for; `None` if it may not be dropped.
     pub fn stream(&self, key: FrameKey) -> Option<&Stream> {
         match &self.entries[key.index()].body {
-            Body::Shared(frame) => frame.stream(),
+            Body::Shared(frame) | Body::Form(frame, _) => frame.stream(),
             Body::Private(_) | Body::Free { .. } => None,
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::conn::{Conn, ConnPool, Enqueued, Ms, OutboundLimits};
-use crate::io::{Palette, SharedFrame};
+use crate::io::{FrameKey, Palette, SharedFrame, Stream};
 use crate::metrics::{Drop, Drops};
 
 /// What became of one published frame; what a publish receipt says; adds up: `matched = queued + dropped`.
@@ -65,11 +65,110 @@ pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, qu
     if members.is_empty() {
         return FanOut::default();
     }
-    let Queues { conns, palette, limits, now, dirty, over, on_drop } = queues;
-    let len = frame.plain().len() as u32;
-    let stream = frame.stream().copied();
     let owners = members.len() as u32;
-    let key = palette.share(frame, owners);
+    if frame.forms().is_empty() {
+        let (len, stream) = (frame.plain().len() as u32, frame.stream().copied());
+        let key = queues.palette.share(frame, owners);
+        put_all(&mut OneForm { key, len, owners }, stream, members, except, queues)
+    } else {
+        let stream = frame.stream().copied();
+        put_all(&mut Forms::share(&frame, owners, queues.palette), stream, members, except, queues)
+    }
+}
+
+/// Which form of the frame a member gets, and how many owners each form has still to find.
+trait Choice {
+    fn of(&self, conn: &Conn) -> (FrameKey, u32);
+    fn queued(&mut self, conn: &Conn);
+    /// Gives back the ownerships for which there was no queue.
+    fn settle(&mut self, delivery: &Delivery, palette: &mut Palette);
+}
+
+/// There is only one.
+struct OneForm {
+    key: FrameKey,
+    len: u32,
+    owners: u32,
+}
+
+impl Choice for OneForm {
+    #[inline]
+    fn of(&self, _: &Conn) -> (FrameKey, u32) {
+        (self.key, self.len)
+    }
+
+    #[inline]
+    fn queued(&mut self, _: &Conn) {}
+
+    fn settle(&mut self, delivery: &Delivery, palette: &mut Palette) {
+        palette.release_many(self.key, self.owners - delivery.queued as u32);
+    }
+}
+
+/// One for each class of members, by the bits of their window: found with one look into a table.
+struct Forms {
+    table: [(FrameKey, u32); CLASSES],
+    queued: [u32; CLASSES],
+    owners: u32,
+}
+
+/// Windows have up to 15 bits.
+const CLASSES: usize = 16;
+
+impl Forms {
+    fn share(frame: &Arc<SharedFrame>, owners: u32, palette: &mut Palette) -> Self {
+        let mut table = [(palette.share(frame.clone(), owners), frame.plain().len() as u32); CLASSES];
+        for (place, form) in frame.forms().iter().enumerate() {
+            let shared = (palette.share_form(frame.clone(), place as u8, owners), form.bytes.len() as u32);
+            let classes = (0..CLASSES).filter(|class| form.classes & 1 << class != 0);
+            classes.for_each(|class| table[class] = shared);
+        }
+        Self { table, queued: [0; CLASSES], owners }
+    }
+
+    #[inline]
+    fn class(conn: &Conn) -> usize {
+        usize::from(conn.window_bits()) % CLASSES
+    }
+}
+
+impl Choice for Forms {
+    #[inline]
+    fn of(&self, conn: &Conn) -> (FrameKey, u32) {
+        self.table[Self::class(conn)]
+    }
+
+    #[inline]
+    fn queued(&mut self, conn: &Conn) {
+        self.queued[Self::class(conn)] += 1;
+    }
+
+    fn settle(&mut self, _: &Delivery, palette: &mut Palette) {
+        let mut settled = 0_u16;
+        for class in 0..CLASSES {
+            if settled & 1 << class != 0 {
+                continue;
+            }
+            let key = self.table[class].0;
+            let same = (class..CLASSES).filter(|&other| self.table[other].0 == key);
+            let mut queued = 0;
+            for other in same {
+                settled |= 1 << other;
+                queued += self.queued[other];
+            }
+            palette.release_many(key, self.owners - queued);
+        }
+    }
+}
+
+fn put_all(
+    forms: &mut impl Choice,
+    stream: Option<Stream>,
+    members: &[u32],
+    except: Option<u32>,
+    queues: Queues<'_>,
+) -> FanOut {
+    let Queues { conns, palette, limits, now, dirty, over, on_drop } = queues;
     let mut drops = Drops::default();
     let mut tell = |slot, own: Drops| {
         if own != Drops::default() {
@@ -79,7 +178,7 @@ pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, qu
     };
     let members = members.iter().copied().filter(|&slot| Some(slot) != except);
     let delivery = match stream {
-        None => put_on_each(members, conns, now, dirty, |slot, conn| {
+        None => put_on_each(forms, members, conns, now, dirty, |(key, len), slot, conn| {
             if !conn.slow && conn.outbound.enqueue(key, len, limits, now) == Enqueued::Queued {
                 return Enqueued::Queued;
             }
@@ -95,7 +194,7 @@ pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, qu
             tell(slot, own);
             if has_room { conn.outbound.enqueue(key, len, limits, now) } else { Enqueued::Over }
         }),
-        Some(stream) => put_on_each(members, conns, now, dirty, |slot, conn| {
+        Some(stream) => put_on_each(forms, members, conns, now, dirty, |(key, len), slot, conn| {
             let mut own = Drops::default();
             let enqueued = if conn.slow {
                 own[Drop::Disconnect as usize] += 1;
@@ -109,24 +208,27 @@ pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, qu
             enqueued
         }),
     };
-    palette.release_many(key, owners - delivery.queued as u32);
+    forms.settle(&delivery, palette);
     FanOut { delivery, drops }
 }
 
 /// The loop itself; `put` is made for the policy of the topic.
-fn put_on_each(
+#[inline]
+fn put_on_each<C: Choice>(
+    forms: &mut C,
     members: impl Iterator<Item = u32>,
     conns: &mut ConnPool,
     now: Ms,
     dirty: &mut Vec<u32>,
-    mut put: impl FnMut(u32, &mut Conn) -> Enqueued,
+    mut put: impl FnMut((FrameKey, u32), u32, &mut Conn) -> Enqueued,
 ) -> Delivery {
     let mut delivery = Delivery::default();
     for slot in members {
         let conn = conns.slot_mut(slot).expect("members are live");
-        match put(slot, conn) {
+        match put(forms.of(conn), slot, conn) {
             Enqueued::Queued => {
                 delivery.queued += 1;
+                forms.queued(conn);
                 conn.active = now;
                 if !conn.dirty {
                     conn.dirty = true;
@@ -144,6 +246,8 @@ fn put_on_each(
 mod tests {
     use super::*;
     use crate::conn::{Gather, Greeting};
+    use crate::io::{Form, Lossy};
+    use crate::ws::deflate::{Terms, negotiate};
 
     #[test]
     fn a_refused_frame_is_the_last_that_is_tried() {
@@ -165,5 +269,59 @@ mod tests {
         assert!(outbound.on_sent(&mut palette, 6).is_none());
         assert_eq!(publish(6, &mut conns, &mut palette), 0, "there is room again, but behind a gap");
         assert_eq!((over, palette.live()), (vec![key.slot], 0));
+    }
+
+    /// Each member gets the form of its class, whatever the policy, and no ownership is lost or left.
+    #[test]
+    fn everyone_gets_its_form() {
+        let bits = [0_u8, 9, 10, 15, 8, 9, 12];
+        let offer = |bits: u8| match bits {
+            0 => String::new(),
+            bits => format!("permessage-deflate; server_max_window_bits={bits}"),
+        };
+        for stream in [None, Some(Stream { policy: Lossy::DropOldest, topic: 1, key: 1 })] {
+            let (mut conns, mut palette) = (ConnPool::new(8), Palette::default());
+            let members: Vec<u32> = bits
+                .map(|bits| {
+                    let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
+                    let terms = Terms { client_context_takeover: false };
+                    conns.get_mut(key).unwrap().deflate = negotiate([&*offer(bits)].into_iter(), &terms);
+                    key.slot
+                })
+                .into();
+            let form = |classes, text: &[u8]| Form { classes, bytes: text.into() };
+            let forms = vec![form(1 << 9, b"nine"), form(1 << 10 | 1 << 15, b"wide!!")];
+            let frame = SharedFrame::with_forms(b"plain".to_vec(), stream, forms);
+            // The second is over the bound of everyone.
+            let limits = OutboundLimits { bytes_max: 8, frames_max: 1, age_max_ms: 1_000 };
+            let (mut dirty, mut over) = (Vec::new(), Vec::new());
+            for frames in [6, 0] {
+                let (dirty, over) = (&mut dirty, &mut over);
+                let queues = Queues {
+                    conns: &mut conns,
+                    palette: &mut palette,
+                    limits: &limits,
+                    now: 0,
+                    dirty,
+                    over,
+                    on_drop: &mut |_, _| {},
+                };
+                let except = Some(members[1]);
+                let delivery = fan_out(frame.clone(), &members, except, queues).delivery;
+                assert_eq!(delivery.matched, 6);
+                assert!(stream.is_some() || delivery.queued == frames);
+            }
+            let expected: [&[u8]; 7] = [b"plain", b"", b"wide!!", b"wide!!", b"plain", b"nine", b"plain"];
+            for (&slot, expected) in members.iter().zip(expected) {
+                let conn = conns.slot_mut(slot).unwrap();
+                let mut gather = Gather::default();
+                let sent = conn.outbound.next_send(&mut palette, &mut gather);
+                let bytes = sent.map(|part| palette.bytes(part.frame).to_vec()).unwrap_or_default();
+                gather.reset(&mut palette);
+                assert_eq!(bytes, expected);
+                conn.outbound.clear(&mut palette);
+            }
+            assert_eq!((palette.live(), palette.live_bytes()), (0, 0));
+        }
     }
 }

@@ -15,6 +15,7 @@ mod policies;
 mod receipts;
 mod registry;
 mod topics;
+mod windows;
 
 pub use bus::{Bus, BusPort, Publish};
 pub use fanout::{Delivery, FanOut, Queues, fan_out};
@@ -22,6 +23,7 @@ pub use policies::Policies;
 pub use receipts::{Answered, Receipts};
 pub use registry::{Registry, ShardSet, Topic};
 pub use topics::Topics;
+pub use windows::WindowCounts;
 
 /// Most shards an engine can have: the width of [`ShardSet`].
 pub const SHARDS_MAX: usize = 256;

@@ -12,6 +12,7 @@ use ahash::RandomState;
 use crate::id::ShardId;
 use crate::io::{Lossy, Stream};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, RwLock};
+use crate::ws::deflate::Windows;
 
 use super::{Policies, SHARDS_MAX};
 
@@ -68,6 +69,8 @@ pub struct Topic {
     hash: u64,
     interest: [AtomicU64; SHARDS_MAX / 64],
     dead: AtomicBool,
+    /// The windows of each shard's members that take compressed messages; written by that shard alone.
+    windows: Box<[AtomicU32]>,
     /// The topic's index in each shard's own table; written and read by that shard alone.
     local: Box<[AtomicU32]>,
 }
@@ -82,6 +85,7 @@ impl Topic {
             hash,
             interest: std::array::from_fn(|_| AtomicU64::new(0)),
             dead: AtomicBool::new(false),
+            windows: (0..shards).map(|_| AtomicU32::new(0)).collect(),
             local: (0..shards).map(|_| AtomicU32::new(NOT_LOCAL)).collect(),
         }
     }
@@ -114,6 +118,16 @@ impl Topic {
             return None;
         }
         Some(ShardSet(std::array::from_fn(|word| self.interest[word].load(Ordering::SeqCst))))
+    }
+
+    /// The windows of its members that take compressed messages, on all shards.
+    pub fn windows(&self) -> Windows {
+        self.windows.iter().map(|mask| Windows::of_mask(mask.load(Ordering::Relaxed) as u16)).collect()
+    }
+
+    /// Says which windows the members on `shard` have, which must be the calling shard.
+    pub fn set_windows(&self, shard: ShardId, windows: Windows) {
+        self.windows[shard.index()].store(u32::from(windows.mask()), Ordering::Relaxed);
     }
 
     /// The topic's index in the table of `shard`, which must be the calling shard.
@@ -201,6 +215,7 @@ impl Registry {
         for stripe in &self.stripes {
             stripe.write().retain(|_, topic| {
                 topic.local[shard.index()].store(NOT_LOCAL, Ordering::Relaxed);
+                topic.set_windows(shard, Windows::default());
                 topic.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
                 let dead = topic.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0);
                 topic.dead.store(dead, Ordering::SeqCst);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::conn::{ConnPool, Subscription};
+use crate::conn::{Conn, ConnPool, Subscription};
 use crate::id::{ConnKey, ShardId};
 
-use super::{Registry, Topic};
+use super::{Registry, Topic, WindowCounts};
 
 /// Topics without local members that a publishing shard remembers, to publish again without the registry's lock. At
 /// the bound all of them are forgotten and looked up again.
@@ -23,6 +23,18 @@ struct Local {
     topic: Arc<Topic>,
     /// Slots of the subscribed connections, dense, in no order.
     members: Vec<u32>,
+    /// Those that take compressed messages.
+    windows: WindowCounts,
+}
+
+impl Local {
+    /// Counts a member that comes or goes, by its window.
+    fn count(&self, window_bits: u8, shard: ShardId, count: impl FnOnce(&WindowCounts, u8)) {
+        if window_bits != 0 {
+            count(&self.windows, window_bits);
+            self.topic.set_windows(shard, self.windows.in_use());
+        }
+    }
 }
 
 /// The topic table of one shard.
@@ -93,20 +105,24 @@ impl Topics {
         local.members.push(conn.slot);
         self.subscriptions += 1;
         let conn = conns.get_mut(conn).expect("only a live connection subscribes");
+        local.count(conn.window_bits(), self.shard, WindowCounts::join);
         conn.subscriptions.add(Subscription { topic: index, position });
     }
 
     /// Ends the connection's membership of a local topic; `false` if it was none.
     pub fn unsubscribe(&mut self, index: u32, conn: ConnKey, conns: &mut ConnPool) -> bool {
-        let Some(gone) = conns.get_mut(conn).and_then(|conn| conn.subscriptions.remove(index)) else { return false };
-        self.drop_member(gone, conns);
+        let Some(conn) = conns.get_mut(conn) else { return false };
+        let Some(gone) = conn.subscriptions.remove(index) else { return false };
+        let window_bits = conn.window_bits();
+        self.drop_member(gone, window_bits, conns);
         true
     }
 
     /// Ends all memberships of a connection.
     pub fn unsubscribe_all(&mut self, conn: ConnKey, conns: &mut ConnPool) {
+        let Some(window_bits) = conns.get(conn).map(Conn::window_bits) else { return };
         while let Some(gone) = conns.get_mut(conn).and_then(|conn| conn.subscriptions.pop()) {
-            self.drop_member(gone, conns);
+            self.drop_member(gone, window_bits, conns);
         }
     }
 
@@ -145,14 +161,15 @@ impl Topics {
         });
         self.remote.remove(name);
         let topic = self.registry.join(name, self.shard, index);
-        self.locals[index as usize] = Some(Local { topic, members: Vec::new() });
+        self.locals[index as usize] = Some(Local { topic, members: Vec::new(), windows: WindowCounts::default() });
         self.by_name.insert(name.into(), index);
         index
     }
 
-    fn drop_member(&mut self, gone: Subscription, conns: &mut ConnPool) {
+    fn drop_member(&mut self, gone: Subscription, window_bits: u8, conns: &mut ConnPool) {
         self.subscriptions -= 1;
         let local = self.locals[gone.topic as usize].as_mut().expect("it has a member");
+        local.count(window_bits, self.shard, WindowCounts::leave);
         local.members.swap_remove(gone.position as usize);
         if let Some(&moved) = local.members.get(gone.position as usize) {
             conns.slot_mut(moved).expect("members are live").subscriptions.moved(gone.topic, gone.position);
@@ -166,5 +183,51 @@ impl Topics {
             self.by_name.remove(local.topic.name());
             self.free.push(gone.topic);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::Greeting;
+    use crate::ws::deflate::{Terms, Windows, negotiate};
+
+    /// What a publisher on any shard learns of a topic's members, through all the ways in which they go.
+    #[test]
+    fn a_topic_knows_which_windows_its_members_have() {
+        let registry = Arc::new(Registry::new(2));
+        let mut shards: Vec<_> =
+            (0..2).map(|shard| (Topics::new(ShardId(shard), registry.clone()), ConnPool::new(8))).collect();
+        let mut member = |shard: usize, offer: &str| {
+            let (topics, conns) = &mut shards[shard];
+            let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
+            let terms = Terms { client_context_takeover: false };
+            conns.get_mut(key).unwrap().deflate = negotiate([offer].into_iter(), &terms);
+            topics.subscribe("t", key, conns);
+            key
+        };
+        let narrow = "permessage-deflate; server_max_window_bits=9";
+        let [plain, first, second] = ["", narrow, narrow].map(|offer| member(0, offer));
+        let wide = member(1, "permessage-deflate");
+        member(1, "permessage-deflate; server_max_window_bits=8");
+        let topic = registry.find("t").unwrap();
+        let set = |bits: &[u8]| bits.iter().copied().collect::<Windows>();
+        assert_eq!(topic.windows(), set(&[9, 15]));
+        let (topics, conns) = &mut shards[0];
+        topics.unsubscribe(0, plain, conns);
+        topics.unsubscribe(0, first, conns);
+        assert_eq!(topic.windows(), set(&[9, 15]));
+        topics.unsubscribe_all(second, conns);
+        assert_eq!(topic.windows(), set(&[15]));
+        let (topics, conns) = &mut shards[1];
+        topics.unsubscribe_all(wide, conns);
+        assert_eq!((topic.windows(), topic.interest().is_some()), (set(&[]), true));
+        let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
+        conns.get_mut(key).unwrap().deflate =
+            negotiate([narrow].into_iter(), &Terms { client_context_takeover: false });
+        topics.subscribe("t", key, conns);
+        assert_eq!(topic.windows(), set(&[9]));
+        registry.leave_all(ShardId(1));
+        assert_eq!(topic.windows(), set(&[]), "nor does a shard that broke leave any");
     }
 }

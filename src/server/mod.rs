@@ -189,6 +189,7 @@ impl EngineBuilder {
             addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
+            windows: Default::default(),
             drain: Default::default(),
         });
         let on_terminate = {

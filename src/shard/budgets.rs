@@ -97,6 +97,7 @@ fn shard_of(count: u32) -> Shard<Silent> {
         addresses: Clients::default(),
         connections: Default::default(),
         handshakes: Arc::default(),
+        windows: Default::default(),
         drain: Default::default(),
     });
     let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, closed: Vec::new() };

@@ -10,6 +10,7 @@ use crate::conn::{Farewell, Note, Notice, Phase, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Drop};
+use crate::ws::deflate::Agreement;
 use crate::ws::{self, Opcode, ProtocolError};
 
 use super::Shard;
@@ -157,7 +158,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match then {
             Then::Linger => conn.phase = Phase::Finishing { linger: true },
-            Then::Await if !conn.receive_ended => {}
+            Then::Await if !conn.receive_ended() => {}
             Then::Await | Then::Close => self.finish(key),
         }
     }
@@ -191,7 +192,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let reason = conn.reason.unwrap_or(CloseReason::Internal);
         match conn.phase {
-            Phase::Finishing { linger: true } if !conn.receive_ended => {
+            Phase::Finishing { linger: true } if !conn.receive_ended() => {
                 conn.phase = Phase::Lingering;
                 conn.since = self.now.monotonic_ms() as u32;
                 self.io.shutdown(key);
@@ -217,7 +218,10 @@ impl<I: Io> Shard<I> {
         conn.phase = Phase::Gone;
         self.inbound_bytes -= conn.inbound_bytes();
         conn.held = None;
-        conn.intake = None;
+        if conn.intake.take().is_some_and(|intake| intake.inflater.is_some()) {
+            self.inflaters -= 1;
+        }
+        self.shared.windows.leave(conn.deflate.take().map_or(0, Agreement::window_bits));
         conn.dirty = false;
         let unsent = conn.outbound.clear(self.io.palette());
         self.metrics.dropped[Drop::Closed as usize].add(unsent);

@@ -15,7 +15,7 @@ use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
 use crate::topic::{TopicError, check_topic};
-use crate::ws::{self, Opcode};
+use crate::ws::Opcode;
 
 use super::Shard;
 use super::closing::Goodbye;
@@ -273,7 +273,8 @@ impl<I: Io> Shard<I> {
             return;
         }
         conn.active = now;
-        let frame = |out: &mut Vec<u8>| ws::frame_of(out, Opcode::Text, write);
+        let (codecs, deflate) = (&mut self.codecs, conn.deflate);
+        let frame = |out: &mut Vec<u8>| codecs.frame_of(out, Opcode::Text, deflate, write);
         match conn.receipts {
             Some(newest) => self.receipts.reply(newest, frame),
             None => conn.outbound.reply(self.io.palette(), now, frame),

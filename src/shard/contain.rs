@@ -111,6 +111,7 @@ mod tests {
             addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
+            windows: Default::default(),
             drain: Default::default(),
         });
         let settings = Settings { auth_required: false, ..Settings::new(&Config::default(), 9, 9) };

@@ -319,7 +319,7 @@ impl<I: Io> Shard<I> {
         if reason != CloseReason::Drain && !draining.enforced {
             return;
         }
-        let has_ended = conn.receive_ended || matches!(conn.phase, Phase::Finishing { .. } | Phase::Lingering);
+        let has_ended = conn.receive_ended() || matches!(conn.phase, Phase::Finishing { .. } | Phase::Lingering);
         if conn.outbound.is_empty() && has_ended {
             self.metrics.closed_cleanly.add(1);
         } else {

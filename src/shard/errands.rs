@@ -138,7 +138,8 @@ impl<I: Io> Shard<I> {
     /// `disconnect`, as if it had been published.
     fn send_to(&mut self, keys: &[ConnKey], message: &OutgoingMessage) -> Delivery {
         let slots: Vec<u32> = keys.iter().filter(|&&key| self.may_get(key).is_ok()).map(|key| key.slot).collect();
-        let frame = self.encode(None, |envelope| envelope.raw(message.kind(), message.payload()));
+        let windows = slots.iter().filter_map(|&slot| self.conns.slot(slot)).map(Conn::window_bits).collect();
+        let frame = self.encode(None, windows, |envelope| envelope.raw(message.kind(), message.payload()));
         self.deliver_to(&slots, frame)
     }
 

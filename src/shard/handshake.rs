@@ -11,6 +11,7 @@ use crate::conn::{Endpoint, Greeting, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
+use crate::ws::deflate::{Agreement, Terms, negotiate};
 use crate::ws::{self, Preamble, Progress, Upgrade};
 
 use super::Shard;
@@ -100,15 +101,18 @@ impl<I: Io> Shard<I> {
     /// Answers a complete request; `None` if it was not upgraded.
     fn answer(&mut self, key: ConnKey, request: &Upgrade<'_>) -> Option<()> {
         let &mut Greeting { peer, is_proxied, unwelcome, .. } = self.greeting(key)?;
-        let (client, verdict) = self.contain_in(key, |shard| {
+        let (client, deflate, verdict) = self.contain_in(key, |shard| {
             // Whose connection it is: its peer's, unless that is a trusted proxy and says otherwise.
             let client = peer.map(|peer| forwarded::client_of(peer, request, &shard.settings.proxy.trusted));
             let is_flood = is_proxied && client.is_some_and(|client| shard.is_flood(client));
-            (client, shard.judge(request, unwelcome.or(is_flood.then_some(Refusal::RateLimited))))
+            let compression = &shard.settings.compression;
+            let terms = Terms { client_context_takeover: compression.client_context_takeover };
+            let deflate = compression.enabled.then(|| negotiate(request.extensions(), &terms)).flatten();
+            (client, deflate, shard.judge(request, unwelcome.or(is_flood.then_some(Refusal::RateLimited))))
         })?;
         match verdict {
             Verdict::Open { endpoint, claims: Some(claims) } => {
-                self.upgrade(key, request, endpoint);
+                self.upgrade(key, request, endpoint, deflate);
                 self.begin_session(key, client.map(|client| client.ip()));
                 self.enter(key, claims, None);
                 Some(())
@@ -116,7 +120,7 @@ impl<I: Io> Shard<I> {
             Verdict::Open { endpoint, claims: None } => match self.list_anonymous(key, endpoint, client) {
                 Ok(evicted) => {
                     evicted.into_iter().for_each(|place| self.send_away(place));
-                    self.upgrade(key, request, endpoint);
+                    self.upgrade(key, request, endpoint, deflate);
                     self.begin_session(key, client.map(|client| client.ip()));
                     Some(())
                 }
@@ -198,16 +202,18 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn upgrade(&mut self, key: ConnKey, request: &Upgrade<'_>, endpoint: Endpoint) {
+    fn upgrade(&mut self, key: ConnKey, request: &Upgrade<'_>, endpoint: Endpoint, deflate: Option<Agreement>) {
         let subprotocol = request.protocols().any(|offered| offered == SUBPROTOCOL).then_some(SUBPROTOCOL);
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.metrics.handshake.observe(u64::from(now.wrapping_sub(conn.since)) * 1_000_000);
         conn.phase = Phase::Open;
         conn.endpoint = endpoint;
+        conn.deflate = deflate;
+        self.shared.windows.join(conn.window_bits());
         conn.since = now;
         conn.active = now;
-        conn.outbound.reply(self.io.palette(), now, |out| ws::accept(out, request, subprotocol));
+        conn.outbound.reply(self.io.palette(), now, |out| ws::accept(out, request, subprotocol, deflate));
         self.metrics.upgraded.add(1);
         self.mark_dirty(key);
         self.reschedule(key);

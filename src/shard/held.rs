@@ -114,7 +114,7 @@ impl<I: Io> Shard<I> {
         }
         match conn.phase {
             _ if conn.held.is_some() => self.io.pause(key),
-            Phase::Open if conn.receive_ended => self.finish_silently(key, CloseReason::Lost),
+            Phase::Open if conn.receive_ended() => self.finish_silently(key, CloseReason::Lost),
             _ => {
                 self.want_more(key);
                 self.reschedule(key); // it is pinged again

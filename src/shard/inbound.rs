@@ -3,13 +3,14 @@
 //! Law: a message is decoded only when its reply has room in the connection's own queue. If not, its bytes are held and
 //! the connection is not read from (see `held.rs`).
 
-use crate::conn::{Endpoint, Flow, Phase, Ping};
+use crate::conn::{Endpoint, Flow, Phase, Ping, Receiving};
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
-use crate::ws::{self, Decoder, Event, Input, Opcode};
+use crate::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 
 use super::Shard;
+use super::codecs::Failed;
 use super::contain::contain;
 use super::settings::{PARKED_PER_CONN_MAX, SHARE};
 
@@ -73,7 +74,8 @@ impl<I: Io> Shard<I> {
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
         let mut decoder = conn.intake.as_mut().map(|intake| std::mem::take(&mut intake.decoder)).unwrap_or_default();
         self.inbound_bytes -= decoder.held_bytes();
-        let limits = self.settings.messages;
+        let extensions = if conn.deflate.is_some() { Extensions::DEFLATE } else { Extensions::NONE };
+        let limits = Limits { extensions, ..self.settings.messages };
         let mut input = Input::new(bytes);
         while !input.is_empty() {
             match self.gate(key) {
@@ -82,21 +84,23 @@ impl<I: Io> Shard<I> {
                 Gate::Shut => return len,
             }
             // The decoder is out of the connection, and ends with its panic.
-            let event = match contain(|| decoder.next(&mut input, &limits)) {
-                Ok(event) => event,
-                Err(panic) => {
-                    decoder = Decoder::ended();
-                    self.fail(key, &panic);
-                    break;
+            let outcome = match contain(|| decoder.next(&mut input, &limits)) {
+                Ok(Ok(Some(Event::Deflated { opcode, payload }))) => self.on_deflated(key, opcode, payload),
+                Ok(Ok(Some(event))) => {
+                    self.on_event(key, event);
+                    Ok(())
                 }
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => Err(Failed::Peer(error)),
+                Err(panic) => Err(Failed::Panic(panic)),
             };
-            match event {
-                Ok(Some(event)) => self.on_event(key, event),
-                Ok(None) => break,
-                Err(error) => {
-                    self.on_protocol_error(key, error);
-                    break;
+            if let Err(failed) = outcome {
+                decoder = Decoder::ended();
+                match failed {
+                    Failed::Peer(error) => self.on_protocol_error(key, error),
+                    Failed::Panic(panic) => self.fail(key, &panic),
                 }
+                break;
             }
         }
         decoder.settle();
@@ -113,7 +117,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
+    pub(super) fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         let endpoint = conn.endpoint;
@@ -122,6 +126,7 @@ impl<I: Io> Shard<I> {
             // It is closing: nothing but the peer's close frame is of interest.
             _ if !conn.is_open() => {}
             Event::Pong(payload) => self.on_pong(key, payload),
+            Event::Deflated { .. } => {} // is inflated first, and comes as what it is then
             Event::Ping(payload) => {
                 conn.active = now;
                 conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Pong, payload));
@@ -162,7 +167,10 @@ impl<I: Io> Shard<I> {
         self.metrics.messages_out.add(1);
         let now = self.ms();
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.outbound.reply(self.io.palette(), now, |out| ws::frame(out, opcode, bytes));
+            let (codecs, deflate) = (&mut self.codecs, conn.deflate);
+            conn.outbound.reply(self.io.palette(), now, |out| {
+                codecs.frame_of(out, opcode, deflate, |out| out.extend_from_slice(bytes));
+            });
             self.count_flow(key, Flow::MessagesOut, 1);
             self.mark_dirty(key);
         }
@@ -192,8 +200,8 @@ impl<I: Io> Shard<I> {
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.
     pub(super) fn want_more(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.rearming {
-            conn.rearming = true;
+        if conn.receiving == Receiving::Armed {
+            conn.receiving = Receiving::Rearming;
             self.rearm.push(key);
         }
     }
@@ -207,7 +215,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn on_receive_ended(&mut self, key: ConnKey, lost: Lost) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.receive_ended = true;
+        conn.receiving = Receiving::Ended;
         match (lost, &conn.phase) {
             (_, Phase::Gone) => {}
             (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {

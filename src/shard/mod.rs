@@ -9,6 +9,7 @@ mod anonymous;
 #[cfg(test)]
 mod budgets;
 mod closing;
+mod codecs;
 mod commands;
 pub mod contain;
 mod drain;
@@ -41,12 +42,14 @@ use ahash::RandomState;
 
 use crate::app::context::Desk;
 use crate::app::{Clients, Router};
-use crate::conn::{Conn, ConnPool, Gather, Ms};
+use crate::conn::{Conn, ConnPool, Gather, Ms, Receiving};
 use crate::fixed::TimerWheel;
 use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
-use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics};
+use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics, WindowCounts};
+use crate::ws::deflate::INFLATER_BYTES;
+use codecs::Codecs;
 pub use drain::{DrainOrder, Tally};
 use executor::Executor;
 pub use orders::{Inbox, Order};
@@ -74,6 +77,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Handshakes in flight on all shards.
     pub handshakes: Arc<AtomicUsize>,
+    /// Connections that take compressed messages, by their window.
+    pub windows: WindowCounts,
     /// What they must agree on to end together.
     pub drain: Tally,
 }
@@ -123,6 +128,9 @@ pub struct Shard<I: Io> {
     /// Whose mail was taken first.
     first_sender: u16,
     gather: Gather,
+    codecs: Codecs,
+    /// Connections that have an inflater of their own.
+    inflaters: usize,
     /// Connections that are counted by address, and under which name.
     anonymous: HashMap<ConnKey, Box<str>, RandomState>,
     /// Handlers called so far, to time one in some.
@@ -189,6 +197,8 @@ impl<I: Io> Shard<I> {
             mail_budget: Budget::default(),
             first_sender: 0,
             gather: Gather::default(),
+            codecs: Codecs::new(&settings.compression, metrics.clone()),
+            inflaters: 0,
             anonymous: HashMap::default(),
             calls: 0,
             inbound_bytes: 0,
@@ -322,8 +332,11 @@ impl<I: Io> Shard<I> {
     fn rearm(&mut self) {
         for key in std::mem::take(&mut self.rearm) {
             let Some(conn) = self.conns.get_mut(key) else { continue };
-            conn.rearming = false;
-            if conn.held.is_none() && !conn.receive_ended && !matches!(conn.phase, crate::conn::Phase::Gone) {
+            if conn.receive_ended() {
+                continue;
+            }
+            conn.receiving = Receiving::Armed;
+            if conn.held.is_none() && !matches!(conn.phase, crate::conn::Phase::Gone) {
                 self.io.receive(key);
             }
         }
@@ -346,6 +359,7 @@ impl<I: Io> Shard<I> {
         metrics.frame_bytes.set(self.io.palette().live_bytes() as u64);
         metrics.inbound_bytes.set(self.inbound_bytes as u64);
         metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
+        metrics.inflater_bytes.set((self.inflaters * INFLATER_BYTES) as u64);
         metrics.in_line.set(self.held.len() as u64);
         metrics.receipts_waiting.set(self.receipts.len() as u64);
     }
@@ -382,7 +396,7 @@ impl<I: Io> Shard<I> {
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
     /// handlers, frames.
-    pub fn leftovers(&mut self) -> [(&'static str, usize); 9] {
+    pub fn leftovers(&mut self) -> [(&'static str, usize); 10] {
         [
             ("sessions", self.sessions.live(self.conns.slots())),
             ("connections", self.conns.len()),
@@ -393,6 +407,7 @@ impl<I: Io> Shard<I> {
             ("frames", self.io.palette().live()),
             ("bytes of frames", self.io.palette().live_bytes()),
             ("bytes received", self.inbound_bytes),
+            ("inflaters", self.inflaters),
         ]
     }
 }

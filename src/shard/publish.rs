@@ -8,6 +8,7 @@ use crate::conn::{Flow, OutboundLimits};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame, Stream};
 use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, fan_out};
+use crate::ws::deflate::Windows;
 use crate::ws::{self, Opcode};
 
 use super::Shard;
@@ -95,7 +96,7 @@ impl<I: Io> Shard<I> {
 
     /// Sends to every connection of every shard, subscribed or not. The caller has looked for room on the bus.
     pub(super) fn broadcast_for(&mut self, data: &[u8], answer: Answer<Delivery>) {
-        let frame = self.encode(None, |envelope| envelope.broadcast(data));
+        let frame = self.encode(None, self.shared.windows.in_use(), |envelope| envelope.broadcast(data));
         self.budget.spend(&frame);
         let delivery = self.deliver_to_all(frame.clone());
         self.answer_when_counted(Spread { delivery, others: self.bus.others(), topic: None, frame }, answer);
@@ -133,7 +134,8 @@ impl<I: Io> Shard<I> {
         self.metrics.published.add(1);
         let topic = self.topics.resolve(topic);
         let stream = topic.as_deref().and_then(|topic| self.shared.registry.stream(topic, of, &self.settings.policies));
-        let frame = self.encode(stream, write);
+        let windows = topic.as_deref().map(Topic::windows).unwrap_or_default();
+        let frame = self.encode(stream, windows, write);
         self.budget.spend(&frame);
         let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();
         others.remove(self.id);
@@ -145,14 +147,17 @@ impl<I: Io> Shard<I> {
         Spread { delivery, others, topic, frame }
     }
 
-    /// The wire frame of a message.
-    pub(super) fn encode(&self, stream: Option<Stream>, write: impl FnOnce(EnvelopeWriter<'_>)) -> Arc<SharedFrame> {
+    /// The wire frame of a message, compressed for `windows` too.
+    pub(super) fn encode(
+        &mut self,
+        stream: Option<Stream>,
+        windows: Windows,
+        write: impl FnOnce(EnvelopeWriter<'_>),
+    ) -> Arc<SharedFrame> {
         let mut out = Vec::with_capacity(256);
         ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
-        match stream {
-            None => SharedFrame::new(out),
-            Some(stream) => SharedFrame::lossy(out, stream),
-        }
+        let forms = self.codecs.forms(&out, windows);
+        SharedFrame::with_forms(out, stream, forms)
     }
 
     /// Puts the frame on the queues of a local topic's members.
@@ -259,8 +264,10 @@ impl<I: Io> Shard<I> {
     ) {
         let (now, unix_ms) = (self.ms(), self.now.unix_ms);
         let Some(conn) = self.conns.get_mut(key) else { return };
+        let (codecs, deflate) = (&mut self.codecs, conn.deflate);
         conn.outbound.reply(self.io.palette(), now, |out| {
-            ws::frame_of(out, Opcode::Text, |out| EnvelopeWriter::reply(out, id, unix_ms).published(topic, delivery));
+            let write = |out: &mut Vec<u8>| EnvelopeWriter::reply(out, id, unix_ms).published(topic, delivery);
+            codecs.frame_of(out, Opcode::Text, deflate, write);
             out.extend_from_slice(after);
         });
         self.metrics.messages_out.add(1);

@@ -20,6 +20,7 @@ impl<I: Io> Shard<I> {
             if settings.edition != self.settings.edition {
                 self.resetting = Some(0);
             }
+            self.codecs.set(&settings.compression);
             self.settings = settings;
             self.sessions.forget_beyond(self.settings.closed_sessions_max(self.shared.shards));
             tracing::debug!(shard = self.id.0, "new settings");

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::app::envelope::EnvelopeWriter;
-use crate::conn::{ConnPool, Gather, Ms, Phase};
+use crate::conn::{ConnPool, Gather, Ms, Phase, Receiving};
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Io, Lost, Now, Wait};
 use crate::metrics::{CloseReason, Drop, PanicSite, ShardMetrics};
@@ -84,6 +84,7 @@ impl<I: Io> Shard<I> {
         shared.registry.leave_all(id);
         shared.clients.release_all(id);
         shared.addresses.release_all(id);
+        let _ = contain(|| conns.iter().for_each(|(_, conn)| shared.windows.leave(conn.window_bits())));
         bus.restart();
         // What others wait for, and what they do when they learn that it will not come, is code of the user's.
         drop(executor);
@@ -107,7 +108,11 @@ impl<I: Io> Shard<I> {
         // Those that the next shard would write in its first turn too: there may be none.
         let counted = [&metrics.authenticated, &metrics.frames, &metrics.topics, &metrics.subscriptions];
         let held = [&metrics.parked, &metrics.frame_bytes, &metrics.inbound_bytes, &metrics.in_line];
-        counted.into_iter().chain(held).chain([&metrics.receipts_waiting]).for_each(|gauge| gauge.set(0));
+        counted
+            .into_iter()
+            .chain(held)
+            .chain([&metrics.receipts_waiting, &metrics.inflater_bytes])
+            .for_each(|gauge| gauge.set(0));
         draining.iter_mut().for_each(Draining::lose_everyone);
         let generation = conns.next_generation();
         (io, Estate { id, settings, shared, metrics, inbox, bus, sessions, accepting, draining, generation, overflows })
@@ -223,7 +228,7 @@ impl<I: Io> Goodbye<'_, I> {
             Completion::ReceiveEnded { conn, lost: Lost::Broken(_) } => self.close(conn),
             Completion::ReceiveEnded { conn: key, lost: Lost::EndOfStream } => {
                 let Some(conn) = self.conns.get_mut(key) else { return false };
-                conn.receive_ended = true;
+                conn.receiving = Receiving::Ended;
                 conn.outbound.is_empty() && self.close(key)
             }
             Completion::Accepted(socket) => {
@@ -247,7 +252,7 @@ impl<I: Io> Goodbye<'_, I> {
             self.io.send(key, rest.frame, rest.from);
         } else if !conn.outbound.is_empty() {
             self.flush(key);
-        } else if conn.receive_ended {
+        } else if conn.receive_ended() {
             return self.close(key);
         } else {
             self.io.shutdown(key); // and its input is read until it has left too

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::app::auth::{Authenticator, Carriers};
 use crate::app::{ConnectionAttempts, envelope};
-use crate::config::{AttemptRate, ClientLimitPolicy, Config, Origins, Proxy};
+use crate::config::{AttemptRate, ClientLimitPolicy, Compression, Config, Origins, Proxy};
 use crate::conn::{HistoryLimits, OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::pubsub::Policies;
-use crate::ws::{HandshakeLimits, Limits};
+use crate::ws::{Extensions, HandshakeLimits, Limits};
 
 /// What a shard needs to know of the configuration. Times in milliseconds; 0 means never where the key says so.
 #[derive(Clone, Debug)]
@@ -26,6 +26,7 @@ pub struct Settings {
     pub slots: u32,
     pub handshake: HandshakeLimits,
     pub messages: Limits,
+    pub compression: Compression,
     pub rates: RateLimits,
     pub outbound: OutboundLimits,
     /// The keys `topics` and `outbound.policy`.
@@ -73,7 +74,8 @@ impl Settings {
             handshakes_max: config.limits.handshakes_in_flight,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes.0 },
-            messages: Limits { message_bytes_max: config.websocket.max_message_size.0 },
+            messages: Limits { message_bytes_max: config.websocket.max_message_size.0, extensions: Extensions::NONE },
+            compression: config.websocket.compression.clone(),
             rates: RateLimits {
                 messages: config.limits.messages.as_ref().map(|messages| {
                     let (per_second, burst) = (messages.per_second, messages.burst);

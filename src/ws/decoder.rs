@@ -43,7 +43,10 @@ impl<'b> Input<'b> {
 pub struct Limits {
     /// Largest message in bytes, all fragments together. A larger one ends the connection (1009) as soon as a frame
     /// header declares it.
+    /// A compressed message may not be larger in its compressed form either.
     pub message_bytes_max: usize,
+    /// What was agreed in the handshake.
+    pub extensions: Extensions,
 }
 
 /// The receiving half of one connection. Eight bytes, and nothing behind them between two messages.
@@ -119,7 +122,7 @@ impl Decoder {
     fn step<'b>(&mut self, input: &mut Input<'b>, limits: &Limits) -> Result<Step<'b>, ProtocolError> {
         match self.partial.as_deref_mut().map(|partial| &mut partial.reading) {
             None | Some(Reading::Header { received: 0, .. }) => {
-                if let Some((header, header_bytes)) = frame::parse(input.rest(), Extensions::NONE)? {
+                if let Some((header, header_bytes)) = frame::parse(input.rest(), limits.extensions)? {
                     input.take(header_bytes);
                     return self.open_frame(header, input, limits);
                 }
@@ -132,10 +135,12 @@ impl Decoder {
                 }
                 Ok(Step::Starved)
             }
-            Some(Reading::Header { bytes, received }) => match resume_header(bytes, received, input)? {
-                Some(header) => self.open_frame(header, input, limits),
-                None => Ok(Step::Starved),
-            },
+            Some(Reading::Header { bytes, received }) => {
+                match resume_header(bytes, received, input, limits.extensions)? {
+                    Some(header) => self.open_frame(header, input, limits),
+                    None => Ok(Step::Starved),
+                }
+            }
             Some(Reading::Data { .. } | Reading::Control { .. }) => self.gather(input, limits),
             Some(Reading::Ended) => {
                 input.take(usize::MAX);
@@ -153,7 +158,8 @@ impl Decoder {
         input: &mut Input<'b>,
         limits: &Limits,
     ) -> Result<Step<'b>, ProtocolError> {
-        let Header { fin, opcode, mask: key, payload_bytes, reserved: _ } = header;
+        let Header { fin, opcode, mask: key, payload_bytes, reserved } = header;
+        let is_deflated = reserved != 0; // the only meaning that a reserved bit can have
         let message = self.partial.as_ref().and_then(|partial| partial.message.as_ref());
         let is_first = message.is_none();
         let is_control = opcode.is_control();
@@ -174,7 +180,10 @@ impl Decoder {
         if left <= input.rest().len() && (is_control || (fin && is_first)) {
             let payload = input.take(left);
             mask::apply(payload, key);
-            let event = lent_event(opcode, payload)?;
+            let event = match is_deflated {
+                true => Event::Deflated { opcode, payload },
+                false => lent_event(opcode, payload)?,
+            };
             if opcode == Opcode::Close {
                 self.end();
             } else if self.partial.is_some() {
@@ -189,7 +198,7 @@ impl Decoder {
                 Reading::Control { opcode, key, left: left as u8, received: 0, payload: [0; CONTROL_BYTES_MAX] };
         } else {
             partial.reading = Reading::Data { fin, key, left };
-            partial.message.get_or_insert_with(|| Message::new(opcode == Opcode::Text));
+            partial.message.get_or_insert_with(|| Message::new(opcode, is_deflated));
         }
         self.gather(input, limits)
     }
@@ -271,8 +280,13 @@ impl Partial {
             (Reading::Control { opcode, received, payload, .. }, _) => {
                 lent_event(*opcode, &mut payload[..usize::from(*received)]).map(Some)
             }
-            (Reading::Data { .. }, Some(Message { is_text: true, bytes, .. })) => Ok(Some(Event::Text(bytes))),
-            (Reading::Data { .. }, Some(Message { is_text: false, bytes, .. })) => Ok(Some(Event::Binary(bytes))),
+            (Reading::Data { .. }, Some(Message { opcode, is_deflated, bytes, .. })) => {
+                Ok(Some(match (opcode, is_deflated) {
+                    (&mut opcode, true) => Event::Deflated { opcode, payload: bytes },
+                    (Opcode::Text, false) => Event::Text(bytes),
+                    (_, false) => Event::Binary(bytes),
+                }))
+            }
             _ => Ok(None),
         }
     }
@@ -299,15 +313,22 @@ impl Reading {
 /// A data message that arrives in pieces.
 #[derive(Debug)]
 struct Message {
-    is_text: bool,
+    /// [`Opcode::Text`] or [`Opcode::Binary`].
+    opcode: Opcode,
+    /// Compressed: its text shows only when it has been inflated.
+    is_deflated: bool,
     bytes: Vec<u8>,
-    /// Text only: so many bytes are whole, valid characters; at most 3 more may wait for the rest of theirs.
+    /// Plain text only: so many bytes are whole, valid characters; at most 3 more may wait for the rest of theirs.
     checked: usize,
 }
 
 impl Message {
-    fn new(is_text: bool) -> Self {
-        Self { is_text, bytes: Vec::new(), checked: 0 }
+    fn new(opcode: Opcode, is_deflated: bool) -> Self {
+        Self { opcode, is_deflated, bytes: Vec::new(), checked: 0 }
+    }
+
+    fn is_plain_text(&self) -> bool {
+        self.opcode == Opcode::Text && !self.is_deflated
     }
 
     /// Adds unmasked bytes of a message that will have at most `bytes_max`.
@@ -322,7 +343,7 @@ impl Message {
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(piece);
-        if self.is_text {
+        if self.is_plain_text() {
             let unchecked = &self.bytes[self.checked..];
             match simdutf8::compat::from_utf8(unchecked) {
                 Ok(text) => self.checked += text.len(),
@@ -337,7 +358,7 @@ impl Message {
 
     /// Judges the end of the message: a text may not end inside a character.
     fn complete(&self) -> Result<(), ProtocolError> {
-        if self.is_text && self.checked < self.bytes.len() { Err(ProtocolError::TextNotUtf8) } else { Ok(()) }
+        if self.is_plain_text() && self.checked < self.bytes.len() { Err(ProtocolError::TextNotUtf8) } else { Ok(()) }
     }
 }
 
@@ -346,6 +367,7 @@ fn resume_header(
     bytes: &mut [u8; frame::HEADER_BYTES_MAX],
     received: &mut u8,
     input: &mut Input<'_>,
+    extensions: Extensions,
 ) -> Result<Option<Header>, ProtocolError> {
     loop {
         let have = usize::from(*received);
@@ -353,7 +375,7 @@ fn resume_header(
         let piece = input.take(wanted - have);
         bytes[have..][..piece.len()].copy_from_slice(piece);
         *received += piece.len() as u8;
-        if let Some((header, _)) = frame::parse(&bytes[..usize::from(*received)], Extensions::NONE)? {
+        if let Some((header, _)) = frame::parse(&bytes[..usize::from(*received)], extensions)? {
             return Ok(Some(header));
         }
         if input.is_empty() {

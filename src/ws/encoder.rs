@@ -1,5 +1,6 @@
 //! Frames to the client, appended to a buffer.
-//! Law: unmasked, final, no reserved bit, length in its shortest form (RFC 6455 §5.1, §5.2).
+//! Law: unmasked, final, no reserved bit but that of a compressed message, length in its shortest form (RFC 6455 §5.1,
+//! §5.2).
 
 use super::frame::{LENGTH_7_MAX, LENGTH_16, LENGTH_16_MAX, LENGTH_64};
 use super::message::{CONTROL_BYTES_MAX, Opcode, may_be_sent};
@@ -7,10 +8,30 @@ use super::message::{CONTROL_BYTES_MAX, Opcode, may_be_sent};
 /// Appends a whole frame.
 pub fn frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     debug_assert!(!opcode.is_control() || payload.len() <= CONTROL_BYTES_MAX);
-    let (header, header_bytes) = header(opcode, payload.len());
+    whole(out, opcode as u8, payload);
+}
+
+/// Appends a message's frame whose payload is compressed (RFC 7692 §6), to a client that agreed to that.
+pub fn deflated_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    debug_assert!(!opcode.is_control());
+    whole(out, RSV1 | opcode as u8, payload);
+}
+
+fn whole(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
+    let (header, header_bytes) = header(first, payload.len());
     out.reserve(header_bytes + payload.len());
     out.extend_from_slice(&header[..header_bytes]);
     out.extend_from_slice(payload);
+}
+
+/// The payload of a whole frame that was written here.
+pub fn payload(frame: &[u8]) -> &[u8] {
+    let header_bytes = match frame.get(1) {
+        Some(&LENGTH_16) => 4,
+        Some(&LENGTH_64) => HEADER_BYTES_MAX,
+        _ => 2,
+    };
+    frame.get(header_bytes..).unwrap_or_default()
 }
 
 /// Where a frame of yet unknown length begins.
@@ -32,7 +53,7 @@ pub fn finish(out: &mut Vec<u8>, mark: Mark, opcode: Opcode) {
     let Mark { payload } = mark;
     let start = payload - HEADER_RESERVED;
     debug_assert!(!opcode.is_control() || out.len() - payload <= CONTROL_BYTES_MAX);
-    let (header, header_bytes) = header(opcode, out.len() - payload);
+    let (header, header_bytes) = header(opcode as u8, out.len() - payload);
     if header_bytes < HEADER_RESERVED {
         out.drain(start + header_bytes..payload);
     } else if header_bytes > HEADER_RESERVED {
@@ -60,8 +81,8 @@ pub fn close(out: &mut Vec<u8>, code: u16, reason: &str) {
 
 /// A header, and how many of its bytes count.
 #[inline]
-fn header(opcode: Opcode, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
-    let mut header = [FIN | opcode as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+fn header(first: u8, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
+    let mut header = [FIN | first, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     match payload_bytes as u64 {
         bytes @ ..=LENGTH_7_MAX => {
             header[1] = bytes as u8;
@@ -81,6 +102,7 @@ fn header(opcode: Opcode, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usiz
 }
 
 const FIN: u8 = 0x80;
+const RSV1: u8 = 0x40;
 /// Longest header of a server, in bytes.
 const HEADER_BYTES_MAX: usize = 10;
 /// Header bytes that [`begin`] reserves: right for payloads of 126 to 65,535 bytes.
@@ -93,18 +115,24 @@ mod tests {
     /// Both ways to write a frame give `header` and the payload, and leave what was in the buffer alone.
     #[track_caller]
     fn check(payload_bytes: usize, header: &[u8]) {
-        let payload: Vec<u8> = (0..payload_bytes).map(|index| index as u8).collect();
-        let expected = [b"before", header, &payload].concat();
+        let bytes: Vec<u8> = (0..payload_bytes).map(|index| index as u8).collect();
+        let expected = [b"before", header, &bytes].concat();
+        assert!(payload(&expected[6..]) == bytes, "payload of {payload_bytes}");
 
         let mut out = b"before".to_vec();
-        frame(&mut out, Opcode::Text, &payload);
+        frame(&mut out, Opcode::Text, &bytes);
         assert!(out == expected, "frame of {payload_bytes}: {:x?}", &out[..20.min(out.len())]);
 
         let mut out = b"before".to_vec();
         let mark = begin(&mut out);
-        out.extend_from_slice(&payload);
+        out.extend_from_slice(&bytes);
         finish(&mut out, mark, Opcode::Text);
         assert!(out == expected, "begin, finish of {payload_bytes}: {:x?}", &out[..20.min(out.len())]);
+
+        let mut out = b"before".to_vec();
+        deflated_frame(&mut out, Opcode::Text, &bytes);
+        assert_eq!((out[6], out.len()), (expected[6] | 0x40, expected.len()));
+        assert!(out[7..] == expected[7..], "deflated frame of {payload_bytes}");
     }
 
     #[test]

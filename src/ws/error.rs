@@ -53,14 +53,25 @@ pub enum ProtocolError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A compressed message that no inflater can read (RFC 7692 §7.2.2).
+    #[error("compressed message is not DEFLATE data")]
+    NotDeflate,
+    /// A compressed message that grows out of all proportion when it is inflated.
+    #[error("{compressed} compressed bytes inflate to {bytes} or more")]
+    InflatesTooMuch {
+        /// Inflated bytes so far.
+        bytes: u64,
+        /// Compressed bytes.
+        compressed: usize,
+    },
 }
 
 impl ProtocolError {
     /// The code for the close frame that ends the connection (§7.4.1).
     pub fn close_code(&self) -> u16 {
         let code = match self {
-            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 => CloseCode::Invalid,
-            Self::MessageTooLarge { .. } => CloseCode::Size,
+            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 | Self::NotDeflate => CloseCode::Invalid,
+            Self::MessageTooLarge { .. } | Self::InflatesTooMuch { .. } => CloseCode::Size,
             Self::ReservedBits(_)
             | Self::ReservedOpcode(_)
             | Self::Unmasked

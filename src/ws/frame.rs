@@ -15,6 +15,8 @@ pub struct Extensions {
 impl Extensions {
     /// No extension: all reserved bits must be clear.
     pub const NONE: Self = Self { reserved: 0 };
+    /// permessage-deflate (RFC 7692 §6): RSV1 says that a message is compressed.
+    pub const DEFLATE: Self = Self { reserved: 4 };
 }
 
 /// A client's frame header.

@@ -8,6 +8,8 @@ use std::io::Write;
 use http::StatusCode;
 use tungstenite::handshake::derive_accept_key;
 
+use super::deflate::Agreement;
+
 /// What a client may ask for before it is a WebSocket.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeLimits {
@@ -219,8 +221,9 @@ impl fmt::Debug for Upgrade<'_> {
     }
 }
 
-/// Appends the response that completes the handshake (§4.2.2), with the subprotocol that was chosen, if any.
-pub fn accept(out: &mut Vec<u8>, request: &Upgrade<'_>, subprotocol: Option<&str>) {
+/// Appends the response that completes the handshake (§4.2.2), with the subprotocol that was chosen, if any, and what was
+/// agreed about compression.
+pub fn accept(out: &mut Vec<u8>, request: &Upgrade<'_>, subprotocol: Option<&str>, deflate: Option<Agreement>) {
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
     );
@@ -229,6 +232,10 @@ pub fn accept(out: &mut Vec<u8>, request: &Upgrade<'_>, subprotocol: Option<&str
         debug_assert!(request.protocols().any(|offered| offered == subprotocol));
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(subprotocol.as_bytes());
+    }
+    if let Some(deflate) = deflate {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+        deflate.write(out);
     }
     out.extend_from_slice(b"\r\n\r\n");
 }

@@ -51,6 +51,13 @@ pub enum Event<'a> {
     Text(&'a mut [u8]),
     /// A binary message.
     Binary(&'a mut [u8]),
+    /// A compressed message: what comes out of an [`Inflater`](super::deflate::Inflater) is the text or binary message.
+    Deflated {
+        /// [`Opcode::Text`] or [`Opcode::Binary`].
+        opcode: Opcode,
+        /// The compressed payload; not UTF-8, whatever it is.
+        payload: &'a mut [u8],
+    },
     /// A ping, at most 125 bytes; owes the client a pong.
     Ping(&'a [u8]),
     /// A pong, at most 125 bytes.

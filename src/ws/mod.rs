@@ -12,25 +12,26 @@
 //! | [`mask`] | XOR with the client's key |
 //! | [`message`] | what comes out: opcodes, close codes, events |
 //! | [`encoder`] | frames to the client, appended to a buffer |
+//! | [`deflate`] | compressed messages: the negotiation, both codecs, who shares a compressed form |
 //! | [`error`] | how a peer can misbehave, and the close code for it |
 //!
 //! # Where other protocol stages go
 //! **TLS** is a stage of bytes in front of [`Input`]: records are decrypted in the lent buffer, and the plain text is
 //! what `Input` is made of. Nothing here knows of it.
 //!
-//! **permessage-deflate** (RFC 7692) is a stage between a message's last payload byte and its event.
-//! [`Upgrade::extensions`] yields the client's offers; what was agreed becomes an [`Extensions`] value, which decides
-//! the reserved bits that [`frame::parse`] lets pass; they travel to the decoder in
-//! [`Header::reserved`](self::frame::Header::reserved). There a payload becomes an event in two places, one for a message
-//! that lies in the input and one for a gathered message: a compressed one is inflated there, and its text is then
-//! validated after inflating instead of as it arrives.
+//! **permessage-deflate** (RFC 7692) is a stage between a message's event and its receiver.
+//! [`Upgrade::extensions`] yields the client's offers, [`deflate::negotiate`] makes an [`Agreement`](deflate::Agreement) of
+//! them, and [`Extensions::DEFLATE`] lets the bit that marks a compressed message pass [`frame::parse`]. Such a message comes
+//! out of the decoder as [`Event::Deflated`], whole and unmasked. Its caller owns the inflaters (one for a shard, and one for
+//! each client whose messages refer to each other), inflates it, and checks its text then. The other way the caller compresses
+//! what it has encoded, and [`deflated_frame`] puts it on the wire.
 //!
 //! # The loop of a caller
 //! ```
-//! use tidewheel::ws::{self, Decoder, Event, Input, Limits, Opcode};
+//! use tidewheel::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 //!
 //! let (mut decoder, mut replies) = (Decoder::default(), Vec::new());
-//! let limits = Limits { message_bytes_max: 1 << 20 };
+//! let limits = Limits { message_bytes_max: 1 << 20, extensions: Extensions::NONE };
 //! let mut received = *b"\x81\x82\x00\x00\x00\x00hi"; // as it came from the kernel, any number of frames
 //! let mut input = Input::new(&mut received);
 //! loop {
@@ -38,7 +39,7 @@
 //!         Ok(Some(Event::Text(text))) => ws::frame(&mut replies, Opcode::Text, text),
 //!         Ok(Some(Event::Ping(payload))) => ws::frame(&mut replies, Opcode::Pong, payload),
 //!         Ok(Some(Event::Close(close))) => ws::close(&mut replies, close.map_or(1000, |close| close.code), ""),
-//!         Ok(Some(Event::Binary(_) | Event::Pong(_))) => {}
+//!         Ok(Some(Event::Binary(_) | Event::Deflated { .. } | Event::Pong(_))) => {}
 //!         Ok(None) => break, // all input consumed; nothing is held unless a message is incomplete
 //!         Err(error) => break ws::close(&mut replies, error.close_code(), &error.to_string()),
 //!     }
@@ -47,6 +48,7 @@
 //! ```
 
 pub mod decoder;
+pub mod deflate;
 pub mod encoder;
 pub mod error;
 pub mod frame;
@@ -56,7 +58,7 @@ pub mod message;
 pub mod preamble;
 
 pub use decoder::{Decoder, Input, Limits};
-pub use encoder::{Mark, begin, close, finish, frame, frame_of};
+pub use encoder::{Mark, begin, close, deflated_frame, finish, frame, frame_of, payload};
 pub use error::ProtocolError;
 pub use frame::Extensions;
 pub use handshake::{HandshakeError, HandshakeLimits, Progress, Upgrade, accept, parse_request, refuse};

@@ -12,6 +12,7 @@ mod churn;
 mod client;
 mod commands;
 mod credentials;
+mod deflate;
 mod drain;
 mod errands;
 mod eviction;

@@ -15,7 +15,7 @@ use crate::compose::data_text;
 use crate::ledger::{NEVER, Period, Source, Step, Tail};
 use crate::operator::OPERATED;
 use crate::terms::{End, Id, Leaving, Membership, Plan, Scene, TOPICS, Tamper, Token, Want};
-use crate::wire::{self, BINARY, CLOSE, Frame, PING, PONG, Reader, TEXT};
+use crate::wire::{self, BINARY, CLOSE, Deflater, Frame, PING, PONG, Reader, TEXT};
 
 pub struct Client {
     pub id: ClientId,
@@ -45,7 +45,10 @@ pub struct Client {
     pub greeted: bool,
     pub authenticated: bool,
     pub everyone: Option<usize>,
-    reader: Reader,
+    /// Has offered to compress.
+    pub offers: bool,
+    pub deflater: Option<Box<Deflater>>,
+    pub reader: Reader,
     /// Replies of `said` that came before their handler's own.
     said: u32,
     pub errors: usize,
@@ -152,6 +155,8 @@ impl Client {
             greeted: false,
             authenticated: false,
             everyone: None,
+            offers: false,
+            deflater: None,
             reader: Reader::default(),
             said: 0,
             errors: 0,

@@ -23,6 +23,7 @@ impl Client {
     pub fn connect(world: &World, dice: &mut Dice, number: usize, scene: &mut Scene) -> Self {
         let (plan, head) = upgrade_request(dice, &scene.rules);
         let mut client = Self::new(world.connect(), number, plan);
+        client.offers = head.contains("permessage-deflate");
         client.head_left = head.len();
         client.connected_ms = world.now().monotonic_ms();
         client.to_send.extend(head.bytes());
@@ -367,7 +368,8 @@ impl Client {
                 1002
             }
             2 => {
-                wire::frame(&mut out, 0xc1, b"text", dice);
+                // The first reserved bit has a meaning where that may have been agreed.
+                wire::frame(&mut out, if self.offers { 0xa1 } else { 0xc1 }, b"text", dice);
                 1002
             }
             3 => {
@@ -451,7 +453,14 @@ impl Client {
 
     fn message(&mut self, opcode: u8, payload: &[u8], dice: &mut Dice) {
         let mut out = Vec::new();
-        self.pongs.extend(wire::message(&mut out, opcode, payload, dice));
+        let deflated = (self.reader.deflates() && dice.coin()).then(|| {
+            let takeover = self.reader.takeover;
+            self.deflater.get_or_insert_default().deflate(payload, takeover)
+        });
+        self.pongs.extend(match deflated {
+            Some(deflated) => wire::message(&mut out, RSV1 | opcode, &deflated, dice),
+            None => wire::message(&mut out, opcode, payload, dice),
+        });
         self.to_send.extend(out);
     }
 
@@ -468,11 +477,16 @@ pub fn key() -> KeySettings {
 }
 
 fn upgrade_request(dice: &mut Dice, rules: &Rules) -> (Plan, String) {
-    let good = wire::request("/ws");
+    let offer = dice.chance(0.4).then(|| (8 + dice.below(8) as u32, dice.coin()));
+    let upgrade = |path| match offer {
+        Some((window_bits, takeover)) => wire::request_with_offer(path, window_bits, takeover),
+        None => wire::request(path),
+    };
+    let good = upgrade("/ws");
     let bad = |status, text: String| (Plan::Bad(status), text);
     match dice.below(40) {
         0..=27 => (Plan::Native, good),
-        28..=31 => (Plan::Echo, wire::request("/echo")),
+        28..=31 => (Plan::Echo, upgrade("/echo")),
         32 => (Plan::Unfinished, good[..1 + dice.below(good.len() - 1)].into()),
         33 => bad(404, wire::request("/nowhere")),
         34 => bad(405, good.replace("GET", "POST")),
@@ -484,5 +498,6 @@ fn upgrade_request(dice: &mut Dice, rules: &Rules) -> (Plan, String) {
     }
 }
 
+const RSV1: u8 = 0x40;
 /// A client that has so many bytes on their way asks for nothing more.
 const UNSENT_MAX: usize = 3000;

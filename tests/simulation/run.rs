@@ -15,7 +15,7 @@ use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
 use tidewheel::io::Lossy;
 use tidewheel::io::sim::{Dice, Faults, SimConfig, World};
-use tidewheel::metrics::{CloseReason, Drop, ShardMetrics};
+use tidewheel::metrics::{CloseReason, Deflated, Drop, Inflated, ShardMetrics};
 use tidewheel::pubsub::{Bus, Policies, Registry};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
@@ -137,6 +137,7 @@ impl Run {
             addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
+            windows: Default::default(),
             drain: Default::default(),
         });
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
@@ -570,6 +571,9 @@ impl Run {
             ("starved", sum(&|metrics| metrics.starved.get())),
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
+            ("deflated", sum(&|metrics| metrics.deflated[Deflated::Compressed as usize].get())),
+            ("read deflated", self.clients.iter().map(|client| client.reader.inflated as u64).sum()),
+            ("inflated", sum(&|metrics| metrics.inflated[Inflated::Inflated as usize].get())),
             ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
             ("restarts", sum(&|metrics| metrics.restarts.get())),
             ("told 1011", self.clients.iter().filter(|client| client.end_code() == Some(1011)).count() as u64),
@@ -594,8 +598,12 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     settings.echo_path = Some("/echo".into());
     settings.connections_max = 4 + dice.below(30) as u32;
     settings.slots = 4 + dice.below(29) as u32;
+    settings.compression.enabled = dice.chance(0.9);
+    settings.compression.level = 1 + dice.below(9) as u32;
+    settings.compression.min_size.0 = 1 + dice.below(300);
+    settings.compression.client_context_takeover = dice.coin();
     settings.handshake = HandshakeLimits { header_bytes_max: 300 + dice.below(700) };
-    settings.messages = Limits { message_bytes_max: 300 + dice.below(1700) };
+    settings.messages = Limits { message_bytes_max: 300 + dice.below(1700), ..settings.messages };
     settings.outbound = OutboundLimits {
         bytes_max: 300 + dice.below(4000) as u32,
         frames_max: 1 + dice.below(20) as u32,

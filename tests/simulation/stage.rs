@@ -61,6 +61,7 @@ impl Stage {
             addresses: Clients::default(),
             connections: Default::default(),
             handshakes: Arc::default(),
+            windows: Default::default(),
             drain: Default::default(),
         });
         let mut settings = Settings::new(&Config::default(), 100, 100);

@@ -21,6 +21,13 @@ pub fn request(path: &str) -> String {
     )
 }
 
+/// The same with an offer of permessage-deflate.
+pub fn request_with_offer(path: &str, window_bits: u32, takeover: bool) -> String {
+    let takeover = if takeover { "" } else { "; client_no_context_takeover" };
+    let offer = format!("permessage-deflate; server_max_window_bits={window_bits}{takeover}");
+    request(path).replace("\r\n\r\n", &format!("\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n"))
+}
+
 /// Appends a masked frame whose first byte is `first`.
 pub fn frame(out: &mut Vec<u8>, first: u8, payload: &[u8], dice: &mut Dice) {
     header(out, first, payload.len() as u64);
@@ -76,6 +83,12 @@ pub struct Frame {
 pub struct Reader {
     bytes: Vec<u8>,
     at: usize,
+    /// The window of the server's compressed messages, if there may be such.
+    window_bits: Option<u8>,
+    /// Whether the client's may refer to each other.
+    pub takeover: bool,
+    /// Compressed messages so far.
+    pub inflated: usize,
 }
 
 impl Reader {
@@ -95,9 +108,14 @@ impl Reader {
         let text = std::str::from_utf8(&rest[..head]).expect("an answer in ASCII");
         let status = text.strip_prefix("HTTP/1.1 ").and_then(|text| text[..3].parse().ok()).expect("a status line");
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let mut body = 0;
+        let (mut body, mut deflate) = (0, None);
         if status == 101 {
             assert_eq!(value("Sec-WebSocket-Accept"), Some(ACCEPT), "{text}");
+            if let Some(agreed) = value("Sec-WebSocket-Extensions") {
+                assert!(agreed.starts_with("permessage-deflate; server_no_context_takeover"), "{agreed}");
+                let bits = agreed.split_once("server_max_window_bits=").expect("as it was offered").1;
+                deflate = Some((bits.parse().expect("a number"), !agreed.contains("client_no_context_takeover")));
+            }
         } else {
             body = value("Content-Length").expect("the length of the body").parse().expect("a length");
             assert_eq!(value("Connection"), Some(if status == 426 { "Upgrade" } else { "close" }), "{text}");
@@ -107,14 +125,23 @@ impl Reader {
             return None;
         }
         self.at += head + body;
+        if let Some((window_bits, takeover)) = deflate {
+            (self.window_bits, self.takeover) = (Some(window_bits), takeover);
+        }
         Some(status)
     }
 
-    /// The next whole frame.
+    /// Whether compression was agreed on.
+    pub fn deflates(&self) -> bool {
+        self.window_bits.is_some()
+    }
+
+    /// The next whole frame, inflated if it is compressed.
     pub fn frame(&mut self) -> Option<Frame> {
         let &[first, second, ref rest @ ..] = self.rest() else { return None };
-        assert_eq!(first & 0xf0, 0x80, "a frame of the server is final and uses no extension");
         let opcode = first & 0xf;
+        let is_deflated = first & 0xf0 == 0xc0 && self.window_bits.is_some() && opcode < CLOSE;
+        assert!(first & 0xf0 == 0x80 || is_deflated, "a frame of the server is final and uses what was agreed");
         assert!(matches!(opcode, TEXT | BINARY | CLOSE | PING | PONG), "opcode {opcode}");
         assert!(second & 0x80 == 0, "a frame of the server is not masked");
         let (length, header) = match second {
@@ -131,9 +158,56 @@ impl Reader {
             length => (usize::from(length), 2),
         };
         assert!(opcode < CLOSE || length <= 125, "a control frame of {length} bytes");
-        let payload = self.rest().get(header..header + length)?.to_vec();
+        let mut payload = self.rest().get(header..header + length)?.to_vec();
         self.at += header + length;
+        if is_deflated {
+            payload = inflate(payload, self.window_bits.expect("agreed"));
+            self.inflated += 1;
+        }
         assert!(opcode != TEXT || std::str::from_utf8(&payload).is_ok(), "a text that is not UTF-8");
         Some(Frame { opcode, payload })
+    }
+}
+
+/// Inflates a message of the server, which refers to none before it and, with so many bits, to nothing beyond the window.
+fn inflate(mut payload: Vec<u8>, window_bits: u8) -> Vec<u8> {
+    payload.extend_from_slice(&[0, 0, 0xff, 0xff]);
+    let mut stream = flate2::Decompress::new_with_window_bits(false, window_bits);
+    let (mut message, mut rest) = (Vec::new(), &payload[..]);
+    while !rest.is_empty() {
+        // Pieces shorter than any window, so that nothing but the window is there to look back at.
+        let mut piece = [0; 200];
+        let before = (stream.total_in(), stream.total_out());
+        stream.decompress(rest, &mut piece, flate2::FlushDecompress::Sync).expect("DEFLATE data of its window");
+        message.extend_from_slice(&piece[..(stream.total_out() - before.1) as usize]);
+        rest = &rest[(stream.total_in() - before.0) as usize..];
+    }
+    message
+}
+
+/// Compresses the messages of a client.
+#[derive(Debug)]
+pub struct Deflater(flate2::Compress);
+
+impl Default for Deflater {
+    fn default() -> Self {
+        Self(flate2::Compress::new(flate2::Compression::fast(), false))
+    }
+}
+
+impl Deflater {
+    /// The compressed form of a message, which may refer to those before if `takeover`.
+    pub fn deflate(&mut self, payload: &[u8], takeover: bool) -> Vec<u8> {
+        if !takeover {
+            self.0.reset();
+        }
+        if payload.is_empty() {
+            return vec![0]; // as RFC 7692 §7.2.3.6 has it: there is nothing to flush
+        }
+        let mut out = Vec::with_capacity(payload.len() + 100);
+        self.0.compress_vec(payload, &mut out, flate2::FlushCompress::Sync).expect("no error");
+        assert!(out.ends_with(&[0, 0, 0xff, 0xff]), "room for all of it");
+        out.truncate(out.len() - 4);
+        out
     }
 }

@@ -1,7 +1,7 @@
 //! The families whose samples come straight from each shard's counters.
 //! Law: one entry a family; who adds a counter to [`ShardMetrics`] names it here and in the guide.
 
-use crate::metrics::{Counter, Distribution, Drop, ErrorCode, PanicSite, Refusal, ShardMetrics};
+use crate::metrics::{Counter, Deflated, Distribution, Drop, ErrorCode, Inflated, PanicSite, Refusal, ShardMetrics};
 
 /// A metric family whose samples come straight from each shard's counters.
 pub(super) struct Family {
@@ -121,6 +121,35 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "tidewheel_pool_bytes",
         help: "Memory of the pool of connections, of their timers and sessions.",
         values: Values::Gauge(|shard| &shard.pool_bytes),
+    },
+    Family {
+        name: "tidewheel_inflater_bytes",
+        help: "Memory of the connections whose compressed messages refer to each other.",
+        values: Values::Gauge(|shard| &shard.inflater_bytes),
+    },
+    Family {
+        name: "websocket_deflated_messages",
+        help: "Compressions of messages for clients, by outcome; a publish once for each form of it.",
+        values: Values::Counters("outcome", |shard| labelled(Deflated::ALL, Deflated::label, &shard.deflated)),
+    },
+    Family {
+        name: "websocket_deflated_bytes",
+        help: "Bytes of messages for clients that were compressed, before and after.",
+        values: Values::Counters("form", |shard| {
+            vec![("plain", &shard.deflated_from_bytes), ("compressed", &shard.deflated_to_bytes)]
+        }),
+    },
+    Family {
+        name: "websocket_inflated_messages",
+        help: "Compressed messages of clients, by outcome.",
+        values: Values::Counters("outcome", |shard| labelled(Inflated::ALL, Inflated::label, &shard.inflated)),
+    },
+    Family {
+        name: "websocket_inflated_bytes",
+        help: "Bytes of compressed messages of clients, before and after.",
+        values: Values::Counters("form", |shard| {
+            vec![("plain", &shard.inflated_to_bytes), ("compressed", &shard.inflated_from_bytes)]
+        }),
     },
     Family {
         name: "tidewheel_publishers_in_line",

@@ -29,6 +29,7 @@ fn show(event: Event<'_>) -> String {
     match event {
         Event::Text(payload) => format!("Text({})", str::from_utf8(payload).expect("validated")),
         Event::Binary(payload) => format!("Binary({})", text(payload)),
+        Event::Deflated { opcode, payload } => format!("Deflated {opcode:?}({payload:02x?})"),
         Event::Ping(payload) => format!("Ping({})", text(payload)),
         Event::Pong(payload) => format!("Pong({})", text(payload)),
         Event::Close(None) => "Close".to_owned(),
@@ -36,9 +37,12 @@ fn show(event: Event<'_>) -> String {
     }
 }
 
+fn plain(message_bytes_max: usize) -> Limits {
+    Limits { message_bytes_max, extensions: Extensions::NONE }
+}
+
 /// Decodes `stream` in the pieces that `cuts` makes of it; an error ends the list.
-fn decode(decoder: &mut Decoder, stream: &[u8], cuts: &[usize], message_bytes_max: usize) -> String {
-    let limits = Limits { message_bytes_max };
+fn decode(decoder: &mut Decoder, stream: &[u8], cuts: &[usize], limits: Limits) -> String {
     let (mut events, mut from) = (Vec::new(), 0);
     for &to in cuts.iter().chain([&stream.len()]) {
         let mut piece = stream[from..to].to_vec();
@@ -60,12 +64,21 @@ fn decode(decoder: &mut Decoder, stream: &[u8], cuts: &[usize], message_bytes_ma
 /// the stream has ended.
 #[track_caller]
 fn check(frames: &[Vec<u8>], expected: &str) {
+    check_with(Extensions::NONE, frames, expected);
+}
+
+#[track_caller]
+fn check_with(extensions: Extensions, frames: &[Vec<u8>], expected: &str) {
     let stream = frames.concat();
     let every_byte: Vec<usize> = (1..stream.len()).collect();
     let two_pieces = (0..stream.len()).map(|cut| vec![cut]);
     for cuts in two_pieces.chain([vec![], every_byte]) {
         let mut decoder = Decoder::default();
-        assert_eq!(decode(&mut decoder, &stream, &cuts, LIMIT), expected, "cuts {cuts:?}");
+        assert_eq!(
+            decode(&mut decoder, &stream, &cuts, Limits { message_bytes_max: LIMIT, extensions }),
+            expected,
+            "cuts {cuts:?}"
+        );
         let ended = expected.contains("Close") || expected.contains("100");
         assert_eq!((decoder.is_idle(), decoder.held_bytes() == 0), (!ended, !ended), "cuts {cuts:?}");
     }
@@ -98,6 +111,18 @@ fn control_frames_between_fragments() {
         "Ping(1), Pong(2), Binary(abc)",
     );
     check(&[frame(0x01, b"a"), frame(0x88, b"\x03\xe8bye"), frame(0x80, b"b")], "Close(1000 bye)");
+}
+
+#[test]
+fn compressed_messages() {
+    let check = |frames: &[Vec<u8>], expected| check_with(Extensions::DEFLATE, frames, expected);
+    check(&[frame(0xc1, b"\xf2\x48"), frame(0x81, b"plain")], "Deflated Text([f2, 48]), Text(plain)");
+    check(&[frame(0xc2, b"")], "Deflated Binary([])");
+    check(&[frame(0x41, b"\xf2"), frame(0x89, b"p"), frame(0x80, b"\xff")], "Ping(p), Deflated Text([f2, ff])");
+    check(&[frame(0x41, b"a"), frame(0xc0, b"b")], "1002 reserved bits 0b100 set without an extension");
+    check(&[frame(0xc9, b"")], "1002 reserved bits 0b100 set without an extension");
+    check(&[frame(0xe1, b"")], "1002 reserved bits 0b110 set without an extension");
+    check_with(Extensions::NONE, &[frame(0xc1, b"a")], "1002 reserved bits 0b100 set without an extension");
 }
 
 #[test]
@@ -152,7 +177,7 @@ fn messages_over_the_limit() {
 /// The verdict on `stream`, which is cut off, is there before the frame is.
 #[track_caller]
 fn check_early(stream: &[u8], expected: &str) {
-    assert_eq!(decode(&mut Decoder::default(), stream, &[], LIMIT), expected);
+    assert_eq!(decode(&mut Decoder::default(), stream, &[], plain(LIMIT)), expected);
 }
 
 #[test]
@@ -167,7 +192,7 @@ fn verdicts_do_not_wait() {
 
 #[test]
 fn a_whole_message_is_lent_in_place_and_one_in_pieces_is_given_back() {
-    let limits = Limits { message_bytes_max: LIMIT };
+    let limits = plain(LIMIT);
     let mut whole = frame(0x81, b"hello");
     let place = whole[6..].as_ptr();
     let mut decoder = Decoder::default();
@@ -199,7 +224,7 @@ fn a_whole_message_is_lent_in_place_and_one_in_pieces_is_given_back() {
 #[test]
 fn tiny_fragments_cost_one_growing_buffer() {
     const MESSAGE_BYTES: usize = 1_000_000;
-    let limits = Limits { message_bytes_max: MESSAGE_BYTES };
+    let limits = plain(MESSAGE_BYTES);
     let mut decoder = Decoder::default();
     let (mut growths, mut held) = (0, 0);
     for received in 1..=MESSAGE_BYTES {
@@ -230,10 +255,10 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.sort_unstable();
         let mut pieces = Decoder::default();
-        let events = decode(&mut pieces, &stream, &cuts, 1000);
+        let events = decode(&mut pieces, &stream, &cuts, plain(1000));
         prop_assert!(pieces.held_bytes() <= 2 * stream.len() + SMALL, "{} of {}", pieces.held_bytes(), stream.len());
         let mut whole = Decoder::default();
-        prop_assert_eq!(events, decode(&mut whole, &stream, &[], 1000));
+        prop_assert_eq!(events, decode(&mut whole, &stream, &[], plain(1000)));
         prop_assert_eq!(pieces.is_idle(), whole.is_idle());
     }
 }

@@ -1,6 +1,7 @@
 //! Requests and the verdict on them, however they are cut.
 
 use super::*;
+use crate::ws::deflate::{Terms, negotiate};
 
 /// The example of RFC 6455 §1.3, as a head without its last line end.
 const REQUEST: &str = "GET /chat?room=1 HTTP/1.1\r\n\
@@ -191,15 +192,21 @@ fn a_value_that_is_not_utf8_hides_no_other() {
 fn answers() {
     let head = format!("{REQUEST}\r\n");
     let request = parse(head.as_bytes());
-    let answer = |subprotocol| {
+    let answer = |subprotocol, offer: Option<&'static str>| {
         let mut out = Vec::new();
-        accept(&mut out, &request, subprotocol);
+        let deflate = negotiate(offer.into_iter(), &Terms { client_context_takeover: true });
+        accept(&mut out, &request, subprotocol, deflate);
         String::from_utf8(out).expect("ASCII")
     };
     let plain = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
-    assert_eq!(answer(None), format!("{plain}\r\n"));
-    assert_eq!(answer(Some("superchat")), format!("{plain}Sec-WebSocket-Protocol: superchat\r\n\r\n"));
+    assert_eq!(answer(None, None), format!("{plain}\r\n"));
+    assert_eq!(answer(Some("superchat"), None), format!("{plain}Sec-WebSocket-Protocol: superchat\r\n\r\n"));
+    let deflates = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; server_max_window_bits=9";
+    assert_eq!(
+        answer(None, Some("permessage-deflate; server_max_window_bits=9")),
+        format!("{plain}{deflates}\r\n\r\n")
+    );
 
     #[track_caller]
     fn check_refusal(error: HandshakeError, expected: &str) {

@@ -7,7 +7,10 @@ use crate::script::Script;
 /// The limit of a message, how the stream is cut, and the stream.
 pub fn try_bytes(bytes: &[u8]) {
     let mut script = Script(bytes);
-    let limits = Limits { message_bytes_max: [0, 1, 125, 126, 1_000, 1 << 16][script.below(6)] };
+    let limits = Limits {
+        message_bytes_max: [0, 1, 125, 126, 1_000, 1 << 16][script.below(6)],
+        extensions: tidewheel::ws::Extensions::NONE,
+    };
     let sizes = [script.byte(), script.byte(), script.byte()].map(|size| 1 + usize::from(size));
     let stream = script.0;
     let whole = decode(stream, std::iter::repeat(stream.len().max(1)), &limits);

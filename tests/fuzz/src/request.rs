@@ -3,6 +3,7 @@
 use tidewheel::app::auth::Carriers;
 use tidewheel::app::origin::is_allowed;
 use tidewheel::config::Origins;
+use tidewheel::ws::deflate::{Terms, negotiate};
 use tidewheel::ws::{self, HandshakeError, HandshakeLimits, Progress, Upgrade};
 
 use crate::script::Script;
@@ -61,7 +62,8 @@ fn look_at(request: &Upgrade<'_>) {
         assert!(origin.contains(host), "{origin} is allowed for {host}");
     }
     let mut answer = Vec::new();
-    ws::accept(&mut answer, request, request.protocols().next());
+    let deflate = negotiate(request.extensions(), &Terms { client_context_takeover: true });
+    ws::accept(&mut answer, request, request.protocols().next(), deflate);
     check_answer(&answer, 101);
 }
 

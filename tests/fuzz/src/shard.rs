@@ -53,7 +53,7 @@ fn choose(settings: &mut Settings, script: &mut Script<'_>) {
     settings.connections_max = 1 + script.below(12) as u32;
     settings.slots = settings.connections_max;
     settings.handshake = HandshakeLimits { header_bytes_max: 200 + 4 * usize::from(script.byte()) };
-    settings.messages = Limits { message_bytes_max: [64, 300, 1_500, 70_000][script.below(4)] };
+    settings.messages = Limits { message_bytes_max: [64, 300, 1_500, 70_000][script.below(4)], ..settings.messages };
     settings.outbound = OutboundLimits {
         bytes_max: [200, 1_000, 20_000, 1 << 20][script.below(4)],
         frames_max: 1 + script.below(16) as u32,
