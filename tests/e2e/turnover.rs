@@ -100,7 +100,7 @@ impl Crowd {
     }
 
     fn client(&mut self, client: u64) {
-        if client % 5 == 0 {
+        if client.is_multiple_of(5) {
             let mut raw = self.connect(client);
             raw.write(b"GET /ws HTTP/1.1\r\nHost: half-o");
             self.unfinished.push_back(raw);
@@ -160,7 +160,7 @@ fn open(raw: &mut Raw, user: &str, client: u64) {
     let mut claims = in_an_hour();
     claims["sub"] = json!(user);
     let token = token(claims);
-    if client % 2 == 0 {
+    if client.is_multiple_of(2) {
         raw.write(request_with("/ws", &format!("Authorization: Bearer {token}\r\n")).as_bytes());
         let head = raw.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
