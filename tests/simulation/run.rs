@@ -174,9 +174,10 @@ impl Run {
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
         let scene = Scene { step: 0, rules, ledger: Ledger { losses, ..Ledger::default() }, drained_at: NEVER, tamper };
-        // A cancelled receive may still bring bytes a few times. Beyond the bound of the queue there may be one message,
+        // One request is held, and a cancelled receive may still bring bytes a few times. Beyond the bound of the queue there may be one message,
         // what parked handlers answer, and the last words.
-        let held = settings.handshake.header_bytes_max + 8 * kernel.buffers * kernel.buffer_size;
+        let request = settings.handshake.header_bytes_max.max(settings.messages.message_bytes_max);
+        let held = request + 8 * kernel.buffers * kernel.buffer_size;
         let replies = settings.messages.message_bytes_max + 300 * (2 + settings.parked_max);
         // What may be dropped has its own room, and leaves that of the others to them.
         let lossy = usize::from(losses.policies.iter().any(Option::is_some));
