@@ -16,7 +16,7 @@ pub enum Note<'a> {
     Authenticated,
     /// Its token was renewed.
     Refreshed,
-    /// It became a member of a topic; a name is cut after [`TOPIC_BYTES_MAX`] bytes.
+    /// It became a member of a topic; a name is cut after 255 bytes.
     Subscribed(&'a str),
     /// It is no member of a topic any more.
     Unsubscribed(&'a str),

@@ -1,6 +1,6 @@
 //! What operators and other threads ask about connections and sessions.
 //! Law: a question about all connections looks at a bounded number of them in a turn and keeps no more than are asked
-//! for, so that no other connection waits for it; at most [`WALKS_MAX`] are on their way.
+//! for, so that no other connection waits for it; at most four are on their way.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
