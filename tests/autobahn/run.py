@@ -1,6 +1,6 @@
 """Runs the Autobahn test suite against a server and judges every case: none may fail, none be merely non-strict.
 
-    run.py ws://127.0.0.1:9001/echo OUT [--table FILE]
+    run.py ws://127.0.0.1:9001/echo OUT [--table FILE] [--long]
 
 The suite is Python 2 code. A Python 2.7 is looked for in $PYTHON2, on the PATH and under ~/.pyenv; with it the suite is
 installed into tests/.autobahn once. Exit: 0 all well, 1 a case is not, 3 there is no Python 2.7 on this machine.
@@ -18,11 +18,15 @@ import tempfile
 
 SUITE = ["autobahntestsuite==25.10.1", "wsaccel==0.6.2"]
 VIRTUALENV = "virtualenv==20.15.1"  # the last that makes environments of Python 2
-# Framing, UTF-8, fragments, closing, messages of up to 16 MiB, compression.
-CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*", "12.*", "13.*"]
+# Framing, UTF-8, fragments, closing, messages of up to 16 MiB.
+CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"]
+# Compression: every kind of payload and every offer, in a short and in a longer size; all sizes with --long.
+KINDS = [f"12.{kind}" for kind in range(1, 6)] + [f"13.{kind}" for kind in range(1, 8)]
+COMPRESSION = [f"{kind}.{size}" for kind in KINDS for size in (3, 6)]
+COMPRESSION_LONG = ["12.*", "13.*"]
 GOOD = {"OK", "INFORMATIONAL"}
 PROCESSES = 2
-SECONDS_MAX = 1500
+SECONDS_MAX = 1500  # of each process; --long has three times that
 
 
 def python2():
@@ -64,7 +68,7 @@ def wanted(home, patterns):
     return json.loads(run.stdout)
 
 
-def attack(home, url, cases, out):
+def attack(home, url, cases, out, seconds_max):
     """Runs the cases over some processes; what each of them said is in `out`."""
     running = []
     for part in range(PROCESSES):
@@ -82,7 +86,7 @@ def attack(home, url, cases, out):
         running.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=out))
     for process in running:
         try:
-            process.wait(SECONDS_MAX)
+            process.wait(seconds_max)
         except subprocess.TimeoutExpired:
             process.kill()
 
@@ -111,6 +115,7 @@ def main():
     parser.add_argument("url")
     parser.add_argument("out")
     parser.add_argument("--table", help="write the result as Markdown")
+    parser.add_argument("--long", action="store_true", help="compression in all sizes, which takes many minutes")
     args = parser.parse_args()
 
     home = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".autobahn")
@@ -123,8 +128,8 @@ def main():
     out = os.path.abspath(args.out)
     shutil.rmtree(out, ignore_errors=True)
     os.makedirs(out)
-    cases = wanted(home, CASES)
-    attack(home, args.url, cases, out)
+    cases = wanted(home, CASES + (COMPRESSION_LONG if args.long else COMPRESSION))
+    attack(home, args.url, cases, out, SECONDS_MAX * (3 if args.long else 1))
 
     found = verdicts(out)
     bad = [f"{case}: {how}" for case, how in sorted(found.items()) if how[0] not in GOOD or how[1] not in GOOD]
