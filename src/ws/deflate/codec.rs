@@ -154,9 +154,12 @@ mod tests {
 
     const LIMITS: InflateLimits = InflateLimits { message_bytes_max: 1 << 20, ratio_max: 200 };
 
+    /// A compressed payload, and what it inflates to.
+    type Case<'a> = (&'a [u8], Result<&'a [u8], ProtocolError>);
+
     /// The payloads come one after the other on one connection.
     #[track_caller]
-    fn check(takeover: bool, payloads: &[(&[u8], Result<&[u8], ProtocolError>)]) {
+    fn check(takeover: bool, payloads: &[Case<'_>]) {
         let (mut inflater, mut message) = (Inflater::default(), b"before".to_vec());
         for &(payload, expected) in payloads {
             let inflated = inflater.inflate(payload, takeover, &LIMITS, &mut message);
