@@ -88,7 +88,8 @@ impl Operator {
         let session = (!self.known.is_empty()).then(|| self.known[dice.below(self.known.len())]);
         match (dice.below(14), session) {
             (0, _) => self.reload(inboxes, dice),
-            (1..=2, _) => self.look(&inboxes[dice.below(inboxes.len())], dice),
+            // A shard answers so many at a time and refuses more.
+            (1..=2, _) if self.looks.len() < 4 => self.look(&inboxes[dice.below(inboxes.len())], dice),
             (3..=5, _) => self.post(&inboxes[0], step),
             (6, Some(id)) => {
                 let (answer, answered) = oneshot::channel();
