@@ -7,7 +7,7 @@ use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageId
 use crate::conn::{Flow, OutboundLimits};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame, Stream};
-use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, fan_out};
+use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, Topics, fan_out};
 use crate::ws::deflate::Windows;
 use crate::ws::{self, Opcode};
 
@@ -162,20 +162,7 @@ impl<I: Io> Shard<I> {
 
     /// Puts the frame on the queues of a local topic's members.
     pub(super) fn deliver(&mut self, topic: u32, frame: Arc<SharedFrame>, except: Option<u32>) -> Delivery {
-        let now = self.ms();
-        let members = self.topics.members(topic);
-        let (sessions, unix_ms, history) = (&mut self.sessions, self.now.unix_ms, &self.settings.history);
-        let queues = Queues {
-            conns: &mut self.conns,
-            palette: self.io.palette(),
-            limits: &self.settings.outbound,
-            now,
-            dirty: &mut self.dirty,
-            over: &mut self.over,
-            on_drop: &mut |slot, drops| sessions.note_drops(slot, drops, unix_ms, history),
-        };
-        let fanned = fan_out(frame, members, except, queues);
-        self.count(fanned)
+        self.deliver_to_members(frame, except, |topics| topics.members(topic))
     }
 
     /// Puts the frame on the queue of every open connection that need not authenticate first. It is of no topic, and is not
@@ -194,7 +181,17 @@ impl<I: Io> Shard<I> {
 
     /// Puts the frame on the queues of open connections, named by their slots.
     pub(super) fn deliver_to(&mut self, slots: &[u32], frame: Arc<SharedFrame>) -> Delivery {
+        self.deliver_to_members(frame, None, |_| slots)
+    }
+
+    fn deliver_to_members<'a>(
+        &'a mut self,
+        frame: Arc<SharedFrame>,
+        except: Option<u32>,
+        members: impl FnOnce(&'a Topics) -> &'a [u32],
+    ) -> Delivery {
         let now = self.ms();
+        let members = members(&self.topics);
         let (sessions, unix_ms, history) = (&mut self.sessions, self.now.unix_ms, &self.settings.history);
         let queues = Queues {
             conns: &mut self.conns,
@@ -205,7 +202,7 @@ impl<I: Io> Shard<I> {
             over: &mut self.over,
             on_drop: &mut |slot, drops| sessions.note_drops(slot, drops, unix_ms, history),
         };
-        let fanned = fan_out(frame, slots, None, queues);
+        let fanned = fan_out(frame, members, except, queues);
         self.count(fanned)
     }
 
