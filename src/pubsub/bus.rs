@@ -70,6 +70,11 @@ impl Bus {
         Arc::new(Self { pairs, waiting, evictions, shards, publishes_max })
     }
 
+    /// How many shards it joins.
+    pub fn shards(&self) -> usize {
+        self.shards
+    }
+
     /// Publishes that may be under way from one shard to another, and also those of one shard that may await counts.
     pub fn publishes_max(&self) -> usize {
         self.publishes_max

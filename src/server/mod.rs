@@ -50,7 +50,7 @@ use crate::io::bell::Bell;
 use crate::io::probe::{self, Features, Unavailable};
 use crate::io::uring::{ReceiveMode, UringConfig};
 use crate::metrics::{CloseReason, Counter, ErrorCode, ShardMetrics};
-use crate::pubsub::{Bus, Delivery, Registry};
+use crate::pubsub::{Bus, Delivery};
 use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
@@ -180,18 +180,7 @@ impl EngineBuilder {
         let drains = Arc::new(Drains::new(running.clone(), phase.clone(), metrics.clone()));
         let inner =
             Arc::new(Inner { shards: inboxes, phase, metrics: metrics.clone(), drains, running: running.clone() });
-        let shared = Arc::new(Shared {
-            router: self.router,
-            registry: Arc::new(Registry::new(shards)),
-            bus: Bus::new(shards),
-            shards,
-            clients,
-            addresses: Clients::default(),
-            connections: Default::default(),
-            handshakes: Arc::default(),
-            windows: Default::default(),
-            drain: Default::default(),
-        });
+        let shared = Arc::new(Shared::new(self.router, Bus::new(shards), clients));
         let on_terminate = {
             let drains = inner.drains.clone();
             Box::new(move || drains.begin())

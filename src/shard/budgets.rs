@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 use super::queries::ConnectionsQuery;
 use super::settings::{CONNS_A_TURN, Settings};
 use super::{DrainOrder, Inbox, Shard, Shared, Turn};
-use crate::app::{Clients, Router};
+use crate::app::Router;
 use crate::config::{ClientLimitPolicy, Config};
 use crate::conn::{Conn, Greeting, Identity, Phase};
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait};
-use crate::pubsub::{Bus, Registry};
+use crate::pubsub::Bus;
 
 /// A driver of connections that are silent and take whatever they are sent, at once and for good.
 struct Silent {
@@ -88,18 +88,7 @@ impl Io for Silent {
 fn shard_of(count: u32) -> Shard<Silent> {
     let settings =
         Settings { auth_required: false, ping_interval_ms: 0, ..Settings::new(&Config::default(), count, count) };
-    let shared = Arc::new(Shared {
-        router: Router::default(),
-        registry: Arc::new(Registry::new(1)),
-        bus: Bus::new(1),
-        shards: 1,
-        clients: Arc::default(),
-        addresses: Clients::default(),
-        connections: Default::default(),
-        handshakes: Arc::default(),
-        windows: Default::default(),
-        drain: Default::default(),
-    });
+    let shared = Arc::new(Shared::new(Router::default(), Bus::new(1), Arc::default()));
     let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, closed: Vec::new() };
     let now = Now { monotonic_ns: 1_000_000, unix_ms: 1 };
     let (inbox, metrics) = (Arc::new(Inbox::default()), Arc::default());

@@ -78,10 +78,10 @@ mod tests {
 
     use super::*;
     use crate::Config;
-    use crate::app::{Clients, Router};
+    use crate::app::Router;
     use crate::id::ShardId;
     use crate::io::sim::{ClientState, Faults, Sim, SimConfig, World};
-    use crate::pubsub::{Bus, Registry};
+    use crate::pubsub::Bus;
     use crate::shard::{Settings, Shared};
 
     #[test]
@@ -102,18 +102,7 @@ mod tests {
     /// A shard with one client, which has sent `request`.
     fn shard_with_client(request: &[u8]) -> (World, Shard<Sim>, crate::io::sim::ClientId) {
         let world = World::new(1, Faults::default());
-        let shared = Arc::new(Shared {
-            router: Router::default(),
-            registry: Arc::new(Registry::new(1)),
-            bus: Bus::new(1),
-            shards: 1,
-            clients: Arc::default(),
-            addresses: Clients::default(),
-            connections: Default::default(),
-            handshakes: Arc::default(),
-            windows: Default::default(),
-            drain: Default::default(),
-        });
+        let shared = Arc::new(Shared::new(Router::default(), Bus::new(1), Arc::default()));
         let settings = Settings { auth_required: false, ..Settings::new(&Config::default(), 9, 9) };
         let io = world.driver(ShardId(0), SimConfig { table: 9, buffers: 9, buffer_size: 999 });
         // A driver that never sleeps, so that time does not jump to deadlines.

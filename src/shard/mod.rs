@@ -83,6 +83,25 @@ pub struct Shared {
     pub drain: Tally,
 }
 
+impl Shared {
+    /// What the shards of an engine that begins share; there are as many as the bus joins.
+    pub fn new(router: Router, bus: Arc<Bus>, clients: Arc<Clients>) -> Self {
+        let shards = bus.shards();
+        Self {
+            router,
+            registry: Arc::new(Registry::new(shards)),
+            bus,
+            shards,
+            clients,
+            addresses: Clients::default(),
+            connections: AtomicUsize::default(),
+            handshakes: Arc::default(),
+            windows: WindowCounts::default(),
+            drain: Tally::default(),
+        }
+    }
+}
+
 /// A shard.
 pub struct Shard<I: Io> {
     id: ShardId,

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidewheel::app::Clients;
 use tidewheel::app::auth::{AuthSettings, Authenticator};
 use tidewheel::config::{ClientLimitPolicy, OutboundPolicy, TopicRule};
 use tidewheel::conn::{OutboundLimits, RateLimits};
@@ -16,7 +15,7 @@ use tidewheel::id::ShardId;
 use tidewheel::io::Lossy;
 use tidewheel::io::sim::{Dice, Faults, SimConfig, World};
 use tidewheel::metrics::{CloseReason, Deflated, Drop, Inflated, ShardMetrics};
-use tidewheel::pubsub::{Bus, Policies, Registry};
+use tidewheel::pubsub::{Bus, Policies};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
 use tidewheel::ws::{HandshakeLimits, Limits};
@@ -128,18 +127,7 @@ impl Run {
         let settings = Arc::new(settings);
         let world = World::new(seed, faults);
         let waiting = Waiting::default();
-        let shared = Arc::new(Shared {
-            router: router(&waiting),
-            registry: Arc::new(Registry::new(shards)),
-            bus: Bus::with_bound(shards, bus_bound),
-            shards,
-            clients: Arc::default(),
-            addresses: Clients::default(),
-            connections: Default::default(),
-            handshakes: Arc::default(),
-            windows: Default::default(),
-            drain: Default::default(),
-        });
+        let shared = Arc::new(Shared::new(router(&waiting), Bus::with_bound(shards, bus_bound), Arc::default()));
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
         let kernel =

@@ -4,12 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewheel::app::Clients;
 use tidewheel::conn::RateLimits;
 use tidewheel::id::ShardId;
 use tidewheel::io::sim::{ClientId, Dice, Faults, Sim, SimConfig, World};
 use tidewheel::metrics::ShardMetrics;
-use tidewheel::pubsub::{Bus, Registry};
+use tidewheel::pubsub::Bus;
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{Inbox, Order, Shard, Shared, Turn};
 use tidewheel::{Config, Delivery};
@@ -52,18 +51,7 @@ impl Stage {
     ) -> Self {
         let world = World::new(seed, Faults::default());
         let waiting = Waiting::default();
-        let shared = Arc::new(Shared {
-            router: router(&waiting),
-            registry: Arc::new(Registry::new(shards)),
-            bus: Bus::with_bound(shards, bus_bound),
-            shards,
-            clients: Arc::default(),
-            addresses: Clients::default(),
-            connections: Default::default(),
-            handshakes: Arc::default(),
-            windows: Default::default(),
-            drain: Default::default(),
-        });
+        let shared = Arc::new(Shared::new(router(&waiting), Bus::with_bound(shards, bus_bound), Arc::default()));
         let mut settings = Settings::new(&Config::default(), 100, 100);
         settings.auth_required = false;
         settings.rates = RateLimits::default();
