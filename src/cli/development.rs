@@ -15,6 +15,8 @@ pub(super) enum Access {
     Open,
     /// Holders of a token that the configured key accepts.
     Configured,
+    /// Holders of a certificate that names them.
+    Certified,
     /// Holders of this token, signed with a key of this process alone.
     Development { token: String, secret: Secret },
 }
@@ -32,11 +34,15 @@ impl Access {
         if config.auth.has_keys() {
             return Ok(Self::Configured);
         }
+        if config.tls.names_clients() {
+            return Ok(Self::Certified);
+        }
         let algorithm = config.auth.algorithm.unwrap_or(Algorithm::HS256);
         if !matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512) {
             return Ok(Self::Configured); // of a public key, which validation will find missing
         }
-        if let Some(public) = config.listen.iter().find(|address| !address.ip().is_loopback()) {
+        let public = config.public_addresses().find(|address| !address.ip().is_loopback());
+        if let Some(public) = public {
             let message = format!(
                 "{public} can be reached from outside, and there is no key to check tokens with. Set auth.secret, or the \
                  variable TIDEWHEEL_AUTH_SECRET, to 32 random bytes or more, or auth.public_key_file to the PEM file, or \
@@ -73,7 +79,7 @@ impl Access {
     pub(super) fn fragment(&self) -> String {
         match self {
             Self::Development { token, .. } => format!("#token={token}"),
-            Self::Open | Self::Configured => String::new(),
+            Self::Open | Self::Configured | Self::Certified => String::new(),
         }
     }
 }
@@ -83,6 +89,7 @@ impl fmt::Display for Access {
         f.write_str(match self {
             Self::Open => "open to everyone: auth.required is false",
             Self::Configured => "for holders of a token that the configured key accepts",
+            Self::Certified => "for holders of a certificate that the configured CA signed, over TLS",
             Self::Development { .. } => "no key is configured: one is made for this process alone, for development",
         })
     }

@@ -579,6 +579,10 @@ mod tests {
                 "*",
                 "::1",
                 "[{secret: s}]",
+                "[{cert_file: c}]",
+                "optional",
+                "uri",
+                "1.3",
             ];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();

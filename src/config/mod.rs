@@ -16,6 +16,7 @@ mod node;
 pub mod origin;
 mod problem;
 mod reference;
+pub mod tls;
 mod tree;
 mod units;
 mod validate;
@@ -35,12 +36,14 @@ pub use node::{Apply, Changes, Key};
 use node::{section, words};
 use origin::OriginPattern;
 pub use problem::{Place, Problem, Problems};
+use tls::Tls;
 pub use units::Size;
 
 section! {
     /// The whole configuration.
     Config {
-        /// Addresses that accept WebSocket connections, one or a list (at least one). Port 0: the kernel chooses.
+        /// Addresses that accept WebSocket connections, one or a list. Port 0: the kernel chooses. `[]`: none, where
+        /// `tls.listen` has one.
         restart listen: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
         /// Path of the endpoint: starts with `/`, without query.
         restart path: String = "/ws".to_owned(),
@@ -48,6 +51,8 @@ section! {
         restart echo_path: Option<String> = None,
         /// Shards, each a thread pinned to a core. `auto`: one for each core the process may use.
         restart shards: Auto<u16> = Auto::Auto => 1..=255,
+        /// TLS without a proxy in front.
+        section tls: Tls,
         /// The connections.
         section websocket: Websocket,
         /// The queue of messages towards one connection.

@@ -182,7 +182,7 @@ mod tests {
     use crate::config::Sources;
 
     /// Of these every key takes one that is not its default.
-    const VALUES: [&str; 18] = [
+    const VALUES: [&str; 22] = [
         "null",
         "7",
         "7s",
@@ -201,6 +201,10 @@ mod tests {
         "*",
         "/a: #b",
         "[{id: k, public_key_file: f}]",
+        "[{cert_file: c, key_file: k}]",
+        "optional",
+        "uri",
+        "1.3",
     ];
 
     #[test]

@@ -38,6 +38,7 @@ impl Config {
     pub(super) fn contradictions(&self) -> Vec<(String, String)> {
         let mut problems = Found(Vec::new());
         self.check_endpoints(&mut problems);
+        self.check_tls(&mut |key, what| problems.add(key, what));
         self.check_key(&mut problems);
         self.auth.check_keys(&mut |key, what| problems.add(key, what));
         self.check_cookie(&mut problems);
@@ -52,7 +53,7 @@ impl Config {
     /// What is legal and probably not meant.
     pub(super) fn oddities(&self) -> Vec<(String, String)> {
         let mut odd = Found(Vec::new());
-        let public = self.listen.iter().find(|address| !address.ip().is_loopback());
+        let public = self.public_addresses().find(|address| !address.ip().is_loopback());
         if let Some(public) = public
             && !self.auth.required
         {
@@ -68,6 +69,7 @@ impl Config {
             odd.add("auth.secret", format!("is shorter than {SECRET_BYTES_MIN} bytes and could be guessed"));
         }
         self.auth.odd_keys(&mut |key, what| odd.add(key, what));
+        self.odd_tls(&mut |key, what| odd.add(key, what));
         if self.auth.query {
             odd.add("auth.query", "true: tokens in URLs end up in logs of proxies and in histories".to_owned());
         }
@@ -93,7 +95,7 @@ impl Config {
     }
 
     fn check_endpoints(&self, problems: &mut Found) {
-        if self.listen.is_empty() {
+        if self.listen.is_empty() && self.tls.addresses().is_empty() {
             problems.add("listen", "[] has no address; write one, such as 127.0.0.1:8080".to_owned());
         }
         for (index, address) in self.listen.iter().enumerate() {
@@ -101,9 +103,10 @@ impl Config {
                 problems.add("listen", format!("{address} is there twice; remove one"));
             }
         }
-        if self.admin.listen.port() != 0 && self.listen.contains(&self.admin.listen) {
-            let address = self.admin.listen;
-            problems.add("admin.listen", format!("{address} is public, as it is in listen too; write another port"));
+        if self.admin.listen.port() != 0 && self.public_addresses().any(|address| address == self.admin.listen) {
+            let (address, plain) = (self.admin.listen, self.listen.contains(&self.admin.listen));
+            let key = if plain { "listen" } else { "tls.listen" };
+            problems.add("admin.listen", format!("{address} is public, as it is in {key} too; write another port"));
         }
         path(problems, "path", &self.path);
         if let Some(echo_path) = &self.echo_path {
@@ -122,10 +125,11 @@ impl Config {
             None => None,
         };
         match (&auth.secret, &auth.public_key_file) {
-            (None, None) if auth.required && !auth.has_keys() => problems.add(
+            (None, None) if auth.required && !auth.has_keys() && !self.tls.names_clients() => problems.add(
                 "auth.required",
                 "true, but there is no key to check a token with; set auth.secret (or the variable \
-                 TIDEWHEEL_AUTH_SECRET) to 32 random bytes or more, or auth.public_key_file or auth.jwks, or auth.required to false"
+                 TIDEWHEEL_AUTH_SECRET) to 32 random bytes or more, or auth.public_key_file or auth.jwks, or auth.required to \
+                 false"
                     .to_owned(),
             ),
             (Some(_), Some(file)) => problems.add(
@@ -351,7 +355,10 @@ mod tests {
         check("listen: []", &["listen: [] "]);
         check("listen: [1.1.1.1:1, 1.1.1.1:1]", &["listen: 1.1.1.1:1 is there twice"]);
         check("listen: [1.1.1.1:0, 1.1.1.1:0]\nadmin: {listen: 1.1.1.1:0}", &[]);
-        check("admin: {listen: 127.0.0.1:8080}", &["admin.listen: 127.0.0.1:8080 is public"]);
+        check("admin: {listen: 127.0.0.1:8080}", &["admin.listen: 127.0.0.1:8080 is public, as it is in listen too"]);
+        let tls = "tls: {listen: 127.0.0.1:9090, cert_file: a, key_file: b}";
+        check(tls, &["admin.listen: 127.0.0.1:9090 is public, as it is in tls.listen too"]);
+        check(&format!("{tls}\nlisten: []\nadmin: {{listen: 127.0.0.1:1}}"), &[]);
         check("path: ws\necho_path: '/e?'", &["path: `ws` is not a path", "echo_path: `/e?` is not a path"]);
         check("echo_path: /ws", &["echo_path: `/ws` is also `path`"]);
         check("path: ''", &["path: `` is not a path"]);
@@ -369,6 +376,9 @@ mod tests {
     #[test]
     fn keys_and_algorithms() {
         check("auth: {required: true}", &["auth.required: true"]);
+        let named = "{cert_file: a, key_file: b, client_ca_file: c, client_auth: required, client_id: uri";
+        check(&format!("auth: {{required: true}}\ntls: {named}}}"), &["auth.required: true"]);
+        check(&format!("auth: {{required: true}}\ntls: {named}, listen: 127.0.0.1:1}}"), &[]);
         check("auth: {secret: ''}", &["auth.secret: is empty"]);
         check("auth: {secret: a, public_key_file: b}", &["auth.public_key_file: b is there beside auth.secret"]);
         check("auth: {secret: a, algorithm: RS256}", &["auth.algorithm: RS256 does not work with auth.secret"]);

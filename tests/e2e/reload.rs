@@ -28,10 +28,18 @@ pub fn reload(server: &Server, yaml: &str) -> Reloaded {
 /// said to have changed.
 #[test]
 fn every_key_is_applied_or_said_to_wait() {
-    let server = Server::start(
-        "auth: {required: false, secret: '0123456789abcdef0123456789abcdef'}\nlimits: {errors: 50}\nproxy: {trusted: 10.1.0.0/16}\n\
-         drain: {deadline: 30s}",
-    );
+    let files = tempfile::tempdir().unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+    let [chain, key] = [("chain", cert.pem()), ("key", signing_key.serialize_pem())].map(|(name, pem)| {
+        fs::write(files.path().join(name), pem).unwrap();
+        files.path().join(name).display().to_string()
+    });
+    let server = Server::start(&format!(
+        "auth: {{required: false, secret: '0123456789abcdef0123456789abcdef'}}\nlimits: {{errors: 50}}\n\
+         proxy: {{trusted: 10.1.0.0/16}}\ndrain: {{deadline: 30s}}\n\
+         tls: {{cert_file: {chain}, key_file: {key}, client_ca_file: {chain}, client_auth: required}}",
+    ));
     let values = [
         "null",
         "7",
@@ -57,6 +65,10 @@ fn every_key_is_applied_or_said_to_wait() {
         "[{pattern: a.b, policy: drop_oldest}]",
         "[{id: k, secret: 0123456789abcdef0123456789abcdef}]",
         "http://127.0.0.1:1/",
+        "[{cert_file: c, key_file: k}]",
+        "optional",
+        "uri",
+        "1.3",
     ];
     let begun = server.handle.config();
     let mut untried = Vec::new();
