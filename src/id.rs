@@ -8,6 +8,9 @@ use std::str::FromStr;
 use siphasher::sip::SipHasher24;
 use uuid::Uuid;
 
+/// Longest name of a client (the claim `sub`, or what its certificate says), in bytes.
+pub const USER_ID_LENGTH_MAX: usize = 255;
+
 /// Index of a shard, `0..shards`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);

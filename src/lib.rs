@@ -8,6 +8,7 @@
 //! | L0 vocabulary | [`id`], [`topic`], [`config`], [`metrics`], [`fixed`], [`sync`] | names, numbers and bounded structures; no domain logic |
 //! | L1 bytes | [`ws`] | RFC 6455 as a value: bytes in, events out; knows no socket and no clock |
 //! | L1 kernel | [`io`] | the ring: the only unsafe code and the only syscalls; knows no WebSocket |
+//! | L1 TLS | [`tls`] | what newcomers of the TLS ports are offered; knows no socket and no clock |
 //! | L2 | [`conn`] | one connection: its fields, its laws, its outbound queue, its deadlines |
 //! | L3 | [`pubsub`] | topics, fan-out, the bus between shards |
 //! | L4 | [`app`] | envelope, authentication, commands, handlers |
@@ -45,6 +46,7 @@ pub mod server;
 
 pub mod shard;
 pub mod sync;
+pub mod tls;
 pub mod topic;
 pub mod ws;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Layers from the bottom up. A module may name modules of lower layers and itself; within the vocabulary, each other.
 const LAYERS: &[&[&str]] = &[
     &["id", "topic", "config", "metrics", "fixed", "sync"],
-    &["ws", "io"],
+    &["ws", "io", "tls"],
     &["conn"],
     &["pubsub"],
     &["app"],

@@ -23,12 +23,11 @@ pub use self::credential::{Carrier, Carriers, TwoTokens};
 pub use self::jwk::{JwkError, JwksError, SET_KEYS_MAX, SkippedKey};
 pub use self::keys::{AuthSetupError, KEYS_MAX, KeyMaterial, KeySet, KeySettings, MakeTokenError, make_token};
 pub use self::wish::Wish;
+pub use crate::id::USER_ID_LENGTH_MAX;
 pub use jsonwebtoken::Algorithm;
 
 /// Longest token that is looked at, in bytes.
 pub const TOKEN_LENGTH_MAX: usize = 16 << 10;
-/// Longest user id (the claim `sub`), in bytes.
-pub const USER_ID_LENGTH_MAX: usize = 255;
 /// Most keys that one token is tried on.
 pub const TRIES_MAX: usize = KEYS_MAX;
 
