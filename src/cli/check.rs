@@ -27,7 +27,7 @@ impl Check {
         let odd = Engine::check(&draft.finish()?)?;
         let mut said = format!("{file}: valid\n{access}\n");
         let warnings = warnings.iter().map(ToString::to_string);
-        for warning in warnings.chain(odd.into_iter().map(|odd| format!("auth.jwks: {odd}"))) {
+        for warning in warnings.chain(odd) {
             let _ = writeln!(said, "warning: {warning}"); // a String takes everything
         }
         output::print(&said)

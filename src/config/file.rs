@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{Error, Read, Result};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Reads a regular file.
@@ -30,6 +31,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// As there; or it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|error| Error::other(format!("is not UTF-8: {}", error.utf8_error())))
+}
+
+/// Whether everyone on this machine may read the file.
+pub fn is_open_to_all(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 const BYTES_MAX: u64 = 4 << 20;

@@ -5,6 +5,7 @@
 //! go through a ring. Shard threads enter its handle, so that handlers can await tokio timers and clients.
 
 mod api;
+mod certificates;
 mod drain;
 mod exposition;
 mod http;

@@ -10,10 +10,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::certificates::Certificates;
 use super::keys::{Keys, Source};
 use super::{Shards, logging};
 use crate::app::ConnectionAttempts;
-use crate::config::{Auth, Auto, Changes, Config, Problem, Problems};
+use crate::config::{Auto, Changes, Config, Problem, Problems};
 use crate::pubsub::Policies;
 use crate::shard::settings::Settings;
 
@@ -26,7 +27,7 @@ pub enum ReloadError {
     /// The engine was not told where its configuration comes from.
     #[error("the engine's configuration came from a program, and only that can reload it")]
     NoSource,
-    /// The configuration is not valid.
+    /// The configuration is not valid, or a file of `tls` cannot be used.
     #[error(transparent)]
     Config(#[from] Problems),
     /// The key for tokens is missing or cannot be used.
@@ -82,18 +83,26 @@ struct State {
     settings: Arc<Settings>,
     /// What tokens are checked with, which may change although the configuration does not.
     keys: Keys,
+    /// What the TLS ports show, of which the same is true.
+    certificates: Certificates,
 }
 
 impl State {
-    /// Builds all that a configuration needs, with what it shares with the one `before`. Also tells what is odd.
-    fn new(config: Config, room: Room, before: Option<&Self>) -> Result<(Self, Vec<String>), String> {
-        let (keys, odd) = Keys::read(&config.auth, before.map(|before| &before.keys))?;
+    /// Builds all else that a configuration needs, with what it shares with the one `before`. Also tells what is odd.
+    fn new(
+        config: Config,
+        certificates: Certificates,
+        room: Room,
+        before: Option<&Self>,
+    ) -> Result<(Self, Vec<String>), ReloadError> {
+        let (keys, odd) = read_keys(&config, before.map(|before| &before.keys))?;
         let connections_max = match config.websocket.max_total_connections {
             Auto::Auto => room.connections,
             Auto::Value(connections) => connections.min(room.connections),
         };
         let mut settings = Settings::new(&config, connections_max, room.slots);
         settings.authenticator = keys.authenticator(&config.auth).map(Arc::new);
+        settings.tls = certificates.terms();
         // Who has spent what is forgotten only where it is counted in another way.
         let limits = &config.limits;
         settings.attempts = match before {
@@ -115,7 +124,7 @@ impl State {
             };
             settings.edition = before.settings.edition.wrapping_add(1);
         }
-        Ok((Self { config: Arc::new(config), settings: Arc::new(settings), keys }, odd))
+        Ok((Self { config: Arc::new(config), settings: Arc::new(settings), keys, certificates }, odd))
     }
 }
 
@@ -123,10 +132,11 @@ impl Running {
     /// The configuration that an engine starts with.
     ///
     /// # Errors
-    /// The key for tokens is missing or cannot be used.
+    /// The key for tokens, or a file of `tls`, is missing or cannot be used.
     pub fn new(config: Config, room: Room, shards: Shards, reread: Option<Reread>) -> Result<Self, ReloadError> {
-        let (state, odd) = State::new(config, room, None).map_err(ReloadError::Auth)?;
-        odd.iter().for_each(|odd| tracing::warn!("auth.jwks: {odd}"));
+        let (certificates, odd) = Certificates::read(&config.tls, None, unix_s())?;
+        let (state, more) = State::new(config, certificates, room, None)?;
+        odd.iter().chain(&more).for_each(|odd| tracing::warn!("configuration: {odd}"));
         let counts = Reloads::default();
         counts.last_success_s.store(unix_s(), Relaxed);
         Ok(Self { state: Mutex::new(state), room, shards, reread, resourced: Notify::new(), counts })
@@ -169,8 +179,16 @@ impl Running {
     fn replace(&self, mut config: Config, mut warnings: Vec<String>) -> Result<Reloaded, ReloadError> {
         config.validate()?;
         let mut state = self.state.lock();
-        let wanted = config.websocket.max_total_connections;
+        let (wanted, wanted_tls) = (config.websocket.max_total_connections, config.tls.clone());
         let Changes { mut applied, mut restart } = config.settle(&state.config);
+        if wanted_tls.addresses().is_empty() && !state.config.tls.addresses().is_empty() {
+            // The ports are there until a restart, and so is what they need.
+            config.tls = state.config.tls.clone();
+            let (waiting, others) = applied.into_iter().partition(|key| key.starts_with("tls."));
+            (restart, applied) = ([restart, waiting].concat(), others);
+        }
+        // Of what waits and what does not.
+        config.validate()?;
         if let Auto::Value(connections) = wanted
             && connections > self.room.connections
             && wanted != state.config.websocket.max_total_connections
@@ -181,11 +199,14 @@ impl Running {
             applied.retain(|other| other != key);
             restart.push(key.to_owned());
         }
-        let (next, odd) = State::new(config, self.room, Some(&state)).map_err(ReloadError::Auth)?;
-        warnings.extend(odd.into_iter().map(|odd| format!("auth.jwks: {odd}")));
-        for key in next.keys.changed_files(&state.keys) {
-            if !applied.iter().any(|other| other == key) {
-                applied.push(key.to_owned());
+        let (certificates, odd) = state.certificates.next(&wanted_tls, &config.tls, unix_s())?;
+        warnings.extend(odd);
+        let (next, odd) = State::new(config, certificates, self.room, Some(&state))?;
+        warnings.extend(odd);
+        let of_keys = next.keys.changed_files(&state.keys).into_iter().map(str::to_owned);
+        for key in of_keys.chain(next.certificates.changed_files(&state.certificates)) {
+            if !applied.contains(&key) {
+                applied.push(key);
             }
         }
         if applied.iter().any(|key| key == "log.level")
@@ -200,6 +221,11 @@ impl Running {
         }
         self.resourced.notify_one();
         Ok(Reloaded { applied, restart, warnings })
+    }
+
+    /// When each certificate of the TLS ports ends, in Unix seconds, in their order.
+    pub(super) fn certificate_ends_s(&self) -> Vec<u64> {
+        self.state.lock().certificates.ends_s().to_vec()
     }
 
     /// Where key sets come from, in the order of `auth.jwks`.
@@ -256,13 +282,19 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Looks whether a configuration has what tokens are checked with, as far as that is on this machine, and tells what is
-/// odd.
+/// Reads the files that a valid configuration names, for keys and certificates, and tells what is odd.
 ///
 /// # Errors
-/// A key is missing, cannot be read or cannot be used.
-pub fn check_key(auth: &Auth) -> Result<Vec<String>, String> {
-    Keys::read(auth, None).map(|(_, odd)| odd)
+/// One is missing, cannot be read or cannot be used.
+pub fn check_files(config: &Config) -> Result<Vec<String>, ReloadError> {
+    let (_, mut odd) = Certificates::read(&config.tls, None, unix_s())?;
+    odd.extend(read_keys(config, None)?.1);
+    Ok(odd)
+}
+
+fn read_keys(config: &Config, before: Option<&Keys>) -> Result<(Keys, Vec<String>), ReloadError> {
+    let (keys, odd) = Keys::read(&config.auth, before).map_err(ReloadError::Auth)?;
+    Ok((keys, odd.into_iter().map(|odd| format!("auth.jwks: {odd}")).collect()))
 }
 
 pub(super) fn unix_s() -> u64 {

@@ -41,7 +41,7 @@ use crate::app::auth::Claims;
 use crate::app::context::Refused;
 use crate::app::{Clients, Context, HandlerError, IntoReply, MessageHandler, PublishOptions, RouteError, Router};
 use crate::config::{self, Auto, Config, Problem, Problems, ReceiveWait};
-use crate::control::running::{Room, check_key};
+use crate::control::running::{Room, check_files};
 use crate::control::{self, ControlPlane, ControlSettings, Drains, Holdings, PageSettings, Phase, ReadHoldings};
 use crate::control::{ReloadError, Reloaded, Reread, Running, Shards, Stage};
 use crate::id::{SessionId, ShardId};
@@ -245,14 +245,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Checks everything of a configuration that can be checked without serving: values, and the keys for tokens, as far
-    /// as they are on this machine. Tells what is odd in files with keys.
+    /// Checks everything of a configuration that can be checked without serving: values, and the keys for tokens and the
+    /// certificates, as far as they are on this machine. Tells what is odd in their files.
     ///
     /// # Errors
     /// What [`EngineBuilder::start`] would say.
     pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         config.validate()?;
-        check_key(&config.auth).map_err(StartError::Auth)
+        Ok(check_files(config)?)
     }
 
     /// Judges a token as an engine with this configuration would now. Fetches key sets, each once; blocks meanwhile.

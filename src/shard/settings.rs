@@ -8,6 +8,7 @@ use crate::config::{AttemptRate, ClientLimitPolicy, Compression, Config, Origins
 use crate::conn::{HistoryLimits, OutboundLimits, RateLimits};
 use crate::fixed::Rate;
 use crate::pubsub::Policies;
+use crate::tls::Terms;
 use crate::ws::{Extensions, HandshakeLimits, Limits};
 
 /// What a shard needs to know of the configuration. Times in milliseconds; 0 means never where the key says so.
@@ -53,13 +54,15 @@ pub struct Settings {
     pub client_limit_policy: ClientLimitPolicy,
     /// Checks tokens; `None` if no key is configured.
     pub authenticator: Option<Arc<Authenticator>>,
+    /// What newcomers of the TLS ports are offered; `None` if there are none.
+    pub tls: Option<Arc<Terms>>,
     /// How often which addresses connect, for all shards; `None` if that is not limited.
     pub attempts: Option<Arc<ConnectionAttempts>>,
 }
 
 impl Settings {
     /// The settings of a shard with `slots` places, in an engine that may hold `connections_max` connections. What is
-    /// built, and not only looked up, is added by the caller: `authenticator` and `attempts`.
+    /// built, and not only looked up, is added by the caller: `authenticator`, `tls` and `attempts`.
     pub fn new(config: &Config, connections_max: u32, slots: u32) -> Self {
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let outbound = &config.outbound;
@@ -115,6 +118,7 @@ impl Settings {
             address_connections_max: config.websocket.max_connections_per_address,
             client_limit_policy: config.websocket.client_limit_policy,
             authenticator: None,
+            tls: None,
             attempts: None,
         }
     }

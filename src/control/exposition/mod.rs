@@ -92,6 +92,7 @@ impl Collector for Engine {
         }
         self.encode_holdings(&mut page)?;
         self.encode_key_sets(&mut page)?;
+        self.encode_certificates(&mut page)?;
         self.encode_threads(&mut page)?;
         encode_process(&mut page, self.start_time)
     }
@@ -213,6 +214,17 @@ impl Engine {
             counts.map(move |(outcome, count)| (labels(outcome), count.load(Relaxed)))
         });
         page.counters("tidewheel_jwks_fetches", "Looks at the source of a key set, by what became of them.", samples)
+    }
+
+    /// When certificates end, if there are any: as many as the configuration names.
+    fn encode_certificates(&self, page: &mut Page<'_>) -> fmt::Result {
+        let ends_s = self.running.certificate_ends_s();
+        if ends_s.is_empty() {
+            return Ok(());
+        }
+        let help = "Unix time when the certificate that the TLS ports show ends.";
+        let samples = ends_s.iter().enumerate().map(|(index, end_s)| ([("certificate", index.to_string())], *end_s));
+        page.gauges("tidewheel_tls_certificate_expiry_timestamp_seconds", help, samples)
     }
 
     /// What the kernel says of the shards' threads.

@@ -13,7 +13,21 @@ type Families = BTreeSet<(String, (String, BTreeSet<String>))>;
 fn exposed() -> Families {
     let shards = (0..2).map(|_| Arc::<ShardMetrics>::default()).collect();
     let holdings = Box::new(|| Holdings { bus_depths: vec![0; 2], ..Holdings::default() });
-    let open = Config::parse("auth: {required: false, jwks: 'http://127.0.0.1:1/'}").unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+    let [chain, key] = [("chain", cert.pem()), ("key", signing_key.serialize_pem())].map(|(name, pem)| {
+        let file = files.path().join(name);
+        std::fs::write(&file, pem).unwrap();
+        file
+    });
+    let open = Config::parse(&format!(
+        "auth: {{required: false, jwks: 'http://127.0.0.1:1/'}}\n\
+         tls: {{listen: 127.0.0.1:0, cert_file: {}, key_file: {}}}",
+        chain.display(),
+        key.display()
+    ));
+    let open = open.unwrap();
     let room = Room { connections: 1, slots: 1 };
     let running = Running::new(open, room, Shards::new(2, Arc::default()), None).unwrap();
     let (running, phase) = (Arc::new(running), Arc::<Phase>::default());
