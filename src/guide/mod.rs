@@ -12,6 +12,9 @@ pub mod drain {}
 #[doc = include_str!("keys.md")]
 pub mod keys {}
 
+#[doc = include_str!("tls.md")]
+pub mod tls {}
+
 #[doc = include_str!("reload.md")]
 pub mod reload {}
 

@@ -43,7 +43,9 @@ pub enum CertificateError {
     #[error("is no PEM text: {0}")]
     NoKeyPem(String),
     /// The key is of a kind that is not served.
-    #[error("holds a private key that cannot be used: {0}; write RSA of 2048 bits or more, P-256, P-384 or Ed25519")]
+    #[error(
+        "holds a private key that cannot be used: {0}; write RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519"
+    )]
     UnusableKey(String),
     /// The key is another one's.
     #[error("holds a key that does not fit the first certificate of the other file, which must be the server's own")]
