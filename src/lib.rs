@@ -5,10 +5,10 @@
 //!
 //! | layer | module | its one job |
 //! |---|---|---|
-//! | L0 vocabulary | [`id`], [`topic`], [`config`], [`metrics`], [`fixed`], [`sync`] | names, numbers and bounded structures; no domain logic |
+//! | L0 vocabulary | [`id`], [`topic`], [`config`], [`metrics`], [`fixed`], [`sync`], [`contain`] | names, numbers and bounded structures; no domain logic |
 //! | L1 bytes | [`ws`] | RFC 6455 as a value: bytes in, events out; knows no socket and no clock |
 //! | L1 kernel | [`io`] | the ring: the only unsafe code and the only syscalls; knows no WebSocket |
-//! | L1 TLS | [`tls`] | what newcomers of the TLS ports are offered; knows no socket and no clock |
+//! | L1 both | [`tls`] | a driver on top of a driver: records to bytes and back |
 //! | L2 | [`conn`] | one connection: its fields, its laws, its outbound queue, its deadlines |
 //! | L3 | [`pubsub`] | topics, fan-out, the bus between shards |
 //! | L4 | [`app`] | envelope, authentication, commands, handlers |
@@ -35,6 +35,7 @@
 pub mod app;
 pub mod config;
 pub mod conn;
+pub mod contain;
 pub mod control;
 pub mod fixed;
 pub mod guide;

@@ -201,6 +201,18 @@ labels! {
 }
 
 labels! {
+    /// What became of a TLS handshake.
+    TlsHandshake {
+        /// New keys were agreed on.
+        Full = "full",
+        /// A ticket of an earlier session was taken.
+        Resumed = "resumed",
+        /// It led nowhere: no common version or cipher, a certificate that is not trusted, no TLS at all.
+        Failed = "failed",
+    }
+}
+
+labels! {
     /// How much a panic took down.
     PanicSite {
         /// One request: the client got `internal_error`.
@@ -327,6 +339,14 @@ pub struct ShardMetrics {
     pub inflated_to_bytes: Counter,
     /// Memory of the connections whose messages refer to each other.
     pub inflater_bytes: Counter,
+    /// Connections that speak TLS now, handshakes included.
+    pub tls_connections: Counter,
+    /// TLS handshakes whose next step waits for its share of a turn now.
+    pub tls_waiting: Counter,
+    /// TLS handshakes, by outcome.
+    pub tls_handshakes: Counters<{ TlsHandshake::ALL.len() }>,
+    /// Key updates of TLS 1.3 that clients asked for.
+    pub tls_key_updates: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,
     /// Publishes that wait for the counts of other shards now.

@@ -347,7 +347,7 @@ fn settings(shards: usize) -> ControlSettings {
             bus_depths: (3..).take(shards).collect(),
         }),
         phase: phase.clone(),
-        page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
+        page: PageSettings { websocket: "127.0.0.1:8080".parse().ok(), tls: None, path: "/ws".into() },
         drains: Arc::new(Drains::new(running.clone(), phase, metrics)),
         running,
         signals: false,

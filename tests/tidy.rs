@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the bottom up. A module may name modules of lower layers and itself; within the vocabulary, each other.
 const LAYERS: &[&[&str]] = &[
-    &["id", "topic", "config", "metrics", "fixed", "sync"],
-    &["ws", "io", "tls"],
+    &["id", "topic", "config", "metrics", "fixed", "sync", "contain"],
+    &["ws", "io"],
+    &["tls"],
     &["conn"],
     &["pubsub"],
     &["app"],

@@ -95,14 +95,15 @@ impl Serve {
 
 /// What the banner says, for whoever has only the log; without the token, which is for people.
 fn log_start(config: &Config, engine: &Engine) {
-    let listen: Vec<_> = engine.addresses().iter().map(ToString::to_string).collect();
+    let all = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let admin = engine.admin_address().map(|address| address.to_string()).unwrap_or_default();
     let capacity = engine.capacity();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         shards = engine.shards(),
         features = %engine.features(),
-        listen = listen.join(" "),
+        listen = all(engine.addresses()),
+        tls = all(engine.tls_addresses()),
         path = config.path,
         admin,
         connections_max = capacity.connections,
@@ -117,10 +118,11 @@ fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
     let plural = if shards == 1 { "" } else { "s" };
     let mut lines = vec![("tidewheel", format!("{}, {shards} shard{plural}", env!("CARGO_PKG_VERSION")))];
     lines.push(("kernel", engine.features().to_string().trim_start_matches("kernel ").to_owned()));
-    for address in engine.addresses() {
-        lines.push(("websocket", format!("ws://{address}{}", config.path)));
+    let plain = engine.addresses().iter().map(|address| ("ws", address));
+    for (scheme, address) in plain.chain(engine.tls_addresses().iter().map(|address| ("wss", address))) {
+        lines.push(("websocket", format!("{scheme}://{address}{}", config.path)));
         if let Some(path) = &config.echo_path {
-            lines.push(("echo", format!("ws://{address}{path}")));
+            lines.push(("echo", format!("{scheme}://{address}{path}")));
         }
     }
     if let Some(address) = engine.admin_address() {

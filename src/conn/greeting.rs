@@ -15,6 +15,8 @@ pub struct Greeting {
     pub head: Vec<u8>,
     /// Where the request begins in what has arrived; `None` while a PROXY header is awaited.
     pub request_at: Option<usize>,
+    /// Its port speaks TLS, which begins where the request would.
+    pub is_secure: bool,
     /// Who is at the other end of the socket or, once a trusted peer has said so in a PROXY header, whose connection it
     /// passes on. `None` if the driver does not know.
     pub peer: Option<SocketAddr>,

@@ -1,6 +1,7 @@
 //! The internal HTTP port: health, metrics, the page, and the admin API, which has its own law.
 //! Law: what is here changes nothing, its answers have bounded size, and no query string or header of a request is logged.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -152,16 +153,14 @@ struct Page(String);
 
 impl Page {
     fn new(settings: &PageSettings) -> Self {
-        let address = settings.websocket;
         // Listening everywhere, or on loopback: reachable by the name that the visitor used.
-        let host = if address.ip().is_unspecified() || address.ip().is_loopback() {
-            String::new()
-        } else {
-            address.ip().to_canonical().to_string()
-        };
+        let named = |address: SocketAddr| !address.ip().is_unspecified() && !address.ip().is_loopback();
+        let host = settings.websocket.or(settings.tls).filter(|&address| named(address));
+        let port = |address: Option<SocketAddr>| address.map(|address| address.port().to_string()).unwrap_or_default();
         let page = include_str!("page.html")
-            .replace("{{host}}", &host)
-            .replace("{{port}}", &address.port().to_string())
+            .replace("{{host}}", &host.map(|address| address.ip().to_canonical().to_string()).unwrap_or_default())
+            .replace("{{port}}", &port(settings.websocket))
+            .replace("{{tls_port}}", &port(settings.tls))
             .replace("{{path}}", &escaped(&settings.path))
             .replace("{{version}}", env!("CARGO_PKG_VERSION"));
         Self(page)
@@ -197,12 +196,16 @@ mod tests {
     #[test]
     fn page_is_filled_in_and_foreign_text_stays_text() {
         let check = |address: &str, path: &str, expected: &str| {
-            let page = Page::new(&PageSettings { websocket: address.parse().unwrap(), path: path.into() });
+            let (websocket, tls) = address.split_once(' ').unwrap_or((address, ""));
+            let (websocket, tls) = (websocket.parse().ok(), tls.parse().ok());
+            let page = Page::new(&PageSettings { websocket, tls, path: path.into() });
             let page = page.with_nonce("abc123");
             assert!(page.contains(expected), "{expected}");
             assert!(!page.contains("{{"), "a blank is left");
         };
-        check("127.0.0.1:8080", "/ws", r#"data-host="" data-port="8080" data-path="/ws""#);
+        check("127.0.0.1:8080", "/ws", r#"data-host="" data-port="8080" data-tls-port="" data-path="/ws""#);
+        check("127.0.0.1:8080 127.0.0.1:8443", "/ws", r#"data-host="" data-port="8080" data-tls-port="8443""#);
+        check("none 192.0.2.7:8443", "/ws", r#"data-host="192.0.2.7" data-port="" data-tls-port="8443""#);
         check("0.0.0.0:80", "/ws", r#"data-host="" data-port="80""#);
         check("192.0.2.7:8080", "/ws", r#"data-host="192.0.2.7""#);
         check(

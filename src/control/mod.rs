@@ -60,9 +60,11 @@ pub struct ControlSettings {
 /// What the page at `/` fills in for the visitor.
 #[derive(Clone, Debug)]
 pub struct PageSettings {
-    /// The address that accepts WebSocket connections. For an unspecified or loopback address the page uses the host
-    /// name it was opened with.
-    pub websocket: SocketAddr,
+    /// The address that accepts WebSocket connections without TLS. For an unspecified or loopback address the page uses the
+    /// host name it was opened with.
+    pub websocket: Option<SocketAddr>,
+    /// The address that accepts them with TLS: for a page that came that way, and where there is no other.
+    pub tls: Option<SocketAddr>,
     /// The path that upgrades, `/ws` for instance.
     pub path: String,
 }

@@ -74,7 +74,8 @@ pub enum Wait {
 pub enum Lost {
     /// The peer ended its sending side in order (FIN).
     EndOfStream,
-    /// The connection broke (reset, timed out, host unreachable …).
+    /// The connection broke (reset, timed out, host unreachable …). `InvalidData`: the peer sent what is no TLS, or was
+    /// changed on its way.
     Broken(io::ErrorKind),
 }
 
@@ -144,6 +145,12 @@ pub trait Io {
     fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
         let _ = socket;
         None
+    }
+
+    /// Through which of the driver's listening sockets it came, by their order. Asked as [`Io::peer`] is.
+    fn port(&self, socket: &Socket) -> usize {
+        let _ = socket;
+        0
     }
 
     /// Takes a socket under a key. Receiving is not armed by this; call [`Io::receive`].

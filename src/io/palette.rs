@@ -202,6 +202,16 @@ impl Palette {
         self.entry_mut(key).messages += parts.iter().map(|&part| self.messages(part)).sum::<u32>();
     }
 
+    /// Appends to a private frame that may be appended to what `write` makes of another frame's bytes.
+    pub fn append_from<T>(&mut self, key: FrameKey, from: FrameKey, write: impl FnOnce(&[u8], &mut Vec<u8>) -> T) -> T {
+        let mut bytes = std::mem::take(self.private_mut(key).expect("a private frame that only its owner holds"));
+        let before = bytes.len();
+        let outcome = write(self.bytes(from), &mut bytes);
+        self.bytes += bytes.len() - before;
+        *self.private_mut(key).expect("as above") = bytes;
+        outcome
+    }
+
     /// How many published messages are in a frame: a shared one is one, a private one has those it was filled with.
     pub fn messages(&self, key: FrameKey) -> u32 {
         self.entries[key.index()].messages

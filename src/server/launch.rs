@@ -11,11 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
+use crate::contain::contain;
 use crate::id::ShardId;
 use crate::io::uring::{Uring, UringConfig};
 use crate::io::{affinity, clock};
 use crate::metrics::ShardMetrics;
-use crate::shard::contain::contain;
 use crate::shard::{DrainOrder, Estate, Inbox, Shard, Shared, Turn};
 
 use super::Inner;

@@ -165,7 +165,10 @@ impl EngineBuilder {
         };
         let capacity = Capacity::of_machine(&self.config, shards)?;
 
-        let (listeners, addresses) = listen(&self.config.listen, shards, self.config.outbound.max_age)?;
+        // Those without TLS first: a shard tells them apart by their order.
+        let public: Vec<_> = self.config.public_addresses().collect();
+        let (listeners, mut addresses) = listen(&public, shards, self.config.outbound.max_age)?;
+        let tls_addresses = addresses.split_off(self.config.listen.len());
         let admin = match self.admin {
             true => Some(bind_admin(self.config.admin.listen)?),
             false => None,
@@ -190,7 +193,11 @@ impl EngineBuilder {
             metrics,
             holdings: read_holdings(shared.clone()),
             phase: inner.phase.clone(),
-            page: PageSettings { websocket: addresses[0], path: self.config.path.clone() },
+            page: PageSettings {
+                websocket: addresses.first().copied(),
+                tls: tls_addresses.first().copied(),
+                path: self.config.path.clone(),
+            },
             drains: inner.drains.clone(),
             running,
             signals: self.signals,
@@ -221,7 +228,7 @@ impl EngineBuilder {
             engine: inner.clone(),
         });
         let (threads, started) = launch(plans);
-        let engine = Engine { inner, threads, control: Some(control), addresses, capacity, features };
+        let engine = Engine { inner, threads, control: Some(control), addresses, tls_addresses, capacity, features };
         if let Err(error) = started {
             engine.inner.drains.begin_by(DrainOrder::within(0));
             engine.wait();
@@ -240,6 +247,7 @@ pub struct Engine {
     threads: Vec<ShardThread>,
     control: Option<ControlPlane>,
     addresses: Vec<SocketAddr>,
+    tls_addresses: Vec<SocketAddr>,
     capacity: Capacity,
     features: Features,
 }
@@ -269,9 +277,14 @@ impl Engine {
         EngineBuilder { config, reread: None, router: Router::default(), wrong: None, signals: false, admin: true }
     }
 
-    /// Where clients connect.
+    /// Where clients connect without TLS.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where clients connect that speak TLS.
+    pub fn tls_addresses(&self) -> &[SocketAddr] {
+        &self.tls_addresses
     }
 
     /// Where the internal port listens.

@@ -10,7 +10,7 @@ use crate::app::forwarded;
 use crate::conn::{Conn, Greeting, Seat};
 use crate::id::ConnKey;
 use crate::io::{Io, Socket};
-use crate::metrics::Refusal;
+use crate::metrics::{CloseReason, Refusal};
 
 use super::Shard;
 use super::settings::ACCEPT_RETRY_MS;
@@ -52,6 +52,7 @@ impl<I: Io> Shard<I> {
             return self.io.refuse(socket);
         }
         let (now, greeting) = (self.ms(), self.greeting_for(&socket));
+        let begins_with_tls = greeting.is_secure && greeting.request_at.is_some();
         match self.conns.insert_with(|_| Conn::new(now, greeting)) {
             Ok(key) => {
                 // In one breath: whatever breaks this shard later, both are as many as the pool says.
@@ -59,6 +60,9 @@ impl<I: Io> Shard<I> {
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
                 self.io.receive(key);
+                if begins_with_tls {
+                    self.begin_tls(key, &[]);
+                }
                 self.reschedule(key);
                 self.welcome(key, before);
             }
@@ -78,7 +82,17 @@ impl<I: Io> Shard<I> {
         let request_at = if is_proxied && proxy.proxy_protocol { None } else { Some(0) };
         let is_flood = !is_proxied && peer.is_some_and(|peer| self.is_flood(peer));
         let unwelcome = is_flood.then_some(Refusal::RateLimited);
-        Greeting { request_at, peer, is_proxied, unwelcome, ..Greeting::default() }
+        // Those without TLS come first.
+        let is_secure = self.io.port(socket) >= self.settings.plain_ports;
+        Greeting { request_at, peer, is_proxied, unwelcome, is_secure, ..Greeting::default() }
+    }
+
+    /// From here on nothing is said in the clear; `received` is what has come behind a PROXY header.
+    pub(super) fn begin_tls(&mut self, key: ConnKey, received: &[u8]) {
+        match self.settings.tls.clone() {
+            Some(terms) => self.io.secure(key, &terms.server, received),
+            None => self.retire(key, CloseReason::Internal), // there is none of its ports without
+        }
     }
 
     /// Reservations, not checks: of newcomers on all shards never more than there is room for are below a limit. Who

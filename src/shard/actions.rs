@@ -6,6 +6,7 @@ use crate::app::context::{Action, Refused, Sent};
 use crate::app::envelope::{IncomingMessage, MessageId};
 use crate::app::handler::HandlerError;
 use crate::app::{Context, OutgoingMessage};
+use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode, HANDLER_SAMPLE, PanicSite};
@@ -13,7 +14,6 @@ use crate::metrics::{CloseReason, ErrorCode, HANDLER_SAMPLE, PanicSite};
 use super::Shard;
 use super::closing::Goodbye;
 use super::commands::can_be_told;
-use super::contain::contain;
 use super::executor::{Done, Ended};
 use super::orders::refused_for_room;
 

@@ -123,9 +123,9 @@ fn most_a_turn(shard: &mut Shard<Silent>, is_over: impl Fn(&Shard<Silent>) -> bo
         if is_over(shard) {
             return most;
         }
-        let before = shard.io.sent;
+        let before = shard.io.inner_mut().sent;
         assert_eq!(shard.turn().unwrap(), Turn::Again);
-        most = most.max(shard.io.sent - before);
+        most = most.max(shard.io.inner_mut().sent - before);
     }
     panic!("it does not end");
 }
@@ -156,8 +156,8 @@ fn timers_that_fall_due_together_take_many_turns() {
     settings.edition += 1;
     shard.inbox.reload(Arc::new(settings));
     (0..COUNT / 4096 + 2).for_each(|_| drop(shard.turn()));
-    assert_eq!(shard.io.sent, 0);
-    shard.io.now_ms += 2_000;
+    assert_eq!(shard.io.inner_mut().sent, 0);
+    shard.io.inner_mut().now_ms += 2_000;
     let most = most_a_turn(&mut shard, |shard| shard.metrics.sends.get() == u64::from(COUNT));
     assert_eq!(open(&shard), COUNT as usize);
     assert!(most <= AT_ONCE, "{most} were pinged in one turn");

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::config::Compression;
+use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Form, Io};
 use crate::metrics::{Deflated, Inflated, ShardMetrics};
@@ -13,7 +14,6 @@ use crate::ws::deflate::{Agreement, Deflater, InflateLimits, Inflater, Windows};
 use crate::ws::{self, Event, Opcode, ProtocolError};
 
 use super::Shard;
-use super::contain::contain;
 
 /// The codecs of one shard, and their buffers.
 #[derive(Debug)]

@@ -1,44 +1,17 @@
-//! Panics that end where they happened.
+//! A panic that ends one connection.
 //!
 //! Law: what runs in [`contain`] can reach nothing that the shard keeps, other than to read it, unless the caller throws
-//! that away when it panicked. So whatever it was in the middle of, nothing half changed is left behind, and the shard
-//! goes on. Code that changes what connections share (topics, queues, the wheel, the palette) is never run in it: a
-//! panic there ends the shard, which starts again with nothing of the old one (see `restart.rs`).
-
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+//! that away when it panicked. Code that changes what connections share (topics, queues, the wheel, the palette) is never
+//! run in it: a panic there ends the shard, which starts again with nothing of the old one (see `restart.rs`).
 
 use crate::conn::{Farewell, Notice, Phase, Then};
+use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, PanicSite};
 use crate::ws;
 
 use super::Shard;
-
-/// Runs code that may panic.
-///
-/// # Errors
-/// It panicked; what with.
-pub fn contain<T>(act: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(act)).map_err(describe)
-}
-
-/// Drops a user's value whose destructor might panic.
-pub(super) fn drop_quietly<T>(value: T) {
-    let _ = contain(move || drop(value)); // the value is gone either way
-}
-
-/// What a panic said. What it was thrown with is a user's value too, and so is what its destructor throws: that one is
-/// leaked.
-fn describe(panic: Box<dyn Any + Send>) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned();
-    if let Err(another) = catch_unwind(AssertUnwindSafe(move || drop(panic))) {
-        std::mem::forget(another);
-    }
-    text
-}
 
 impl<I: Io> Shard<I> {
     /// Reads what a connection sent, in code that can reach nothing else; `None` if it panicked, and the connection ends.
@@ -83,21 +56,6 @@ mod tests {
     use crate::io::sim::{ClientState, Faults, Sim, SimConfig, World};
     use crate::pubsub::Bus;
     use crate::shard::{Settings, Shared};
-
-    #[test]
-    fn a_panic_says_what_it_was_thrown_with() {
-        struct Bomb;
-        impl Drop for Bomb {
-            fn drop(&mut self) {
-                std::panic::panic_any(Bomb); // and again, if anybody dropped that one
-            }
-        }
-        assert_eq!(contain(|| 7), Ok(7));
-        assert_eq!(contain(|| panic!("a text")), Err::<(), _>("a text".into()));
-        assert_eq!(contain(|| panic!("a {}", "format")), Err::<(), _>("a format".into()));
-        assert_eq!(contain(|| std::panic::panic_any(Bomb)), Err::<(), _>("no message".into()));
-        drop_quietly(Bomb);
-    }
 
     /// A shard with one client, which has sent `request`.
     fn shard_with_client(request: &[u8]) -> (World, Shard<Sim>, crate::io::sim::ClientId) {

@@ -12,11 +12,10 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::app::envelope::MessageId;
 use crate::app::handler::{HandlerFuture, Outcome};
+use crate::contain::{contain, drop_quietly};
 use crate::fixed::TimerWheel;
 use crate::id::ConnKey;
 use crate::io::Doorbell;
-
-use super::contain::{contain, drop_quietly};
 
 /// How a handler ended.
 pub enum Ended {

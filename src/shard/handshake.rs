@@ -3,20 +3,34 @@
 //! bytes after the head are frames.
 
 use std::borrow::Cow;
+use std::num::NonZeroU64;
+
+use rustls::pki_types::CertificateDer;
 
 use crate::app::auth::Claims;
 use crate::app::clients::TooMany;
 use crate::app::{forwarded, origin};
-use crate::conn::{Endpoint, Greeting, Phase};
+use crate::conn::{Endpoint, Greeting, Identity, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
+use crate::tls::{self, CertSubject};
 use crate::ws::deflate::{Agreement, Terms, negotiate};
 use crate::ws::{self, Preamble, Progress, Upgrade};
 
 use super::Shard;
 use super::accept::Accepting;
 use super::settings::SUBPROTOCOL;
+
+/// What became of bytes of a request.
+enum Step {
+    /// It was upgraded; frames begin here.
+    Frames(usize),
+    /// It is not complete.
+    NeedMore,
+    /// Nothing is left of them: it was refused, or they were no request yet.
+    Over,
+}
 
 /// What a finished request leads to.
 enum Verdict {
@@ -39,15 +53,17 @@ impl<I: Io> Shard<I> {
         let mut head = std::mem::take(&mut greeting.head);
         if head.is_empty() {
             match self.try_upgrade(key, bytes, 0) {
-                Some(head_bytes) => self.on_frames(key, &mut bytes[head_bytes..]),
-                None => self.keep_head(key, bytes.to_vec()),
+                Step::Frames(from) => self.on_frames(key, &mut bytes[from..]),
+                Step::NeedMore => self.keep_head(key, bytes.to_vec()),
+                Step::Over => {}
             }
         } else {
             let seen = head.len();
             head.extend_from_slice(bytes);
             match self.try_upgrade(key, &head, seen) {
-                Some(head_bytes) => self.on_frames(key, &mut head[head_bytes..]),
-                None => self.keep_head(key, head),
+                Step::Frames(from) => self.on_frames(key, &mut head[from..]),
+                Step::NeedMore => self.keep_head(key, head),
+                Step::Over => {}
             }
         }
     }
@@ -58,42 +74,52 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Answers the request if it is complete or wrong. Returns where frames begin, if it was upgraded.
-    fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Option<usize> {
-        let request_at = self.pass_preamble(key, bytes)?;
+    /// Answers the request if it is complete or wrong.
+    fn try_upgrade(&mut self, key: ConnKey, bytes: &[u8], seen: usize) -> Step {
+        let request_at = match self.pass_preamble(key, bytes) {
+            Ok(request_at) => request_at,
+            Err(step) => return step,
+        };
         let (request, seen) = (&bytes[request_at..], seen.saturating_sub(request_at));
-        match self.contain_in(key, |shard| ws::parse_request(request, seen, &shard.settings.handshake))? {
-            Ok(Progress::NeedMore) => None,
-            Ok(Progress::Complete { request, head_bytes }) => {
-                self.answer(key, &request).map(|()| request_at + head_bytes)
-            }
-            Err(error) => {
+        match self.contain_in(key, |shard| ws::parse_request(request, seen, &shard.settings.handshake)) {
+            Some(Ok(Progress::NeedMore)) => Step::NeedMore,
+            Some(Ok(Progress::Complete { request, head_bytes })) => match self.answer(key, &request) {
+                Some(()) => Step::Frames(request_at + head_bytes),
+                None => Step::Over,
+            },
+            Some(Err(error)) => {
                 self.metrics.refused[Refusal::BadRequest as usize].add(1);
                 tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");
                 self.refuse(key, |out| error.refuse(out), CloseReason::BadHandshake);
-                None
+                Step::Over
             }
+            None => Step::Over,
         }
     }
 
-    /// Takes the PROXY header in front of the request, if there has to be one. Returns where the request begins.
-    fn pass_preamble(&mut self, key: ConnKey, bytes: &[u8]) -> Option<usize> {
-        if let Some(request_at) = self.greeting(key)?.request_at {
-            return Some(request_at);
+    /// Takes the PROXY header in front of the request, if there has to be one. Returns where the request begins; on a port
+    /// with TLS, that does, and the request is in it.
+    fn pass_preamble(&mut self, key: ConnKey, bytes: &[u8]) -> Result<usize, Step> {
+        if let Some(request_at) = self.greeting(key).ok_or(Step::Over)?.request_at {
+            return Ok(request_at);
         }
         let parse = |shard: &Self| ws::parse_preamble(bytes, shard.settings.handshake.header_bytes_max);
-        match self.contain_in(key, parse)? {
-            Ok(Preamble::NeedMore) => None,
-            Ok(Preamble::Complete { client, bytes }) => {
-                let greeting = self.greeting(key)?;
+        match self.contain_in(key, parse).ok_or(Step::Over)? {
+            Ok(Preamble::NeedMore) => Err(Step::NeedMore),
+            Ok(Preamble::Complete { client, bytes: from }) => {
+                let greeting = self.greeting(key).ok_or(Step::Over)?;
                 greeting.peer = client.or(greeting.peer);
-                greeting.request_at = Some(bytes);
-                Some(bytes)
+                greeting.request_at = Some(if greeting.is_secure { 0 } else { from });
+                if greeting.is_secure {
+                    self.begin_tls(key, &bytes[from..]);
+                    return Err(Step::Over);
+                }
+                Ok(from)
             }
             Err(error) => {
                 tracing::debug!(shard = self.id.0, slot = key.slot, %error, "handshake refused");
                 self.turn_down(key, 400, &error.to_string(), Refusal::BadRequest);
-                None
+                Err(Step::Over)
             }
         }
     }
@@ -101,6 +127,7 @@ impl<I: Io> Shard<I> {
     /// Answers a complete request; `None` if it was not upgraded.
     fn answer(&mut self, key: ConnKey, request: &Upgrade<'_>) -> Option<()> {
         let &mut Greeting { peer, is_proxied, unwelcome, .. } = self.greeting(key)?;
+        let certificate = self.io.take_certificate(key);
         let (client, deflate, verdict) = self.contain_in(key, |shard| {
             // Whose connection it is: its peer's, unless that is a trusted proxy and says otherwise.
             let client = peer.map(|peer| forwarded::client_of(peer, request, &shard.settings.proxy.trusted));
@@ -108,7 +135,8 @@ impl<I: Io> Shard<I> {
             let compression = &shard.settings.compression;
             let terms = Terms { client_context_takeover: compression.client_context_takeover };
             let deflate = compression.enabled.then(|| negotiate(request.extensions(), &terms)).flatten();
-            (client, deflate, shard.judge(request, unwelcome.or(is_flood.then_some(Refusal::RateLimited))))
+            let unwelcome = unwelcome.or(is_flood.then_some(Refusal::RateLimited));
+            (client, deflate, shard.judge(request, unwelcome, certificate.as_ref()))
         })?;
         match verdict {
             Verdict::Open { endpoint, claims: Some(claims) } => {
@@ -151,7 +179,12 @@ impl<I: Io> Shard<I> {
         self.refuse(key, |out| ws::refuse(out, status, why, headers), CloseReason::BadHandshake);
     }
 
-    fn judge(&self, request: &Upgrade<'_>, unwelcome: Option<Refusal>) -> Verdict {
+    fn judge(
+        &self,
+        request: &Upgrade<'_>,
+        unwelcome: Option<Refusal>,
+        certificate: Option<&CertificateDer<'_>>,
+    ) -> Verdict {
         let refuse = |status, why: &'static str, cause| Verdict::Refuse { status, why: why.into(), cause };
         if self.accepting == Accepting::Stopped {
             return refuse(503, "the server is draining; connect again later", Refusal::Draining);
@@ -180,18 +213,21 @@ impl<I: Io> Shard<I> {
             return refuse(403, why, Refusal::Origin);
         }
         match endpoint {
-            Endpoint::Native => self.judge_credential(request),
+            Endpoint::Native => self.judge_credential(request, certificate),
             Endpoint::Echo => Verdict::Open { endpoint, claims: None },
         }
     }
 
-    /// A token in the request must be good; there need not be one, since `authenticate` may come later.
-    fn judge_credential(&self, request: &Upgrade<'_>) -> Verdict {
-        if self.settings.authenticator.is_none() {
-            return Verdict::Open { endpoint: Endpoint::Native, claims: None };
-        }
-        let verified = match self.settings.credentials.token(request) {
-            Ok(token) => token.map(|token| self.verify(token)).transpose(),
+    /// A token in the request must be good; there need not be one, since `authenticate` may come later, or a certificate
+    /// says who it is.
+    fn judge_credential(&self, request: &Upgrade<'_>, certificate: Option<&CertificateDer<'_>>) -> Verdict {
+        let token = match self.settings.authenticator {
+            None => Ok(None),
+            Some(_) => self.settings.credentials.token(request),
+        };
+        let verified = match token {
+            Ok(Some(token)) => self.verify(token).map(Some),
+            Ok(None) => self.named_by(certificate),
             Err(two) => {
                 return Verdict::Refuse { status: 400, why: two.to_string().into(), cause: Refusal::BadRequest };
             }
@@ -200,6 +236,20 @@ impl<I: Io> Shard<I> {
             Ok(claims) => Verdict::Open { endpoint: Endpoint::Native, claims },
             Err(why) => Verdict::Refuse { status: 401, why: why.into(), cause: Refusal::Unauthorized },
         }
+    }
+
+    /// Whom a certificate names, where that counts. The handshake has verified it; but a ticket may bring back one that has
+    /// ended since.
+    fn named_by(&self, certificate: Option<&CertificateDer<'_>>) -> Result<Option<Claims>, String> {
+        let (Some(terms), Some(certificate)) = (&self.settings.tls, certificate) else { return Ok(None) };
+        let subject = tls::subject(terms, certificate).map_err(|error| error.to_string())?;
+        let Some(CertSubject { client_id, not_after_s }) = subject else { return Ok(None) };
+        if not_after_s.saturating_mul(1000) <= self.now.unix_ms {
+            return Err("the client's certificate has ended".into());
+        }
+        let expires_at = NonZeroU64::new(not_after_s);
+        let identity = Identity { user_id: (&*client_id).into(), expires_at, permissions: None };
+        Ok(Some(Claims { identity, max_connections: None }))
     }
 
     fn upgrade(&mut self, key: ConnKey, request: &Upgrade<'_>, endpoint: Endpoint, deflate: Option<Agreement>) {

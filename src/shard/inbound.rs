@@ -3,15 +3,18 @@
 //! Law: a message is decoded only when its reply has room in the connection's own queue. If not, its bytes are held and
 //! the connection is not read from (see `held.rs`).
 
+use std::io::ErrorKind;
+
 use crate::conn::{Endpoint, Flow, Phase, Ping, Receiving};
+use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
 use crate::metrics::{CloseReason, ErrorCode};
+use crate::tls::Bytes;
 use crate::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 
 use super::Shard;
 use super::codecs::Failed;
-use super::contain::contain;
 use super::settings::{PARKED_PER_CONN_MAX, SHARE};
 
 /// Whether a connection's next message may be decoded.
@@ -25,7 +28,7 @@ pub(super) enum Gate {
 }
 
 impl<I: Io> Shard<I> {
-    pub(super) fn on_received(&mut self, key: ConnKey, mut bytes: I::Buffer, armed: bool) {
+    pub(super) fn on_received(&mut self, key: ConnKey, mut bytes: Bytes<I::Buffer>, armed: bool) {
         self.metrics.bytes_in.add(bytes.len() as u64);
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
@@ -218,6 +221,8 @@ impl<I: Io> Shard<I> {
         conn.receiving = Receiving::Ended;
         match (lost, &conn.phase) {
             (_, Phase::Gone) => {}
+            (Lost::Broken(ErrorKind::InvalidData), Phase::Handshake(_)) => self.retire(key, CloseReason::BadHandshake),
+            (Lost::Broken(ErrorKind::InvalidData), _) => self.retire(key, CloseReason::Protocol),
             (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {
                 self.retire(key, CloseReason::Lost);
             }

@@ -11,7 +11,7 @@ mod budgets;
 mod closing;
 mod codecs;
 mod commands;
-pub mod contain;
+mod contain;
 mod drain;
 mod drained;
 pub mod errands;
@@ -48,6 +48,7 @@ use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics, WindowCounts};
+use crate::tls::Layer;
 use crate::ws::deflate::INFLATER_BYTES;
 use codecs::Codecs;
 pub use drain::{DrainOrder, Tally};
@@ -105,7 +106,7 @@ impl Shared {
 /// A shard.
 pub struct Shard<I: Io> {
     id: ShardId,
-    io: I,
+    io: Layer<I>,
     settings: Arc<Settings>,
     shared: Arc<Shared>,
     metrics: Arc<ShardMetrics>,
@@ -180,7 +181,7 @@ impl<I: Io> Shard<I> {
     /// A shard that accepts as soon as it turns.
     pub fn new(
         id: ShardId,
-        mut io: I,
+        io: I,
         settings: Arc<Settings>,
         shared: Arc<Shared>,
         metrics: Arc<ShardMetrics>,
@@ -189,6 +190,7 @@ impl<I: Io> Shard<I> {
     ) -> Self {
         let capacity = settings.slots;
         let publishes_max = shared.bus.publishes_max();
+        let mut io = Layer::new(io, metrics.clone());
         inbox.attach(io.doorbell());
         Self {
             id,
@@ -400,7 +402,7 @@ impl<I: Io> Shard<I> {
 
     /// The driver, for tests that look at it from outside.
     pub fn io_mut(&mut self) -> &mut I {
-        &mut self.io
+        self.io.inner_mut()
     }
 
     /// The most bytes of any one connection that may not be looked at yet, the most that wait for one, and how many
@@ -415,7 +417,7 @@ impl<I: Io> Shard<I> {
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked
     /// handlers, frames.
-    pub fn leftovers(&mut self) -> [(&'static str, usize); 10] {
+    pub fn leftovers(&mut self) -> [(&'static str, usize); 11] {
         [
             ("sessions", self.sessions.live(self.conns.slots())),
             ("connections", self.conns.len()),
@@ -427,6 +429,7 @@ impl<I: Io> Shard<I> {
             ("bytes of frames", self.io.palette().live_bytes()),
             ("bytes received", self.inbound_bytes),
             ("inflaters", self.inflaters),
+            ("TLS connections", self.io.live()),
         ]
     }
 }

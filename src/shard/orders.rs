@@ -9,13 +9,13 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::app::PublishOptions;
 use crate::app::context::{Answer, Refused};
+use crate::contain::drop_quietly;
 use crate::id::SessionId;
 use crate::io::{Doorbell, Io};
 use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
 
 use super::Shard;
-use super::contain::drop_quietly;
 use super::drain::DrainOrder;
 use super::errands::{Addressees, Errand, Members, Reached, TopicPage, TopicQuery};
 use super::queries::{Connections, ConnectionsQuery, SessionReport};

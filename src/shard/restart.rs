@@ -20,14 +20,16 @@ use std::time::Duration;
 
 use crate::app::envelope::EnvelopeWriter;
 use crate::conn::{ConnPool, Gather, Ms, Phase, Receiving};
+use crate::contain::{contain, drop_quietly};
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Io, Lost, Now, Wait};
 use crate::metrics::{CloseReason, Drop, PanicSite, ShardMetrics};
 use crate::pubsub::BusPort;
+use crate::tls::{Bytes, Layer};
 use crate::ws::{self, Opcode};
 
 use super::accept::Accepting;
-use super::contain::{INTERNAL, contain, drop_quietly};
+use super::contain::INTERNAL;
 use super::drain::Draining;
 use super::sessions::Sessions;
 use super::settings::Settings;
@@ -115,7 +117,10 @@ impl<I: Io> Shard<I> {
             .for_each(|gauge| gauge.set(0));
         draining.iter_mut().for_each(Draining::lose_everyone);
         let generation = conns.next_generation();
-        (io, Estate { id, settings, shared, metrics, inbox, bus, sessions, accepting, draining, generation, overflows })
+        (
+            io.into_inner(),
+            Estate { id, settings, shared, metrics, inbox, bus, sessions, accepting, draining, generation, overflows },
+        )
     }
 
     /// The shard that takes the place of a broken one.
@@ -148,7 +153,7 @@ impl Estate {
 
 /// The last words of a broken shard, said with its driver and what its connections have in flight, and nothing else.
 struct Goodbye<'a, I: Io> {
-    io: &'a mut I,
+    io: &'a mut Layer<I>,
     conns: &'a mut ConnPool,
     bus: &'a mut BusPort,
     metrics: &'a ShardMetrics,
@@ -214,7 +219,7 @@ impl<I: Io> Goodbye<'_, I> {
     }
 
     /// Whether somebody who was told has now left.
-    fn on_completion(&mut self, completion: Completion<I::Buffer>) -> bool {
+    fn on_completion(&mut self, completion: Completion<Bytes<I::Buffer>>) -> bool {
         match completion {
             Completion::Sent { conn, sent: Ok(sent) } => self.on_sent(conn, sent),
             Completion::Sent { conn, sent: Err(_) } => self.close(conn),

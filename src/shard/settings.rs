@@ -54,7 +54,9 @@ pub struct Settings {
     pub client_limit_policy: ClientLimitPolicy,
     /// Checks tokens; `None` if no key is configured.
     pub authenticator: Option<Arc<Authenticator>>,
-    /// What newcomers of the TLS ports are offered; `None` if there are none.
+    /// How many of the listening sockets are without TLS; those with it come after.
+    pub plain_ports: usize,
+    /// What newcomers of ports with TLS are offered; `None` if there are none.
     pub tls: Option<Arc<Terms>>,
     /// How often which addresses connect, for all shards; `None` if that is not limited.
     pub attempts: Option<Arc<ConnectionAttempts>>,
@@ -118,6 +120,7 @@ impl Settings {
             address_connections_max: config.websocket.max_connections_per_address,
             client_limit_policy: config.websocket.client_limit_policy,
             authenticator: None,
+            plain_ports: if config.tls.addresses().is_empty() { usize::MAX } else { config.listen.len() },
             tls: None,
             attempts: None,
         }

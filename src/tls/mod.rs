@@ -1,12 +1,496 @@
-//! TLS of the public ports: what newcomers are offered.
+//! TLS between the driver and the shard: a driver on top of a driver.
+//!
+//! Law: a connection that was [secured](Layer::secure) says nothing in the clear and yields nothing that was not opened; all
+//! others pass through as they are. Above this, nobody can tell which is which.
+//!
+//! A connection's handshake is rustls' (`handshake.rs`); what follows is sealed and opened here with its keys (`records.rs`), so
+//! that an idle connection holds those and no buffer. A step of a handshake costs as much as a hundred messages, so such steps
+//! stand in line and have a share of each turn.
+//!
+//! Received bytes are opened where they lie, if a record came whole, and else when its last byte is there. A send of the
+//! shard's becomes one record, at most [`PLAIN_MAX`](records::PLAIN_MAX) bytes of it, and ends when the last byte of that has
+//! left: a large frame that many subscribers wait for costs one record each at a time.
 
+mod alert;
+mod bytes;
 mod certificate;
+mod handshake;
 mod leaf;
 mod names;
+mod records;
+mod secured;
 mod subject;
 mod terms;
 
+use std::collections::VecDeque;
+use std::io;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::server::ServerConfig;
+
+use self::alert::Alert;
+use self::handshake::{Failed, Finished, Handshake, Progress};
+use self::records::{Batch, End};
+use self::secured::{Secured, Stage};
+use crate::contain::contain;
+use crate::fixed::Chunked;
+use crate::id::{ConnKey, ShardId};
+use crate::io::{Completion, Doorbell, FrameKey, Io, Lost, Now, Palette, Socket, Wait};
+use crate::metrics::{PanicSite, ShardMetrics, TlsHandshake};
+
+pub use bytes::Bytes;
 pub use certificate::*;
+pub use handshake::RECEIVED_MAX;
 pub use leaf::Unreadable;
+pub use records::{OVERHEAD_MAX, PLAIN_MAX};
 pub use subject::*;
 pub use terms::*;
+
+/// A driver whose connections may speak TLS.
+pub struct Layer<I: Io> {
+    io: I,
+    /// By slot.
+    conns: Chunked<Option<Box<Secured>>>,
+    live: usize,
+    /// Handshakes whose next step waits for its share of a turn; each is there once.
+    waiting: VecDeque<ConnKey>,
+    /// What is to be yielded before the next completion of the driver.
+    yields: VecDeque<Completion<Bytes<I::Buffer>>>,
+    share: Share,
+    /// Scratch: what a handshake wants to send.
+    out: Vec<u8>,
+    metrics: Arc<ShardMetrics>,
+}
+
+/// What handshakes may take of a turn.
+#[derive(Debug, Default)]
+struct Share {
+    /// When the turn began.
+    began_ns: u64,
+    /// How long it may be spent on handshakes.
+    most_ns: u64,
+    /// How long it was.
+    spent_ns: u64,
+    steps: u32,
+}
+
+impl<I: Io> Layer<I> {
+    /// Puts the layer on a driver.
+    pub fn new(io: I, metrics: Arc<ShardMetrics>) -> Self {
+        Self {
+            io,
+            conns: Chunked::new(),
+            live: 0,
+            waiting: VecDeque::new(),
+            yields: VecDeque::new(),
+            share: Share::default(),
+            out: Vec::new(),
+            metrics,
+        }
+    }
+
+    /// The driver below.
+    pub fn inner_mut(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// Takes the layer off.
+    pub fn into_inner(self) -> I {
+        self.io
+    }
+
+    /// Connections that speak TLS.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// From here on an adopted connection speaks TLS, which the peer begins; `received` is what has come of that.
+    pub fn secure(&mut self, conn: ConnKey, config: &Arc<ServerConfig>, received: &[u8]) {
+        let handshake = match Handshake::new(config.clone()) {
+            Ok(handshake) => handshake,
+            Err(error) => {
+                tracing::error!(%error, "TLS cannot be spoken with this configuration");
+                let lost = Lost::Broken(ErrorKind::InvalidInput);
+                return self.yields.push_back(Completion::ReceiveEnded { conn, lost });
+            }
+        };
+        self.conns.grow_to(conn.slot, || None);
+        self.conns[conn.slot] = Some(Box::new(Secured::new(conn, handshake)));
+        self.live += 1;
+        self.metrics.tls_connections.set(self.live as u64);
+        if !received.is_empty() {
+            self.on_handshake_bytes(conn, received);
+        }
+    }
+
+    /// The certificate that the peer has shown, if one was asked for; given once.
+    pub fn take_certificate(&mut self, conn: ConnKey) -> Option<CertificateDer<'static>> {
+        self.secured(conn)?.certificate.take().map(|certificate| *certificate)
+    }
+
+    #[inline]
+    fn secured(&mut self, conn: ConnKey) -> Option<&mut Secured> {
+        self.conns.get_mut(conn.slot)?.as_deref_mut().filter(|secured| secured.key == conn)
+    }
+
+    /// What a completion of the driver is to the shard; `None` if nothing, or if it was added to `yields`.
+    fn translate(&mut self, completion: Completion<I::Buffer>) -> Option<Completion<Bytes<I::Buffer>>> {
+        Some(match completion {
+            Completion::Received { conn, bytes, armed } => match self.secured(conn) {
+                None => Completion::Received { conn, bytes: Bytes::Whole(bytes), armed },
+                Some(_) => return self.on_received(conn, bytes, armed),
+            },
+            Completion::Sent { conn, sent } => match self.conns.get_mut(conn.slot) {
+                Some(Some(secured)) if secured.key == conn => {
+                    let sent = secured.on_sent(&mut self.io, sent)?;
+                    Completion::Sent { conn, sent }
+                }
+                _ => Completion::Sent { conn, sent },
+            },
+            Completion::ReceiveStopped { conn, starved } => {
+                if self.secured(conn).is_some_and(|secured| secured.told_end) {
+                    return None;
+                }
+                Completion::ReceiveStopped { conn, starved }
+            }
+            Completion::ReceiveEnded { conn, lost } => {
+                self.advance_waiting(conn); // what came before the end
+                if self.secured(conn).is_some_and(|secured| std::mem::replace(&mut secured.told_end, true)) {
+                    return None;
+                }
+                self.yields.push_back(Completion::ReceiveEnded { conn, lost });
+                return None;
+            }
+            Completion::Closed { conn } => {
+                if let Some(place) = self.conns.get_mut(conn.slot)
+                    && place.take_if(|secured| secured.key == conn).is_some()
+                {
+                    self.live -= 1;
+                    self.metrics.tls_connections.set(self.live as u64);
+                }
+                Completion::Closed { conn }
+            }
+            Completion::Accepted(socket) => Completion::Accepted(socket),
+            Completion::AcceptStopped(error) => Completion::AcceptStopped(error),
+            Completion::Rang => Completion::Rang,
+        })
+    }
+
+    /// Bytes of a secured connection.
+    fn on_received(&mut self, conn: ConnKey, bytes: I::Buffer, armed: bool) -> Option<Completion<Bytes<I::Buffer>>> {
+        let secured = self.secured(conn).filter(|secured| !secured.told_end)?;
+        match secured.stage {
+            Stage::Over => return None,
+            Stage::Open(_) => self.open_received(conn, bytes, armed),
+            Stage::Handshake(_) => {
+                // That bytes came is for the shard to know, even if they are nothing yet.
+                self.yields.push_back(Completion::Received { conn, bytes: Bytes::Own(Vec::new(), 0), armed });
+                self.on_handshake_bytes(conn, &bytes);
+            }
+        }
+        self.yields.pop_front()
+    }
+
+    fn open_received(&mut self, conn: ConnKey, mut bytes: I::Buffer, armed: bool) {
+        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Secured { stage: Stage::Open(records), partial, .. } = &mut **secured else { return };
+        let (mut taken, mut plain, mut end) = (0, 0, None);
+        if !partial.is_empty() {
+            taken = records::rest_of_record(partial, &bytes);
+            partial.extend_from_slice(&bytes[..taken]);
+            let batch = records.open_all(partial);
+            if batch.taken > 0 {
+                let opened = Bytes::Own(std::mem::take(partial), batch.plain);
+                self.yields.push_back(Completion::Received { conn, bytes: opened, armed: true });
+            }
+            end = batch.end;
+        }
+        if end.is_none() {
+            let batch = records.open_all(&mut bytes[taken..]);
+            partial.extend_from_slice(&bytes[taken + batch.taken..]);
+            bytes.copy_within(taken..taken + batch.plain, 0);
+            (plain, end) = (batch.plain, batch.end);
+        }
+        self.yields.push_back(Completion::Received { conn, bytes: Bytes::Opened(bytes, plain), armed });
+        self.answer(conn, end);
+    }
+
+    /// What records that came make this side do.
+    fn answer(&mut self, conn: ConnKey, end: Option<End>) {
+        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        if let Stage::Open(records) = &mut secured.stage
+            && records.owes_update()
+        {
+            secured.seal_key_update(self.io.palette());
+            secured.kick(&mut self.io);
+            self.metrics.tls_key_updates.add(1);
+        }
+        let lost = match end {
+            None => return,
+            Some(End::CloseNotify) => Lost::EndOfStream,
+            Some(End::Fatal) => {
+                secured.stage = Stage::Over;
+                Lost::Broken(ErrorKind::ConnectionAborted)
+            }
+            Some(End::Misbehaved(alert)) => {
+                tracing::debug!(slot = conn.slot, ?alert, "TLS record refused");
+                secured.seal_last(self.io.palette(), alert);
+                secured.kick(&mut self.io);
+                Lost::Broken(ErrorKind::InvalidData)
+            }
+        };
+        secured.partial = Vec::new();
+        secured.told_end = true;
+        self.yields.push_back(Completion::ReceiveEnded { conn, lost });
+    }
+
+    fn on_handshake_bytes(&mut self, conn: ConnKey, bytes: &[u8]) {
+        let Some(secured) = self.secured(conn) else { return };
+        let Stage::Handshake(handshake) = &mut secured.stage else { return };
+        if handshake.receive(bytes) {
+            return self.advance(conn);
+        }
+        if !std::mem::replace(&mut handshake.is_waiting, true) {
+            self.waiting.push_back(conn);
+            self.metrics.tls_waiting.set(self.waiting.len() as u64);
+        }
+    }
+
+    /// The next handshake in line, if this turn has time for it.
+    fn advance_next(&mut self) -> bool {
+        if !self.share.has_time() {
+            return false;
+        }
+        let Some(conn) = self.waiting.pop_front() else { return false };
+        self.metrics.tls_waiting.set(self.waiting.len() as u64);
+        let from_ns = self.io.clock_ns();
+        if self.advance_waiting(conn) {
+            self.share.spent_ns += self.io.clock_ns() - from_ns;
+            self.share.steps += 1;
+        }
+        true
+    }
+
+    /// The next step of a handshake that stands in line for it; `false` if it does not.
+    fn advance_waiting(&mut self, conn: ConnKey) -> bool {
+        let is_waiting = match self.secured(conn).map(|secured| &secured.stage) {
+            Some(Stage::Handshake(handshake)) => handshake.is_waiting,
+            _ => false,
+        };
+        if is_waiting {
+            self.advance(conn);
+        }
+        is_waiting
+    }
+
+    /// The next step of a handshake.
+    fn advance(&mut self, conn: ConnKey) {
+        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Stage::Handshake(handshake) = &mut secured.stage else { return };
+        handshake.is_waiting = false;
+        self.out.clear();
+        // What it could have left half changed is thrown away with it.
+        let mut outcome =
+            contain(|| handshake.advance(&mut self.out)).unwrap_or_else(|panic| Err(Failed::Panic(panic)));
+        let mut finished = None;
+        if let Ok(Progress::Complete) = outcome
+            && let Stage::Handshake(handshake) = std::mem::replace(&mut secured.stage, Stage::Over)
+        {
+            match handshake.finish() {
+                Ok(keys) => finished = Some(keys),
+                Err(failed) => outcome = Err(failed),
+            }
+        }
+        if !self.out.is_empty() {
+            secured.queue(self.io.palette(), 0, |out| out.extend_from_slice(&self.out));
+            secured.kick(&mut self.io);
+        }
+        match outcome {
+            Ok(_) => finished.into_iter().for_each(|finished| self.finish(conn, finished)),
+            Err(failed) => {
+                if let Failed::Panic(panic) = &failed {
+                    self.metrics.panics[PanicSite::Connection as usize].add(1);
+                    tracing::error!(slot = conn.slot, panic, "a TLS handshake panicked; its connection is closed");
+                }
+                tracing::debug!(slot = conn.slot, %failed, "TLS handshake failed");
+                self.metrics.tls_handshakes[TlsHandshake::Failed as usize].add(1);
+                secured.stage = Stage::Over;
+                secured.told_end = true;
+                let lost = Lost::Broken(ErrorKind::InvalidData);
+                self.yields.push_back(Completion::ReceiveEnded { conn, lost });
+            }
+        }
+    }
+
+    /// Both sides have keys: what has come behind the handshake is the first of what they protect.
+    fn finish(&mut self, conn: ConnKey, finished: Finished) {
+        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Finished { mut records, plain, is_ended, mut rest, certificate, is_resumed } = finished;
+        let how = if is_resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
+        self.metrics.tls_handshakes[how as usize].add(1);
+        let len = plain.len();
+        if len > 0 {
+            self.yields.push_back(Completion::Received { conn, bytes: Bytes::Own(plain, len), armed: true });
+        }
+        let batch = match is_ended {
+            true => Batch { end: Some(End::CloseNotify), ..Batch::default() },
+            false => records.open_all(&mut rest),
+        };
+        secured.stage = Stage::Open(records);
+        secured.certificate = certificate.map(Box::new);
+        secured.partial = rest[batch.taken..].to_vec();
+        if batch.plain > 0 {
+            self.yields.push_back(Completion::Received { conn, bytes: Bytes::Own(rest, batch.plain), armed: true });
+        }
+        self.answer(conn, batch.end);
+    }
+}
+
+impl Share {
+    /// Whether one more step may be made: one always, and more for a third of what all else took in the turn before.
+    fn has_time(&self) -> bool {
+        self.steps == 0 || self.spent_ns < self.most_ns
+    }
+
+    /// A turn is over, which had worked until `until_ns`; the next begins at `now_ns`.
+    fn begin(&mut self, until_ns: u64, now_ns: u64) {
+        let worked_ns = until_ns.saturating_sub(self.began_ns).saturating_sub(self.spent_ns);
+        *self = Self { began_ns: now_ns, most_ns: worked_ns / 3, spent_ns: 0, steps: 0 };
+    }
+}
+
+impl<I: Io> Io for Layer<I> {
+    type Buffer = Bytes<I::Buffer>;
+
+    fn wait(&mut self, wait: Wait) -> io::Result<Now> {
+        let has_work = !self.waiting.is_empty() || !self.yields.is_empty();
+        let now = self.io.wait(if has_work { Wait::No } else { wait })?;
+        self.share.begin(self.io.slept_from_ns().unwrap_or(now.monotonic_ns), now.monotonic_ns);
+        Ok(now)
+    }
+
+    fn slept_from_ns(&self) -> Option<u64> {
+        self.io.slept_from_ns()
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.io.clock_ns()
+    }
+
+    fn poll(&mut self) -> Option<Completion<Self::Buffer>> {
+        loop {
+            if let Some(completion) = self.yields.pop_front() {
+                return Some(completion);
+            }
+            match self.io.poll() {
+                Some(completion) => {
+                    if let Some(completion) = self.translate(completion) {
+                        return Some(completion);
+                    }
+                }
+                None if self.advance_next() => {}
+                None => return None,
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        self.io.accept();
+    }
+
+    fn pause_accepting(&mut self) {
+        self.io.pause_accepting();
+    }
+
+    fn stop_accepting(&mut self) {
+        self.io.stop_accepting();
+    }
+
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        self.io.peer(socket)
+    }
+
+    fn port(&self, socket: &Socket) -> usize {
+        self.io.port(socket)
+    }
+
+    fn adopt(&mut self, socket: Socket, conn: ConnKey) {
+        self.io.adopt(socket, conn);
+    }
+
+    fn refuse(&mut self, socket: Socket) {
+        self.io.refuse(socket);
+    }
+
+    fn receive(&mut self, conn: ConnKey) {
+        self.io.receive(conn);
+    }
+
+    fn pause(&mut self, conn: ConnKey) {
+        self.io.pause(conn);
+    }
+
+    /// One record of it; nothing can be said to a peer whose handshake is not over.
+    fn send(&mut self, conn: ConnKey, frame: FrameKey, from: u32) {
+        match self.conns.get_mut(conn.slot) {
+            Some(Some(secured)) if secured.key == conn => match secured.seal(self.io.palette(), frame, from) {
+                Some(()) => secured.kick(&mut self.io),
+                None => {
+                    self.yields.push_back(Completion::Sent { conn, sent: Err(ErrorKind::NotConnected) });
+                }
+            },
+            _ => self.io.send(conn, frame, from),
+        }
+    }
+
+    fn close(&mut self, conn: ConnKey) {
+        match self.conns.get_mut(conn.slot) {
+            Some(Some(secured)) if secured.key == conn => {
+                if secured.close(&mut self.io) {
+                    self.yields.push_back(Completion::Sent { conn, sent: Err(ErrorKind::ConnectionAborted) });
+                }
+            }
+            _ => self.io.close(conn),
+        }
+    }
+
+    fn shutdown(&mut self, conn: ConnKey) {
+        match self.conns.get_mut(conn.slot) {
+            Some(Some(secured)) if secured.key == conn => {
+                secured.seal_last(self.io.palette(), Alert::CLOSE_NOTIFY);
+                secured.end(&mut self.io);
+            }
+            _ => self.io.shutdown(conn),
+        }
+    }
+
+    fn ring(&mut self, shard: ShardId) {
+        self.io.ring(shard);
+    }
+
+    fn announce_sleep(&mut self) {
+        self.io.announce_sleep();
+    }
+
+    fn doorbell(&self) -> Arc<dyn Doorbell> {
+        self.io.doorbell()
+    }
+
+    fn overflows(&self) -> u64 {
+        self.io.overflows()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.io.random()
+    }
+
+    fn palette(&mut self) -> &mut Palette {
+        self.io.palette()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ impl Deaf {
             metrics: Vec::new(),
             holdings: Box::new(Holdings::default),
             phase: phase.clone(),
-            page: PageSettings { websocket: "127.0.0.1:8080".parse().unwrap(), path: "/ws".into() },
+            page: PageSettings { websocket: "127.0.0.1:8080".parse().ok(), tls: None, path: "/ws".into() },
             drains: Arc::new(Drains::new(running.clone(), phase, Vec::new())),
             running,
             signals: false,

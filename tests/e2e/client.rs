@@ -1,5 +1,6 @@
 //! A client that behaves: tungstenite, and the envelope of the native protocol.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
@@ -20,8 +21,8 @@ pub struct Ended {
 }
 
 /// A connected client.
-pub struct Client {
-    pub socket: WebSocket<TcpStream>,
+pub struct Client<S = TcpStream> {
+    pub socket: WebSocket<S>,
     /// Messages that came while something else was awaited.
     early: Vec<Value>,
     requests: u64,
@@ -51,6 +52,17 @@ impl Client {
             request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
         }
         let (socket, response) = tungstenite::client(request, tcp(address))?;
+        Ok((Self { socket, early: Vec::new(), requests: 0 }, response))
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Upgrades a connection that was made elsewhere, or says why not.
+    pub fn over(stream: S, url: &str) -> Result<(Self, Response), Box<dyn std::error::Error + 'static>>
+    where
+        S: 'static,
+    {
+        let (socket, response) = tungstenite::client(url, stream)?;
         Ok((Self { socket, early: Vec::new(), requests: 0 }, response))
     }
 

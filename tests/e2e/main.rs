@@ -40,6 +40,7 @@ mod scrape;
 mod server;
 mod sessions;
 mod steady;
+mod tls;
 mod turnover;
 
 use std::time::{Duration, Instant};

@@ -14,7 +14,10 @@ use super::until;
 pub struct Server {
     engine: Option<Engine>,
     pub handle: EngineHandle,
+    /// The first address, with TLS where there is no other.
     pub address: SocketAddr,
+    /// The first address with TLS.
+    pub tls_address: Option<SocketAddr>,
     /// The internal port.
     pub admin: SocketAddr,
 }
@@ -35,7 +38,9 @@ impl Server {
     pub fn run(builder: EngineBuilder) -> Self {
         let engine = builder.start().unwrap();
         let admin = engine.admin_address().expect("on unless switched off");
-        Self { handle: engine.handle(), address: engine.addresses()[0], admin, engine: Some(engine) }
+        let tls_address = engine.tls_addresses().first().copied();
+        let address = engine.addresses().first().copied().or(tls_address).expect("somewhere");
+        Self { handle: engine.handle(), address, tls_address, admin, engine: Some(engine) }
     }
 
     /// A client that is connected.
@@ -140,8 +145,9 @@ impl Drop for Server {
 /// A configuration for this machine and moment: ports that the kernel chooses, no pings, since a test that is busy
 /// elsewhere does not answer them, and a drain that does not hold tests up.
 pub fn config(shards: usize, yaml: &str) -> Config {
-    let mut text = format!("listen: 127.0.0.1:0\nshards: {shards}\n");
+    let mut text = format!("shards: {shards}\n");
     for (section, usual) in [
+        ("listen:", "listen: 127.0.0.1:0\n"),
         ("admin:", "admin: {listen: 127.0.0.1:0}\n"),
         ("auth:", "auth: {required: false}\n"),
         ("limits:", "limits: {messages: null, bytes: null, connection_attempts: null}\n"),

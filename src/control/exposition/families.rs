@@ -1,7 +1,8 @@
 //! The families whose samples come straight from each shard's counters.
 //! Law: one entry a family; who adds a counter to [`ShardMetrics`] names it here and in the guide.
 
-use crate::metrics::{Counter, Deflated, Distribution, Drop, ErrorCode, Inflated, PanicSite, Refusal, ShardMetrics};
+use crate::metrics::{Counter, Deflated, Distribution, Drop, ErrorCode, Inflated, PanicSite, Refusal};
+use crate::metrics::{ShardMetrics, TlsHandshake};
 
 /// A metric family whose samples come straight from each shard's counters.
 pub(super) struct Family {
@@ -150,6 +151,28 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counters("form", |shard| {
             vec![("plain", &shard.inflated_to_bytes), ("compressed", &shard.inflated_from_bytes)]
         }),
+    },
+    Family {
+        name: "tidewheel_tls_connections",
+        help: "Connections that speak TLS now, handshakes included.",
+        values: Values::Gauge(|shard| &shard.tls_connections),
+    },
+    Family {
+        name: "tidewheel_tls_handshakes_waiting",
+        help: "TLS handshakes whose next step waits for its share of a turn now.",
+        values: Values::Gauge(|shard| &shard.tls_waiting),
+    },
+    Family {
+        name: "tidewheel_tls_handshakes",
+        help: "TLS handshakes, by outcome.",
+        values: Values::Counters("outcome", |shard| {
+            labelled(TlsHandshake::ALL, TlsHandshake::label, &shard.tls_handshakes)
+        }),
+    },
+    Family {
+        name: "tidewheel_tls_key_updates",
+        help: "Key updates of TLS 1.3 that clients asked for.",
+        values: Values::Counter(|shard| &shard.tls_key_updates),
     },
     Family {
         name: "tidewheel_publishers_in_line",

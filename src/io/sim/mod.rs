@@ -122,6 +122,11 @@ impl World {
         state.connect(listens.then_some(shard.index()), address)
     }
 
+    /// Has the client come through another of the shard's listening sockets than the first, by their order.
+    pub fn client_port(&self, client: ClientId, port: usize) {
+        self.client(client, |stream| stream.port = port);
+    }
+
     /// Sends bytes. The network takes them as the server's socket buffer has room; those of a connection that has
     /// ended go nowhere.
     pub fn client_send(&self, client: ClientId, bytes: &[u8]) {
@@ -284,6 +289,11 @@ impl Io for Sim {
         let state = self.world.0.borrow();
         let stream = state.kernels[self.shard.index()].stream_of(socket)?;
         Some(state.streams[stream].peer)
+    }
+
+    fn port(&self, socket: &Socket) -> usize {
+        let state = self.world.0.borrow();
+        state.kernels[self.shard.index()].stream_of(socket).map_or(0, |stream| state.streams[stream].port)
     }
 
     fn adopt(&mut self, socket: Socket, conn: ConnKey) {

@@ -29,6 +29,8 @@ pub enum ClientState {
 pub(super) struct Stream {
     /// Where the client connects from.
     pub peer: SocketAddr,
+    /// Through which listening socket.
+    pub port: usize,
     pub state: ClientState,
     /// What the client has sent and the server's kernel has not taken yet.
     outbox: VecDeque<u8>,
@@ -60,6 +62,7 @@ impl Stream {
         let mut socket_buffer = || SOCKET_BUFFERS[dice.below(SOCKET_BUFFERS.len())];
         Self {
             peer,
+            port: 0,
             state: ClientState::Open,
             outbox: VecDeque::new(),
             inbox: Vec::new(),

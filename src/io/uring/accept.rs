@@ -27,8 +27,15 @@ pub(super) struct Acceptor {
     taken: u32,
     /// Places that the descriptor table has.
     table: u32,
-    /// The socket that was yielded last, and who is at its other end.
-    last: Option<(u32, SocketAddr)>,
+    /// The socket that was yielded last.
+    last: Option<Newcomer>,
+}
+
+/// What is known of a socket that has just come in.
+struct Newcomer {
+    descriptor: u32,
+    listener: usize,
+    peer: Option<SocketAddr>,
 }
 
 struct Listener {
@@ -75,7 +82,16 @@ impl Acceptor {
     }
 
     pub(super) fn peer(&self, descriptor: u32) -> Option<SocketAddr> {
-        self.last.filter(|(last, _)| *last == descriptor).map(|(_, address)| address)
+        self.newcomer(descriptor)?.peer
+    }
+
+    /// Which listener it came through; the first, if it did through none.
+    pub(super) fn port(&self, descriptor: u32) -> usize {
+        self.newcomer(descriptor).map_or(0, |newcomer| newcomer.listener)
+    }
+
+    fn newcomer(&self, descriptor: u32) -> Option<&Newcomer> {
+        self.last.as_ref().filter(|last| last.descriptor == descriptor)
     }
 
     /// The sockets of listeners that are not to close. Accepts on them are still out.
@@ -183,7 +199,8 @@ impl Uring {
         let result = completion.result();
         let mut yielded = None;
         if let Ok(descriptor) = u32::try_from(result) {
-            self.acceptor.last = entry.places[place].get_mut().peer().map(|peer| (descriptor, peer));
+            let peer = entry.places[place].get_mut().peer();
+            self.acceptor.last = Some(Newcomer { descriptor, listener, peer });
             yielded = Some(Completion::Accepted(Socket(descriptor)));
         } else if entry.state == State::Accepting && !is_gone_already(-result) {
             entry.state = State::Idle;

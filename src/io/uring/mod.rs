@@ -331,6 +331,10 @@ impl Io for Uring {
         self.acceptor.peer(socket.0)
     }
 
+    fn port(&self, socket: &Socket) -> usize {
+        self.acceptor.port(socket.0)
+    }
+
     fn adopt(&mut self, socket: Socket, conn: ConnKey) {
         self.records.open(conn, socket.0);
     }
