@@ -50,21 +50,25 @@ pub enum CertError {
 pub fn subject(terms: &Terms, leaf: &CertificateDer<'_>) -> Result<Option<CertSubject>, CertError> {
     match terms.client_id {
         ClientIdSource::None => Ok(None),
-        source => named(source, leaf).map(Some),
+        kind => named(kind, leaf).map(Some),
     }
 }
 
-fn named(source: ClientIdSource, leaf: &CertificateDer<'_>) -> Result<CertSubject, CertError> {
+/// Who a certificate (DER) names, by this kind of name.
+///
+/// # Errors
+/// It does not name exactly one.
+pub fn named(kind: ClientIdSource, leaf: &[u8]) -> Result<CertSubject, CertError> {
     let Leaf { common_names, uris, dns_names, not_after_s, .. } = Leaf::read(leaf)?;
     let all = |texts: Vec<String>| texts.into_iter().map(Some).collect();
-    let mut names: Vec<Option<String>> = match source {
+    let mut names: Vec<Option<String>> = match kind {
         ClientIdSource::None => Vec::new(),
         ClientIdSource::CommonName => common_names,
         ClientIdSource::Uri => all(uris),
         ClientIdSource::Dns => all(dns_names),
     };
     let count = names.len();
-    let (Some(name), 1) = (names.pop(), count) else { return Err(CertError::Count { kind: source, count }) };
+    let (Some(name), 1) = (names.pop(), count) else { return Err(CertError::Count { kind, count }) };
     let name = name.ok_or(CertError::NoText)?;
     match name.len() {
         1..=USER_ID_LENGTH_MAX => Ok(CertSubject { client_id: name.into(), not_after_s }),
@@ -138,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate() {
-        let said = named(ClientIdSource::Uri, &CertificateDer::from(&b"0"[..])).unwrap_err();
+        let said = named(ClientIdSource::Uri, b"0").unwrap_err();
         assert!(matches!(said, CertError::Unreadable(_)), "{said}");
     }
 }

@@ -2,6 +2,7 @@
 //! tries every committed seed on them, past findings included, and some random bytes.
 //! Law: a target panics if, and only if, a promise is broken; it reads no file, no clock and no environment.
 
+pub mod certificate;
 pub mod config;
 pub mod envelope;
 pub mod forwarded;
@@ -28,6 +29,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
+    ("certificate", certificate::try_bytes),
     ("config", config::try_bytes),
     ("envelope", envelope::try_bytes),
     ("forwarded", forwarded::try_bytes),
