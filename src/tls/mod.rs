@@ -254,8 +254,20 @@ impl<I: Io> Layer<I> {
             return self.advance(conn);
         }
         if !std::mem::replace(&mut handshake.is_waiting, true) {
+            self.forget_gone();
             self.waiting.push_back(conn);
             self.metrics.tls_waiting.set(self.waiting.len() as u64);
+        }
+    }
+
+    /// Takes those out of the line that have gone, once they may be as many as those that have not.
+    fn forget_gone(&mut self) {
+        if self.waiting.len() > 2 * self.live {
+            let conns = &self.conns;
+            self.waiting.retain(|conn| {
+                let place = conns.get(conn.slot).and_then(|place| place.as_deref());
+                place.is_some_and(|secured| secured.key == *conn && matches!(secured.stage, Stage::Handshake(_)))
+            });
         }
     }
 

@@ -90,6 +90,10 @@ impl Io for Brittle {
         self.sim.peer(socket)
     }
 
+    fn port(&self, socket: &Socket) -> usize {
+        self.sim.port(socket)
+    }
+
     fn adopt(&mut self, socket: Socket, conn: ConnKey) {
         self.sim().adopt(socket, conn);
     }

@@ -14,6 +14,7 @@ use tidewheel::io::sim::{ClientId, ClientState, Dice, World};
 use crate::compose::data_text;
 use crate::ledger::{NEVER, Period, Source, Step, Tail};
 use crate::operator::OPERATED;
+use crate::secure::Link;
 use crate::terms::{End, Id, Leaving, Membership, Plan, Scene, TOPICS, Tamper, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, Deflater, Frame, PING, PONG, Reader, TEXT};
 
@@ -27,6 +28,8 @@ pub struct Client {
     /// Never answers pings and never reads.
     pub mute: bool,
     pub to_send: VecDeque<u8>,
+    /// It speaks TLS.
+    pub link: Option<Box<Link>>,
     /// Bytes of the upgrade request that are still to be sent.
     pub head_left: usize,
     /// When it connected, in milliseconds, and how long it took over its request.
@@ -139,6 +142,7 @@ impl Client {
             leaving: None,
             end: None,
             mute: false,
+            link: None,
             to_send: VecDeque::new(),
             head_left: 0,
             connected_ms: 0,
@@ -209,7 +213,18 @@ impl Client {
         }
         // The state first: what arrives after it was looked at is read the next time.
         let state = world.client_state(self.id);
-        self.reader.feed(&world.client_take(self.id));
+        let arrived = match &mut self.link {
+            None => world.client_take(self.id),
+            Some(link) => {
+                let (arrived, has_more) = link.take(world, self.id, !self.fin_sent && state == ClientState::Open);
+                if !self.is_open && has_more {
+                    // Its request left no sooner.
+                    self.head_took_ms = world.now().monotonic_ms() - self.connected_ms;
+                }
+                arrived
+            }
+        };
+        self.reader.feed(&arrived);
         if !self.is_open
             && let Some(status) = self.reader.response()
         {
@@ -546,7 +561,8 @@ impl Client {
         let end = match (self.is_open, self.parted, self.closed) {
             (false, ..) => {
                 let fin = matches!(self.leaving, Some((Leaving::Fin, _)));
-                let told = self.closed.is_some();
+                // Nothing can be told to who has no keys.
+                let told = self.closed.is_some() || self.link.as_ref().is_some_and(|link| link.is_handshaking());
                 assert!(told || excused || fin || drains || rules.tight, "an end without an answer: {self:?}");
                 End::Refused
             }

@@ -7,6 +7,7 @@ use tidewheel::io::sim::{Dice, World};
 
 use crate::client::Client;
 use crate::ledger::Source;
+use crate::secure::Link;
 use crate::terms::{ALLOWED, BROADCAST, Id, Leaving, Membership, Plan, Rules, Scene, TOPICS, Token, Want};
 use crate::wire::{self, BINARY, CLOSE, PING, TEXT};
 
@@ -23,6 +24,10 @@ impl Client {
     pub fn connect(world: &World, dice: &mut Dice, number: usize, scene: &mut Scene) -> Self {
         let (plan, head) = upgrade_request(dice, &scene.rules);
         let mut client = Self::new(world.connect(), number, plan);
+        if scene.rules.tls && dice.chance(0.6) {
+            world.client_port(client.id, 1);
+            client.link = Some(Box::new(Link::new(dice)));
+        }
         client.offers = head.contains("permessage-deflate");
         client.head_left = head.len();
         client.connected_ms = world.now().monotonic_ms();
@@ -80,9 +85,15 @@ impl Client {
             self.head_left = self.head_left.saturating_sub(count);
             self.head_took_ms = world.now().monotonic_ms() - self.connected_ms;
         }
-        world.client_send(self.id, &bytes);
-        if self.to_send.is_empty() && matches!(self.leaving, Some((Leaving::Fin, _))) {
+        match &mut self.link {
+            None => world.client_send(self.id, &bytes),
+            Some(link) => world.client_send(self.id, &link.say(&bytes)),
+        }
+        // What was said before there are keys is said when there are.
+        let is_said = self.link.as_ref().is_none_or(|link| !link.is_handshaking());
+        if self.to_send.is_empty() && is_said && matches!(self.leaving, Some((Leaving::Fin, _))) {
             self.fin_sent = true;
+            self.link.iter_mut().for_each(|link| world.client_send(self.id, &link.bye()));
             world.client_shutdown(self.id);
         }
     }

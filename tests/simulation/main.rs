@@ -13,6 +13,8 @@ mod ledger;
 mod operator;
 mod run;
 mod scenarios;
+#[allow(dead_code, reason = "fuzzing needs more of it")]
+mod secure;
 mod sizes;
 mod stage;
 mod steady;

@@ -14,10 +14,11 @@ use tidewheel::conn::{OutboundLimits, RateLimits};
 use tidewheel::id::ShardId;
 use tidewheel::io::Lossy;
 use tidewheel::io::sim::{Dice, Faults, SimConfig, World};
-use tidewheel::metrics::{CloseReason, Deflated, Drop, Inflated, ShardMetrics};
+use tidewheel::metrics::{CloseReason, Deflated, Drop, Inflated, ShardMetrics, TlsHandshake};
 use tidewheel::pubsub::{Bus, Policies};
 use tidewheel::shard::settings::Settings;
 use tidewheel::shard::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
+use tidewheel::tls::PLAIN_MAX;
 use tidewheel::ws::{HandshakeLimits, Limits};
 use tidewheel::{Config, Delivery, PublishOptions};
 use tokio::sync::oneshot;
@@ -28,6 +29,7 @@ use crate::compose::{data_text, key};
 use crate::handlers::{ON_PURPOSE, Waiting, router};
 use crate::ledger::{Ledger, Losses, NEVER, Source, Verdict};
 use crate::operator::Operator;
+use crate::secure;
 use crate::terms::{BROADCAST, Rules, Scene, TOPICS, Tamper};
 
 /// What a run came to.
@@ -85,7 +87,11 @@ fn run_with(seed: u64, tamper: Option<Tamper>, brittle: f64) -> Outcome {
         3 => Faults::all(),
         _ => Faults::swarm(&mut dice),
     };
-    let settings = draw_settings(&mut dice);
+    let mut settings = draw_settings(&mut dice);
+    // From dice of its own, so that the other seeds go on telling what they told.
+    if Dice::new(seed ^ 0x715).chance(TLS_SHARE) {
+        (settings.0.tls, settings.0.plain_ports) = (Some(secure::terms()), 1);
+    }
     let mut run = Run::new(seed, faults, settings, tamper);
     if brittle == 0.0 && tamper.is_none() && Dice::new(seed ^ 0x0b5).chance(0.4) {
         run.call_operator();
@@ -159,13 +165,16 @@ impl Run {
             brittle: false,
             unrest: [0.0, 0.005, 0.03][dice.below(3)],
             operated: false,
+            tls: settings.tls.is_some(),
             roomy: settings.outbound.bytes_max == ROOMY_BYTES && !rough,
         };
         let scene = Scene { step: 0, rules, ledger: Ledger { losses, ..Ledger::default() }, drained_at: NEVER, tamper };
         // One request is held, and a cancelled receive may still bring bytes a few times. Beyond the bound of the queue there may be one message,
         // what parked handlers answer, and the last words.
         let request = settings.handshake.header_bytes_max.max(settings.messages.message_bytes_max);
-        let held = request + 8 * kernel.buffers * kernel.buffer_size;
+        // With TLS, a message comes with all that is in its record.
+        let record = if settings.tls.is_some() { 2 * PLAIN_MAX } else { 0 };
+        let held = request + 8 * kernel.buffers * kernel.buffer_size + record;
         let replies = settings.messages.message_bytes_max + 300 * (2 + settings.parked_max);
         // What may be dropped has its own room, and leaves that of the others to them.
         let lossy = usize::from(losses.policies.iter().any(Option::is_some));
@@ -550,6 +559,13 @@ impl Run {
         let by_policy = dropped(Drop::DropOldest) + dropped(Drop::DropNewest) + dropped(Drop::LatestPerKey);
         assert!((lost.0..=lost.1).contains(&by_policy), "{by_policy} dropped by policies, but {lost:?} are missing");
 
+        let secured = |how: TlsHandshake| sum(&|metrics| metrics.tls_handshakes[how as usize].get());
+        assert_eq!(
+            secured(TlsHandshake::Failed),
+            0,
+            "clients speak TLS, and streams that break are no failed handshakes"
+        );
+
         let mut seen: Vec<(&str, u64)> = CloseReason::ALL
             .iter()
             .map(|&reason| (reason.label(), sum(&|metrics| metrics.closed[reason as usize].get())))
@@ -563,6 +579,15 @@ impl Run {
             ("deflated", sum(&|metrics| metrics.deflated[Deflated::Compressed as usize].get())),
             ("read deflated", self.clients.iter().map(|client| client.reader.inflated as u64).sum()),
             ("inflated", sum(&|metrics| metrics.inflated[Inflated::Inflated as usize].get())),
+            ("secured", secured(TlsHandshake::Full)),
+            (
+                "read secured",
+                self.clients
+                    .iter()
+                    .filter(|client| client.link.is_some())
+                    .map(|client| client.reader.frames as u64)
+                    .sum(),
+            ),
             ("panics", sum(&|metrics| metrics.panics.iter().map(|panics| panics.get()).sum())),
             ("restarts", sum(&|metrics| metrics.restarts.get())),
             ("told 1011", self.clients.iter().filter(|client| client.end_code() == Some(1011)).count() as u64),
@@ -576,6 +601,9 @@ impl Run {
         Outcome { trace: self.world.trace(), seen }
     }
 }
+
+/// How many of the runs have a port with TLS, whose handshakes take most of such a run's time.
+const TLS_SHARE: f64 = 0.06;
 
 /// Settings, the bound of the bus, and how many shards.
 type Drawn = (Settings, usize, usize);

@@ -28,6 +28,8 @@ pub struct Rules {
     pub brittle: bool,
     /// An operator is at work: settings change, sessions are sent to, subscribed and closed.
     pub operated: bool,
+    /// There is a port with TLS beside the other.
+    pub tls: bool,
     /// Queues are so large that nobody is a slow consumer.
     pub roomy: bool,
     /// How probable it is, each time, that a client leaves or stops reading.

@@ -87,6 +87,8 @@ pub struct Reader {
     window_bits: Option<u8>,
     /// Whether the client's may refer to each other.
     pub takeover: bool,
+    /// Frames so far.
+    pub frames: usize,
     /// Compressed messages so far.
     pub inflated: usize,
 }
@@ -160,6 +162,7 @@ impl Reader {
         assert!(opcode < CLOSE || length <= 125, "a control frame of {length} bytes");
         let mut payload = self.rest().get(header..header + length)?.to_vec();
         self.at += header + length;
+        self.frames += 1;
         if is_deflated {
             payload = inflate(payload, self.window_bits.expect("agreed"));
             self.inflated += 1;

@@ -14,10 +14,14 @@ pub mod outbound;
 pub mod preamble;
 pub mod request;
 mod script;
+#[allow(dead_code, reason = "the simulation needs more of it")]
+#[path = "../../simulation/secure.rs"]
+mod secure;
 pub mod shard;
 #[allow(dead_code, reason = "the simulation needs more of it")]
 #[path = "../../simulation/stage.rs"]
 mod stage;
+pub mod tls;
 pub mod token;
 pub mod topics;
 #[allow(dead_code, reason = "the simulation needs more of it")]
@@ -39,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     ("preamble", preamble::try_bytes),
     ("request", request::try_bytes),
     ("shard", shard::try_bytes),
+    ("tls", tls::try_bytes),
     ("token", token::try_bytes),
     ("topics", topics::try_bytes),
 ];
@@ -86,7 +91,7 @@ mod tests {
         for (name, target) in TARGETS {
             let seeds: Vec<_> =
                 files(&home().join("seeds").join(name)).iter().map(|seed| fs::read(seed).unwrap()).collect();
-            let times = if *name == "shard" { 50 } else { 500 };
+            let times = if matches!(*name, "shard" | "tls") { 50 } else { 500 };
             for number in 0..times {
                 let mut dice = Dice::new(number);
                 let mut bytes: Vec<u8> = if dice.coin() {
