@@ -1,15 +1,17 @@
 //! The frame decoder: a stream gives the same however it is cut, and memory follows what was received.
 
-use tidewheel::ws::{Decoder, Event, Input, Limits};
+use tidewheel::ws::deflate::{InflateLimits, Inflater};
+use tidewheel::ws::{Decoder, Event, Extensions, Input, Limits};
 
 use crate::script::Script;
 
-/// The limit of a message, how the stream is cut, and the stream.
+/// The limit of a message and what was agreed on, how the stream is cut, and the stream.
 pub fn try_bytes(bytes: &[u8]) {
     let mut script = Script(bytes);
+    let kind = script.byte();
     let limits = Limits {
-        message_bytes_max: [0, 1, 125, 126, 1_000, 1 << 16][script.below(6)],
-        extensions: tidewheel::ws::Extensions::NONE,
+        message_bytes_max: [0, 1, 125, 126, 1_000, 1 << 16][usize::from(kind & !DEFLATES) % 6],
+        extensions: if kind & DEFLATES == 0 { Extensions::NONE } else { Extensions::DEFLATE },
     };
     let sizes = [script.byte(), script.byte(), script.byte()].map(|size| 1 + usize::from(size));
     let stream = script.0;
@@ -26,6 +28,8 @@ pub fn try_bytes(bytes: &[u8]) {
 /// What comes out of the stream in pieces of these sizes, and whether nothing is held at the end.
 fn decode(stream: &[u8], mut sizes: impl Iterator<Item = usize>, limits: &Limits) -> (Vec<String>, bool) {
     let (mut decoder, mut events, mut rest) = (Decoder::default(), Vec::new(), stream);
+    let (mut inflater, mut inflated) = (Inflater::default(), Vec::new());
+    let bounds = InflateLimits { message_bytes_max: limits.message_bytes_max, ratio_max: 200 };
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(sizes.next().expect("it never ends").min(rest.len()));
         rest = after;
@@ -40,6 +44,12 @@ fn decode(stream: &[u8], mut sizes: impl Iterator<Item = usize>, limits: &Limits
                             text.len()
                         }
                         Event::Binary(payload) => payload.len(),
+                        Event::Deflated { payload, .. } => {
+                            assert_eq!(limits.extensions, Extensions::DEFLATE, "compressed, and nobody agreed to that");
+                            let outcome = inflater.inflate(payload, true, &bounds, &mut inflated);
+                            events.push(format!("{outcome:?} {inflated:?}"));
+                            payload.len()
+                        }
                         _ => 0,
                     };
                     assert!(payload_bytes <= limits.message_bytes_max);
@@ -59,6 +69,8 @@ fn decode(stream: &[u8], mut sizes: impl Iterator<Item = usize>, limits: &Limits
     (events, decoder.is_idle())
 }
 
+/// This bit of the first byte: compression was agreed on.
+const DEFLATES: u8 = 0x40;
 /// Streams of so many bytes are cut at every place.
 const EVERY_CUT: usize = 64;
 /// The small constant of [`Decoder::held_bytes`].

@@ -4,6 +4,7 @@
 
 pub mod certificate;
 pub mod config;
+pub mod deflate;
 pub mod envelope;
 pub mod forwarded;
 pub mod frames;
@@ -35,6 +36,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("certificate", certificate::try_bytes),
     ("config", config::try_bytes),
+    ("deflate", deflate::try_bytes),
     ("envelope", envelope::try_bytes),
     ("forwarded", forwarded::try_bytes),
     ("frames", frames::try_bytes),

@@ -41,7 +41,8 @@ fn play(bytes: &[u8]) -> Vec<Arc<ShardMetrics>> {
     if faults & 1 != 0 {
         stage.world.set_faults(Faults::swarm(&mut Dice::new(u64::from(faults))));
     }
-    let mut run = Run { stage, clients: Vec::new(), silent: Vec::new(), dice: Dice::new(seed) };
+    let (clients, silent, deflaters) = (Vec::new(), Vec::new(), HashMap::new());
+    let mut run = Run { stage, clients, silent, deflaters, dice: Dice::new(seed) };
     while !script.is_over() {
         run.step(&mut script);
     }
@@ -67,6 +68,9 @@ fn choose(settings: &mut Settings, script: &mut Script<'_>) {
     settings.handler_timeout_ms = (timers & 16 != 0).then_some(1_000);
     settings.client_connections_max = (timers & 32 != 0).then_some(1);
     settings.address_connections_max = (timers & 64 != 0).then_some(4);
+    settings.compression.enabled = true;
+    settings.compression.client_context_takeover = timers & 128 != 0;
+    settings.compression.min_size.0 = 1;
     settings.errors_max = 1 + script.below(20) as u16;
     settings.subscriptions_max = 1 + script.below(4);
     settings.parked_max = 1 + script.below(4);
@@ -90,6 +94,8 @@ struct Run {
     clients: Vec<Talk>,
     /// Clients that have said that they send no more.
     silent: Vec<usize>,
+    /// Those that have sent compressed messages.
+    deflaters: HashMap<usize, wire::Deflater>,
     dice: Dice,
 }
 
@@ -123,7 +129,12 @@ impl Run {
             self.clients.push(talk);
             if talk == Talk::Asked {
                 let path = if client % 4 == 3 { "/echo" } else { "/ws" };
-                self.stage.world.client_send(self.stage.id(client), wire::request(path).as_bytes());
+                let request = match client % 3 {
+                    0 => wire::request(path),
+                    1 => wire::request_with_offer(path, 9, false),
+                    _ => wire::request_with_offer(path, 15, true),
+                };
+                self.stage.world.client_send(self.stage.id(client), request.as_bytes());
             }
         }
     }
@@ -147,6 +158,13 @@ impl Run {
             19 => {
                 let mut out = Vec::new();
                 wire::frame(&mut out, script.byte(), script.piece(), &mut self.dice);
+                world.client_send(id, &out);
+            }
+            20 | 21 if client % 3 > 0 => {
+                let (text, mut out) = (message(script), Vec::new());
+                let deflater = self.deflaters.entry(client).or_default();
+                let deflated = deflater.deflate(text.as_bytes(), kind == 21);
+                wire::frame(&mut out, 0xc0 | wire::TEXT, &deflated, &mut self.dice);
                 world.client_send(id, &out);
             }
             _ => {
@@ -326,7 +344,7 @@ const SIMULATION_BEGIN_S: u64 = 1_767_225_600;
 
 #[cfg(test)]
 mod tests {
-    use tidewheel::metrics::CloseReason;
+    use tidewheel::metrics::{CloseReason, Deflated, Inflated};
 
     use super::*;
 
@@ -343,6 +361,9 @@ mod tests {
             ("restarts", sum(&|metrics| metrics.restarts.get())),
             ("idle", sum(&|metrics| metrics.closed[CloseReason::Idle as usize].get())),
             ("deliveries", sum(&|metrics| metrics.messages_out.get())),
+            ("compressed", sum(&|metrics| metrics.deflated[Deflated::Compressed as usize].get())),
+            ("inflated", sum(&|metrics| metrics.inflated[Inflated::Inflated as usize].get())),
+            ("not DEFLATE", sum(&|metrics| metrics.inflated[Inflated::Malformed as usize].get())),
         ];
         assert!(seen.iter().all(|&(_, count)| count > 0), "{seen:?}");
     }
