@@ -273,12 +273,12 @@ impl From<Lossy> for Drop {
 const BOUNDED: &str = "bounded by the limits, which are below the queue's bound";
 const IN_LINE: &str = "a frame that may be dropped stands in the line of its topic";
 
+/// Single cases. Against the rules as they are written, in any order, `tests/fuzz/src/outbound.rs` tries it.
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::conn::{Enqueued, Gather, Ms, Outbound, OutboundLimits};
     use crate::io::SharedFrame;
-    use proptest::prelude::*;
 
     const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 40, frames_max: 5, age_max_ms: 1_000 };
 
@@ -468,162 +468,5 @@ mod tests {
         b.lossy_at(DropOldest, 1, 0, "a6 ", 1_000);
         assert_eq!(b.queue.over_age(&LIMITS, 1_999), Ok(Some(2_000)));
         assert!(b.queue.over_age(&LIMITS, 2_000).is_err());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Op {
-        /// Topic 0 is firm, the others have a policy each; with its key and length.
-        Publish(usize, u64, usize),
-        Reply,
-        Control,
-        Flush,
-        Sent,
-        Clear,
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        let len = prop_oneof![20 => 5..20_usize, 1 => Just(70_000_usize)];
-        prop_oneof![
-            20 => (0..5_usize, 0..3_u64, len).prop_map(|(topic, key, len)| Op::Publish(topic, key, len)),
-            1 => Just(Op::Reply),
-            1 => Just(Op::Control),
-            2 => Just(Op::Flush),
-            2 => Just(Op::Sent),
-            1 => Just(Op::Clear),
-        ]
-    }
-
-    const POLICIES: [Option<Lossy>; 5] =
-        [None, Some(DropOldest), Some(DropNewest), Some(LatestPerKey), Some(LatestPerKey)];
-
-    /// A waiting frame as the slow way sees it; of a reply the topic is none.
-    #[derive(Clone)]
-    struct Slow {
-        topic: Option<usize>,
-        key: u64,
-        text: String,
-    }
-
-    impl Slow {
-        fn policy(&self) -> Option<Lossy> {
-            self.topic.and_then(|topic| POLICIES[topic])
-        }
-    }
-
-    /// The slow way: puts a frame on a list by the rules as they are written. Returns what it threw out, and whether the
-    /// frame was taken.
-    fn admit(waiting: &mut Vec<Slow>, in_flight: usize, frame: Slow, limits: &OutboundLimits) -> (Vec<Slow>, bool) {
-        let bytes = |waiting: &[Slow]| in_flight + waiting.iter().map(|slow| slow.text.len()).sum::<usize>();
-        let was_empty = waiting.is_empty() && in_flight == 0;
-        let fits = |waiting: &[Slow]| {
-            was_empty
-                || (bytes(waiting) + frame.text.len() <= limits.bytes_max as usize
-                    && waiting.len() < limits.frames_max as usize)
-        };
-        let same =
-            |slow: &Slow| frame.policy() == Some(LatestPerKey) && slow.topic == frame.topic && slow.key == frame.key;
-        let may_go = |slow: &Slow| match frame.policy() {
-            None => slow.policy().is_some(),
-            Some(DropNewest) => false,
-            Some(_) => slow.topic == frame.topic && !same(slow),
-        };
-        let (mut after, mut gone) = (waiting.clone(), Vec::new());
-        loop {
-            if let Some(place) = after.iter().position(same) {
-                let (before, now) = (after[place].text.len(), frame.text.len());
-                if now <= before || bytes(&after) - before + now <= limits.bytes_max as usize {
-                    gone.push(std::mem::replace(&mut after[place], frame));
-                    *waiting = after;
-                    return (gone, true);
-                }
-            } else if fits(&after) {
-                after.push(frame);
-                *waiting = after;
-                return (gone, true);
-            }
-            match after.iter().position(may_go) {
-                Some(oldest) => gone.push(after.remove(oldest)),
-                None => return (Vec::new(), false),
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn agrees_with_the_slow_way(
-            frames_max in 1..8_u32,
-            bytes_max in prop_oneof![Just(60_u32), Just(150_000)],
-            ops in proptest::collection::vec(op(), 0..200),
-        ) {
-            let mut b = Bench::new(OutboundLimits { bytes_max, frames_max, age_max_ms: 1_000 });
-            let (mut waiting, mut in_flight) = (Vec::<Slow>::new(), None::<String>);
-            let published = |frames: &[Slow]| frames.iter().filter(|slow| slow.topic.is_some()).count() as u64;
-            let mut published_in_flight = 0;
-            let mut drops = Drops::default();
-            for (number, op) in ops.into_iter().enumerate() {
-                match op {
-                    Op::Publish(topic, key, len) => {
-                        let text = format!("{number}.{}", "x".repeat(len));
-                        let frame = Slow { topic: Some(topic), key, text: text.clone() };
-                        let flying = in_flight.as_ref().map_or(0, String::len);
-                        let (gone, taken) = admit(&mut waiting, flying, frame, &b.limits);
-                        gone.iter().for_each(|slow| drops[Drop::from(slow.policy().unwrap()) as usize] += 1);
-                        let enqueued = match POLICIES[topic] {
-                            None => b.firm(&text),
-                            Some(policy) => b.lossy(policy, topic as u64, key, &text),
-                        };
-                        prop_assert_eq!(enqueued == Enqueued::Queued, taken);
-                    }
-                    Op::Reply => {
-                        let text = format!("r{number}.");
-                        b.queue.reply(&mut b.palette, 0, |out| out.extend_from_slice(text.as_bytes()));
-                        match waiting.last_mut().filter(|last| last.topic.is_none()) {
-                            Some(last) => last.text.push_str(&text),
-                            None => waiting.push(Slow { topic: None, key: 0, text }),
-                        }
-                    }
-                    Op::Control => {
-                        let text = format!("c{number}.");
-                        b.queue.control(&mut b.palette, 0, |out| out.extend_from_slice(text.as_bytes()));
-                        match waiting.first_mut().filter(|first| first.topic.is_none()) {
-                            Some(first) => first.text.push_str(&text),
-                            None => waiting.insert(0, Slow { topic: None, key: 0, text }),
-                        }
-                    }
-                    Op::Flush if in_flight.is_some() => prop_assert_eq!(b.flush(), None),
-                    Op::Flush => {
-                        let mut count = 0;
-                        let mut text = String::new();
-                        while let Some(slow) = waiting.get(count)
-                            && (count == 0 || (text.len() + slow.text.len() <= 128 * 1024 && slow.text.len() < 65_536))
-                            && text.len() < 65_536
-                        {
-                            text.push_str(&slow.text);
-                            count += 1;
-                        }
-                        published_in_flight = published(&waiting[..count]);
-                        waiting.drain(..count);
-                        in_flight = Some(text).filter(|_| count > 0);
-                        prop_assert_eq!(b.flush(), in_flight.clone());
-                    }
-                    Op::Sent => in_flight.take().into_iter().for_each(|text| b.sent(&text)),
-                    Op::Clear => {
-                        let unsent = b.queue.clear(&mut b.palette);
-                        let flying = if in_flight.is_some() { published_in_flight } else { 0 };
-                        prop_assert_eq!(unsent, published(&waiting) + flying);
-                        (waiting, in_flight) = (Vec::new(), None);
-                        prop_assert_eq!(b.palette.live(), 0);
-                    }
-                }
-                let bytes = waiting.iter().map(|slow| slow.text.len()).sum::<usize>();
-                let firm = waiting.iter().filter(|slow| slow.policy().is_none()).map(|slow| slow.text.len()).sum::<usize>();
-                let flying = in_flight.as_ref().map_or(0, String::len);
-                prop_assert_eq!(b.queue.bytes(), bytes + flying);
-                prop_assert_eq!(b.queue.frames(), waiting.len());
-                prop_assert!((firm + flying..=bytes + flying).contains(&b.queue.firm_bytes()));
-                prop_assert_eq!(b.queue.is_empty(), waiting.is_empty() && in_flight.is_none());
-                prop_assert_eq!(b.drops, drops);
-            }
-        }
     }
 }
