@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::Jwk;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as Signer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer as Signer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -460,14 +461,14 @@ fn https_is_believed_with_the_right_certificate_only() {
         format!("{EAGER}, jwks_ca_file: {}", file.display())
     };
     let source = |host: &str| format!("'https://{host}:{port}/keys?tenant=1'");
-    let good = server(&source("127.0.0.1"), &trust(&certificate.pem()));
+    let good = server(&source("127.0.0.1"), &trust(&pem_of(&certificate)));
     accepted_in_time(&good, &token("rsa", "a"));
     drop(good);
     let stranger = KeyPair::generate().unwrap();
     let mut other = CertificateParams::new(vec![]).unwrap();
     other.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let other = other.self_signed(&stranger).unwrap().pem();
-    for (host, pem) in [("127.0.0.1", other), ("localhost", certificate.pem())] {
+    let other = pem_of(&other.self_signed(&stranger).unwrap());
+    for (host, pem) in [("127.0.0.1", other), ("localhost", pem_of(&certificate))] {
         let server = server(&source(host), &trust(&pem));
         until("a certificate that is not believed", || outcomes(&server, "unreachable") > 0.0);
         refused(&server, &token("rsa", "a"), "unknown key");
@@ -475,4 +476,9 @@ fn https_is_believed_with_the_right_certificate_only() {
     let yaml = format!("auth: {{jwks: {}, {}}}", source("127.0.0.1"), trust("nothing"));
     let Err(StartError::Auth(why)) = Engine::builder(config(1, &yaml)).start() else { panic!("it started") };
     assert!(why.contains("jwks_ca_file holds no certificate"), "{why}");
+}
+
+fn pem_of(certificate: &Certificate) -> String {
+    let text = BASE64_STANDARD.encode(certificate.der());
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
 }
