@@ -250,7 +250,7 @@ impl Client {
         let full = status == 503 && (drains || scene.rules.tight);
         let slow = self.head_left > 0 || self.head_took_ms > 10_000 || scene.rules.rough;
         let late = status == 408 && slow;
-        let crowded = matches!(status, 429 | 503) && scene.rules.operated;
+        let crowded = matches!(status, 429 | 503) && scene.rules.operated || status == 503 && scene.rules.hurried;
         let expected = match self.plan {
             _ if crowded => true,
             Plan::Native | Plan::Echo => status == 101 || full || late,

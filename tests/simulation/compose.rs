@@ -197,6 +197,7 @@ impl Client {
                 let names: BTreeSet<_> = (0..TOPICS.len()).filter(held).map(|topic| TOPICS[topic]).collect();
                 self.ask(Want::Listing(names), "list_subscriptions", "", dice);
             }
+            8..=14 if scene.rules.is_silent(dice) => {}
             8..=14 => {
                 let exclude_self = dice.chance(0.2);
                 let topic = dice.below(TOPICS.len());
@@ -302,6 +303,7 @@ impl Client {
                 self.ask_later(Want::Fails("internal_error"), "panic_later", "{\"a\":1,\"b\":1}", dice);
             }
             4 if dice.chance(0.3) => self.ask(Want::Fails("not_found"), "fail", "", dice),
+            5 if scene.rules.is_silent(dice) => {}
             5 => {
                 let number = scene.ledger.publish(Source::HandlerOf(self.number), topic, scene.step, None);
                 let data = data_text(number, &scene.rules);

@@ -10,6 +10,7 @@ mod crowds;
 mod drains;
 mod handlers;
 mod ledger;
+mod multitude;
 mod operator;
 mod run;
 mod scenarios;

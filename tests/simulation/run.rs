@@ -58,9 +58,9 @@ pub struct Run {
     operator: Option<Operator>,
     /// Whether time may jump.
     jumps: bool,
-    settings: Arc<Settings>,
+    pub settings: Arc<Settings>,
     /// What breaks each shard.
-    fuses: Vec<Fuse>,
+    pub fuses: Vec<Fuse>,
     /// How probable it is, each time, that a shard is about to break, and the dice for that.
     brittle: (f64, Dice),
     restarts: u64,
@@ -96,8 +96,7 @@ fn run_with(seed: u64, tamper: Option<Tamper>, brittle: f64) -> Outcome {
     if brittle == 0.0 && tamper.is_none() && Dice::new(seed ^ 0x0b5).chance(0.4) {
         run.call_operator();
     }
-    run.brittle.0 = brittle;
-    run.scene.rules.brittle = brittle > 0.0;
+    run.break_with(brittle);
     let clients_max = 2 + run.dice.below(14);
     let iterations = 200 + run.dice.below(1200);
     for _ in 0..iterations {
@@ -136,8 +135,10 @@ impl Run {
         let shared = Arc::new(Shared::new(router(&waiting), Bus::with_bound(shards, bus_bound), Arc::default()));
         let metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = (0..shards).map(|_| Arc::default()).collect();
-        let kernel =
-            SimConfig { table: 8 + dice.below(25), buffers: 1 + dice.below(6), buffer_size: 64 + dice.below(193) };
+        // Larger where the pool is, which it need not hold.
+        let scale = (settings.slots as usize / 33).max(1);
+        let (table, buffers) = (scale * (8 + dice.below(25)), scale * (1 + dice.below(6)));
+        let kernel = SimConfig { table, buffers, buffer_size: 64 + dice.below(193) };
         let fuses: Vec<Fuse> = (0..shards).map(|_| Fuse::default()).collect();
         let shards: Vec<_> = (0..shards)
             .map(|index| {
@@ -161,8 +162,10 @@ impl Run {
             auth: settings.auth_required,
             timers: settings.idle_timeout_ms > 0 || settings.ping_interval_ms > 0,
             tight: true,
+            hurried: false,
             rough,
             brittle: false,
+            publishing: 1.0,
             unrest: [0.0, 0.005, 0.03][dice.below(3)],
             operated: false,
             tls: settings.tls.is_some(),
@@ -206,6 +209,12 @@ impl Run {
         }
     }
 
+    /// From now on shards break, each time with this probability.
+    pub fn break_with(&mut self, chance: f64) {
+        self.brittle.0 = chance;
+        self.scene.rules.brittle = chance > 0.0;
+    }
+
     /// From now on somebody changes settings, and does things to sessions.
     fn call_operator(&mut self) {
         let mut settings = (*self.settings).clone();
@@ -243,9 +252,9 @@ impl Run {
             11..=45 if !self.clients.is_empty() => {
                 let client = self.dice.below(self.clients.len());
                 self.read(client);
-                self.clients[client].act(&self.world, &mut self.scene, &mut self.dice);
+                self.act(client);
             }
-            _ => self.turn_one(),
+            _ => drop(self.turn_one()),
         }
         self.read_answers();
     }
@@ -263,8 +272,18 @@ impl Run {
         }
     }
 
+    /// A client does one of the things clients do.
+    pub fn act(&mut self, client: usize) {
+        self.clients[client].act(&self.world, &mut self.scene, &mut self.dice);
+    }
+
+    /// A client ends its part.
+    pub fn leave(&mut self, client: usize) {
+        self.clients[client].leave(&self.world, &self.scene, &mut self.dice);
+    }
+
     /// What the embedding program asks for.
-    fn order(&mut self) {
+    pub fn order(&mut self) {
         let topic = self.dice.below(TOPICS.len() + 1);
         let publish = self.scene.ledger.publish(Source::Engine, topic, self.scene.step, None);
         let key = self.scene.ledger.publishes[publish].key;
@@ -286,7 +305,7 @@ impl Run {
         self.orders.push((answered, publish));
     }
 
-    fn read_answers(&mut self) {
+    pub fn read_answers(&mut self) {
         let step = self.scene.step;
         self.operator.iter_mut().for_each(|operator| operator.read(step));
         let (ledger, step) = (&mut self.scene.ledger, self.scene.step);
@@ -303,7 +322,7 @@ impl Run {
         });
     }
 
-    fn release_one(&mut self) {
+    pub fn release_one(&mut self) {
         let index = self.dice.below(self.waiting.len());
         self.waiting.release(index, self.dice.coin());
     }
@@ -312,24 +331,27 @@ impl Run {
         (0..self.shards.len()).all(|shard| self.done[shard] || self.world.asleep(ShardId(shard as u16)))
     }
 
-    /// Turns some shard, or lets time pass if that one is asleep.
-    pub fn turn_one(&mut self) {
+    /// Turns some shard, or lets time pass if that one is asleep. Returns which was turned.
+    pub fn turn_one(&mut self) -> Option<usize> {
         let index = self.dice.below(self.shards.len());
         if self.lazy == Some(index) && self.shards.len() > 1 && self.dice.chance(0.95) {
-            return self.world.step();
+            self.world.step();
+            return None;
         }
         if self.done[index] || self.world.asleep(ShardId(index as u16)) {
             // A shard that is done does not sleep, so the world would never find that everybody does.
-            return match self.done.contains(&true) && self.all_asleep() {
+            match self.done.contains(&true) && self.all_asleep() {
                 true => self.world.advance(Duration::from_millis(2)),
                 false => self.world.step(),
-            };
+            }
+            return None;
         }
         self.turn(index);
         let [held, outbound, retried] = self.shards[index].heaviest();
         assert!(held <= self.bounds[0], "{held} bytes are held for one connection, more than {}", self.bounds[0]);
         assert!(outbound <= self.bounds[1], "{outbound} bytes wait for one connection, more than {}", self.bounds[1]);
         assert!(retried <= self.clients.len(), "{retried} connections to try again, of {}", self.clients.len());
+        Some(index)
     }
 
     fn turn(&mut self, index: usize) {
@@ -355,7 +377,7 @@ impl Run {
     }
 
     /// Some shard is about to break.
-    fn light_a_fuse(&mut self) {
+    pub fn light_a_fuse(&mut self) {
         let (chance, dice) = &mut self.brittle;
         if dice.chance(*chance) {
             self.fuses[dice.below(self.shards.len())].set(Some(dice.below(120)));
@@ -387,7 +409,7 @@ impl Run {
                 self.release_one();
             }
             self.read_answers();
-            let owed = self.clients.iter().find(|client| client.is_owed());
+            let owed = self.owed();
             let unsent =
                 self.clients.iter().any(|client| client.is_open && client.end.is_none() && !client.to_send.is_empty());
             let is_served = self.operator.as_ref().is_none_or(Operator::is_served);
@@ -409,13 +431,23 @@ impl Run {
         }
     }
 
+    /// A client that is owed something.
+    pub fn owed(&self) -> Option<&Client> {
+        self.clients.iter().find(|client| client.is_owed())
+    }
+
+    /// Whether the embedding program is owed an answer.
+    pub fn is_asked(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// Everyone goes, each in its own way, until the engine is empty.
     fn everyone_leaves(&mut self) {
         for turn in 0.. {
             self.scene.step += 1;
             if self.all_asleep() || turn % 16 == 0 {
                 for client in 0..self.clients.len() {
-                    self.clients[client].leave(&self.world, &self.scene, &mut self.dice);
+                    self.leave(client);
                     if self.dice.chance(0.8) {
                         let count = self.clients[client].to_send.len();
                         self.clients[client].transmit(&self.world, count);
@@ -435,11 +467,11 @@ impl Run {
     }
 
     /// Whether everyone who connected has been accepted and has gone.
-    fn waiting_for_no_one(&self) -> bool {
+    pub fn waiting_for_no_one(&self) -> bool {
         self.clients.iter().all(|client| client.end.is_some())
     }
 
-    fn still_there(&self) -> Vec<&Client> {
+    pub fn still_there(&self) -> Vec<&Client> {
         self.clients.iter().filter(|client| client.end.is_none()).collect()
     }
 
@@ -517,7 +549,7 @@ impl Run {
     }
 
     /// What must be true of every run at its end.
-    fn judge(mut self) -> Outcome {
+    pub fn judge(mut self) -> Outcome {
         self.fuses.iter().for_each(|fuse| fuse.set(None));
         // What the engine sent last may still be on its way.
         for _ in 0..SETTLE_TURNS {
@@ -682,4 +714,4 @@ const DRAIN_TURNS: u32 = 1_000_000;
 /// Turns of a drain in which clients still come, ask and go.
 const BUSY_TURNS: u32 = 1_000;
 /// Longest time one turn takes unless everybody sleeps until a deadline: a few steps of the network.
-const QUIET_MS: u64 = 5;
+pub const QUIET_MS: u64 = 5;

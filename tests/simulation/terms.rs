@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use tidewheel::io::sim::Dice;
+
 use crate::ledger::{Ledger, Step};
 
 /// Topics there are; one more stands for broadcasts.
@@ -22,6 +24,8 @@ pub struct Rules {
     pub timers: bool,
     /// A newcomer may find no place.
     pub tight: bool,
+    /// There may be so many handshakes at once that a newcomer is refused unheard.
+    pub hurried: bool,
     /// The network breaks connections, or time jumps.
     pub rough: bool,
     /// Shards break.
@@ -32,8 +36,17 @@ pub struct Rules {
     pub tls: bool,
     /// Queues are so large that nobody is a slow consumer.
     pub roomy: bool,
+    /// How probable it is that a client that could publish does.
+    pub publishing: f64,
     /// How probable it is, each time, that a client leaves or stops reading.
     pub unrest: f64,
+}
+
+impl Rules {
+    /// Whether a client does not publish, though it could.
+    pub fn is_silent(&self, dice: &mut Dice) -> bool {
+        self.publishing < 1.0 && !dice.chance(self.publishing)
+    }
 }
 
 /// What a canary does to what a client has read.
