@@ -47,7 +47,7 @@ fn run(seed: u64) -> Outcome {
     let mut run = Run::new(seed, faults, (settings, bus_bound, shards), None);
     run.break_with(brittle);
     let rules = &mut run.scene.rules;
-    (rules.publishing, rules.hurried, rules.unrest) = (PUBLISHING, true, rules.unrest / 10.0);
+    (rules.hurried, rules.unrest) = (true, rules.unrest / 10.0);
     let [connections_max, handshakes_max, pool] =
         [run.settings.connections_max, run.settings.handshakes_max, run.settings.slots].map(|max| max as usize);
     let mut books = Books { connections_max, handshakes_max, pool, held: vec![[0; 2]; shards] };
@@ -77,7 +77,10 @@ struct Books {
 impl Books {
     /// Some clients do something, then every shard has a few turns.
     fn round(&mut self, run: &mut Run, acts: usize) {
-        for _ in 0..acts {
+        // Now and then so many publish at once that the mail of one shard is more than another's turn takes.
+        let is_burst = run.dice.chance(0.15);
+        for act in 0..acts {
+            run.scene.rules.publishing = if is_burst && act < BURST { 1.0 } else { PUBLISHING };
             run.scene.step += 1;
             let client = run.dice.below(run.clients.len());
             run.read(client);
@@ -175,6 +178,8 @@ const SEEDS_EACH: u64 = 5_000;
 const PUBLISHING: f64 = 0.03;
 /// Clients that do something in each round.
 const ACTS: usize = 500;
+/// Clients that publish whenever they can, in a round of that kind.
+const BURST: usize = 60;
 /// Turns for each shard in each round.
 const TURNS: usize = 4;
 const ROUNDS_MAX: u32 = 20_000;
