@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::publish::{DELIVERIES_A_TURN, FRAMES_ANYWAY};
 use super::queries::ConnectionsQuery;
 use super::settings::{CONNS_A_TURN, Settings};
-use super::{DrainOrder, Inbox, Shard, Shared, Turn};
-use crate::app::Router;
+use super::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
+use crate::app::{PublishOptions, Router};
 use crate::config::{ClientLimitPolicy, Config};
 use crate::conn::{Conn, Greeting, Identity, Phase};
 use crate::id::{ConnKey, ShardId};
@@ -22,6 +23,8 @@ struct Silent {
     palette: Palette,
     now_ms: u64,
     sent: usize,
+    /// How many were closed.
+    ended: usize,
     closed: Vec<ConnKey>,
 }
 
@@ -64,6 +67,7 @@ impl Io for Silent {
     }
 
     fn close(&mut self, conn: ConnKey) {
+        self.ended += 1;
         self.closed.push(conn);
     }
 
@@ -89,7 +93,7 @@ fn shard_of(count: u32) -> Shard<Silent> {
     let settings =
         Settings { auth_required: false, ping_interval_ms: 0, ..Settings::new(&Config::default(), count, count) };
     let shared = Arc::new(Shared::new(Router::default(), Bus::new(1), Arc::default()));
-    let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, closed: Vec::new() };
+    let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, ended: 0, closed: Vec::new() };
     let now = Now { monotonic_ns: 1_000_000, unix_ms: 1 };
     let (inbox, metrics) = (Arc::new(Inbox::default()), Arc::default());
     let mut shard = Shard::new(ShardId(0), io, Arc::new(settings), shared, metrics, inbox, now);
@@ -118,14 +122,23 @@ fn open_one(shard: &mut Shard<Silent>, identity: &Rc<Identity>) -> ConnKey {
 
 /// Turns until `is_over`, and returns how many connections were sent something in the one that sent to most.
 fn most_a_turn(shard: &mut Shard<Silent>, is_over: impl Fn(&Shard<Silent>) -> bool) -> usize {
+    most_of(|shard| shard.io.inner_mut().sent, shard, is_over)
+}
+
+/// Turns until `is_over`, and returns by how much `count` grew in the turn in which it grew most.
+fn most_of(
+    count: impl Fn(&Shard<Silent>) -> usize,
+    shard: &mut Shard<Silent>,
+    is_over: impl Fn(&Shard<Silent>) -> bool,
+) -> usize {
     let mut most = 0;
     for _ in 0..100_000 {
         if is_over(shard) {
             return most;
         }
-        let before = shard.io.inner_mut().sent;
+        let before = count(shard);
         assert_eq!(shard.turn().unwrap(), Turn::Again);
-        most = most.max(shard.io.inner_mut().sent - before);
+        most = most.max(count(shard) - before);
     }
     panic!("it does not end");
 }
@@ -171,6 +184,38 @@ fn a_drain_at_once_takes_many_turns() {
     assert_eq!(open(&shard), 0);
     // The turn that takes the order looks twice.
     assert!(most <= 2 * AT_ONCE, "{most} were told in one turn");
+}
+
+/// Whoever has not left by the deadline is cut, and nobody is forgotten.
+#[test]
+fn a_drain_deadline_takes_many_turns() {
+    let mut shard = shard_of(COUNT);
+    shard.inbox.drain(DrainOrder::within(3));
+    let most = most_of(|shard| shard.io.ended, &mut shard, |shard| shard.io.ended == COUNT as usize);
+    assert!(most <= AT_ONCE, "{most} were cut in one turn");
+    while shard.turn().unwrap() == Turn::Again {}
+    assert!(shard.conns.is_empty());
+    assert_eq!(shard.metrics.closed_cleanly.get() + shard.metrics.cut.get(), u64::from(COUNT));
+}
+
+/// A burst of publishes to a topic that everybody has.
+#[test]
+fn publishes_to_a_crowd_take_many_turns() {
+    let mut shard = shard_of(COUNT);
+    for slot in 0..COUNT {
+        let key = shard.conns.key_of(slot).unwrap();
+        shard.topics.subscribe("t", key, &mut shard.conns);
+    }
+    let publishes = 24;
+    for number in 0..publishes {
+        let (answer, _) = oneshot::channel();
+        let (topic, data, options) = ("t".into(), vec![b'0' + number as u8 % 10], PublishOptions::default());
+        shard.inbox.push(Order::Publish { topic, data, options, answer }).unwrap();
+    }
+    let queued = |shard: &Shard<Silent>| shard.metrics.queued.get() as usize;
+    let most = most_of(queued, &mut shard, |shard| queued(shard) == (publishes * COUNT) as usize);
+    let most_allowed = (FRAMES_ANYWAY * COUNT).max(DELIVERIES_A_TURN as u32 + COUNT) as usize;
+    assert!(most <= most_allowed, "{most} deliveries in one turn");
 }
 
 #[test]

@@ -92,8 +92,10 @@ pub(super) struct Draining {
     reconnects_per_second: u32,
     /// `None` while newcomers are still accepted.
     schedule: Option<Schedule>,
-    /// Everybody left has been cut.
-    enforced: bool,
+    /// Whoever was left at the deadline, as far as they have not been cut; `None` before it.
+    left: Option<Vec<ConnKey>>,
+    /// Until when the kernel may take over those that have been cut.
+    end_ms: u64,
 }
 
 impl Draining {
@@ -105,13 +107,15 @@ impl Draining {
             deadline_ms: now_ms + order.deadline_ms,
             reconnects_per_second: order.reconnects_per_second,
             schedule: None,
-            enforced: false,
+            left: None,
+            end_ms: u64::MAX,
         }
     }
 
     /// The shard's connections have ended otherwise, all of them.
     pub(super) fn lose_everyone(&mut self) {
         self.schedule.iter_mut().for_each(|schedule| (schedule.conns, schedule.done) = (Vec::new(), 0));
+        self.left.iter_mut().for_each(Vec::clear);
     }
 
     /// Of two orders the more urgent of each time counts.
@@ -286,25 +290,37 @@ impl<I: Io> Shard<I> {
     pub(super) fn drain_due_ms(&self) -> Option<u64> {
         let draining = self.draining.as_ref()?;
         let Some(schedule) = &draining.schedule else { return Some(draining.close_from_ms) };
-        let last_ms = draining.deadline_ms + if draining.enforced { LAST_COMPLETIONS_MS } else { 0 };
+        let last_ms = match &draining.left {
+            Some(left) if left.is_empty() => draining.end_ms,
+            _ => draining.deadline_ms,
+        };
         Some(schedule.due_ms().map_or(last_ms, |due_ms| due_ms.min(last_ms)))
     }
 
-    /// Cuts whoever is left at the deadline.
+    /// Cuts whoever is left at the deadline, so many a turn.
     fn enforce_drain(&mut self) {
         let now_ms = self.now.monotonic_ms();
         let Some(draining) = &mut self.draining else { return };
-        if draining.enforced || now_ms < draining.deadline_ms {
+        if now_ms < draining.deadline_ms {
             return;
         }
-        draining.enforced = true;
-        draining.schedule.iter_mut().for_each(|schedule| schedule.done = schedule.conns.len());
-        let still_here = self.conns.iter().filter(|(_, conn)| !matches!(conn.phase, Phase::Gone));
-        let still_here: Vec<ConnKey> = still_here.map(|(key, _)| key).collect();
-        if !still_here.is_empty() {
-            tracing::warn!(shard = self.id.0, connections = still_here.len(), "drain deadline: cutting who is left");
+        if draining.left.is_none() {
+            draining.schedule.iter_mut().for_each(|schedule| schedule.done = schedule.conns.len());
+            let still_here = self.conns.iter().filter(|(_, conn)| !matches!(conn.phase, Phase::Gone));
+            let still_here: Vec<ConnKey> = still_here.map(|(key, _)| key).collect();
+            if !still_here.is_empty() {
+                tracing::warn!(
+                    shard = self.id.0,
+                    connections = still_here.len(),
+                    "drain deadline: cutting who is left"
+                );
+            }
+            (draining.left, draining.end_ms) = (Some(still_here), now_ms + LAST_COMPLETIONS_MS);
         }
-        for key in still_here {
+        for _ in 0..CONNS_A_TURN {
+            let Some(draining) = &mut self.draining else { return };
+            let Some(key) = draining.left.as_mut().and_then(Vec::pop) else { return };
+            draining.end_ms = now_ms + LAST_COMPLETIONS_MS;
             self.retire(key, CloseReason::Drain);
         }
     }
@@ -316,7 +332,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn count_drained(&self, key: ConnKey, reason: CloseReason) {
         let Some(draining) = &self.draining else { return };
         let Some(conn) = self.conns.get(key) else { return };
-        if reason != CloseReason::Drain && !draining.enforced {
+        if reason != CloseReason::Drain && draining.left.is_none() {
             return;
         }
         let has_ended = conn.receive_ended() || matches!(conn.phase, Phase::Finishing { .. } | Phase::Lingering);
@@ -340,7 +356,8 @@ impl<I: Io> Shard<I> {
     /// this one.
     pub(super) fn is_done(&self) -> bool {
         let Some(draining) = &self.draining else { return false };
-        let gave_up = draining.enforced && self.now.monotonic_ms() >= draining.deadline_ms + LAST_COMPLETIONS_MS;
+        let has_cut_all = draining.left.as_ref().is_some_and(Vec::is_empty);
+        let gave_up = has_cut_all && self.now.monotonic_ms() >= draining.end_ms;
         let is_last = || {
             self.shared.drain.accepting.load(Ordering::SeqCst) == 0
                 && self.shared.connections.load(Ordering::SeqCst) == 0

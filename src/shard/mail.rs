@@ -31,7 +31,7 @@ impl<I: Io> Shard<I> {
         }
         while !self.mail_budget.is_spent() {
             let Some(Publish { topic, frame, receipt }) = self.bus.receive_publish(sender) else { return };
-            self.mail_budget.spend(&frame);
+            let bytes = frame.plain().len();
             let delivery = match topic {
                 None => self.deliver_to_all(frame),
                 Some(topic) => match topic.local(self.id) {
@@ -40,6 +40,7 @@ impl<I: Io> Shard<I> {
                     None => Default::default(),
                 },
             };
+            self.mail_budget.spend(bytes, delivery);
             self.bus.answer(sender, receipt, delivery);
         }
         self.bus.postpone(sender);

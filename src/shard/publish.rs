@@ -14,31 +14,48 @@ use crate::ws::{self, Opcode};
 use super::Shard;
 
 /// What one turn may still put on queues. A turn sends each connection what one send holds, so a burst of publishes is
-/// spread over turns: a subscriber that reads all the time keeps up with it, however long it is.
+/// spread over turns: a subscriber that reads all the time keeps up with it, however long it is; and so is one to many
+/// subscribers, so that others are served in between.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Budget {
     frames: u32,
     bytes: u32,
+    deliveries: u64,
+    /// Frames that are taken however many their deliveries are.
+    anyway: u32,
 }
 
 impl Budget {
     /// A quarter of what a queue may hold, and at most half of what one send carries: there is one budget for this
     /// shard's own publishes and one for the mail.
     pub(super) fn of_turn(limits: &OutboundLimits) -> Self {
-        Self { frames: (limits.frames_max / 4).max(1), bytes: (limits.bytes_max / 4).clamp(1, TURN_BYTES_MAX) }
+        Self {
+            frames: (limits.frames_max / 4).max(1),
+            bytes: (limits.bytes_max / 4).clamp(1, TURN_BYTES_MAX),
+            deliveries: DELIVERIES_A_TURN,
+            anyway: FRAMES_ANYWAY,
+        }
     }
 
     pub(super) fn is_spent(&self) -> bool {
-        self.frames == 0 || self.bytes == 0
+        self.frames == 0 || self.bytes == 0 || (self.deliveries == 0 && self.anyway == 0)
     }
 
-    pub(super) fn spend(&mut self, frame: &SharedFrame) {
+    /// A frame was put on the queues of so many members of this shard, or refused by them.
+    pub(super) fn spend(&mut self, frame_bytes: usize, delivery: Delivery) {
         self.frames = self.frames.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(frame.plain().len() as u32);
+        self.bytes = self.bytes.saturating_sub(frame_bytes as u32);
+        self.deliveries = self.deliveries.saturating_sub(delivery.matched);
+        self.anyway = self.anyway.saturating_sub(1);
     }
 }
 
 const TURN_BYTES_MAX: u32 = 64 * 1024;
+/// Some milliseconds of putting keys on queues.
+pub(super) const DELIVERIES_A_TURN: u64 = 256 * 1024;
+/// To send to all members of a large topic costs far more than to put keys on their queues, and a send that carries eight
+/// messages little more than one that carries one: fewer would make the wait for a burst longer, not shorter.
+pub(super) const FRAMES_ANYWAY: u32 = 8;
 
 /// What is owed for a publish that other shards still count.
 pub(super) enum Owed {
@@ -97,8 +114,8 @@ impl<I: Io> Shard<I> {
     /// Sends to every connection of every shard, subscribed or not. The caller has looked for room on the bus.
     pub(super) fn broadcast_for(&mut self, data: &[u8], answer: Answer<Delivery>) {
         let frame = self.encode(None, self.shared.windows.in_use(), |envelope| envelope.broadcast(data));
-        self.budget.spend(&frame);
         let delivery = self.deliver_to_all(frame.clone());
+        self.budget.spend(frame.plain().len(), delivery);
         self.answer_when_counted(Spread { delivery, others: self.bus.others(), topic: None, frame }, answer);
     }
 
@@ -136,7 +153,6 @@ impl<I: Io> Shard<I> {
         let stream = topic.as_deref().and_then(|topic| self.shared.registry.stream(topic, of, &self.settings.policies));
         let windows = topic.as_deref().map(Topic::windows).unwrap_or_default();
         let frame = self.encode(stream, windows, write);
-        self.budget.spend(&frame);
         let mut others = topic.as_deref().and_then(Topic::interest).unwrap_or_default();
         others.remove(self.id);
         let local = topic.as_deref().and_then(|topic| topic.local(self.id));
@@ -144,6 +160,7 @@ impl<I: Io> Shard<I> {
             Some(index) => self.deliver(index, frame.clone(), except),
             None => Delivery::default(),
         };
+        self.budget.spend(frame.plain().len(), delivery);
         Spread { delivery, others, topic, frame }
     }
 
