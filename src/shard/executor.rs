@@ -4,10 +4,12 @@
 //! queue at most once; so the queue has room for every slot and a wake is never lost. A wake that was meant for an
 //! earlier future of the slot is spurious and harmless.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use ahash::RandomState;
 use crossbeam::queue::ArrayQueue;
 
 use crate::app::envelope::MessageId;
@@ -48,8 +50,16 @@ struct Task {
 
 struct Slot {
     task: Option<Task>,
+    /// Its neighbours among the parked futures of the same connection; `None` while it is not parked.
+    links: Option<Links>,
     waker: Waker,
     state: Arc<SlotWaker>,
+}
+
+#[derive(Clone, Copy)]
+struct Links {
+    newer: Option<u32>,
+    older: Option<u32>,
 }
 
 struct SlotWaker {
@@ -82,10 +92,15 @@ impl Wake for SlotWaker {
 pub struct Executor {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// The newest parked future of each connection that has some.
+    newest: HashMap<ConnKey, u32, RandomState>,
     ready: Arc<Ready>,
     /// By slot: when its future is given up.
     deadlines: TimerWheel,
     bound: usize,
+    /// Slots that were looked at for connections that had gone.
+    #[cfg(test)]
+    looked_at: usize,
 }
 
 impl Executor {
@@ -94,7 +109,16 @@ impl Executor {
         let bound = bound.max(1);
         let ready = Arc::new(Ready { queue: ArrayQueue::new(bound), doorbell });
         let deadlines = TimerWheel::new(bound as u32, DEADLINE_TICK_MS, now_ms);
-        Self { slots: Vec::new(), free: Vec::new(), ready, deadlines, bound }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            newest: HashMap::default(),
+            ready,
+            deadlines,
+            bound,
+            #[cfg(test)]
+            looked_at: 0,
+        }
     }
 
     /// Futures parked.
@@ -126,8 +150,11 @@ impl Executor {
         let index = self.free.pop().unwrap_or_else(|| self.add_slot());
         self.slots[index as usize].task = Some(Task { future, conn, id, called_ns });
         let done = self.poll(index);
-        if let (None, Some(deadline_ms)) = (&done, deadline_ms) {
-            self.deadlines.schedule(index, deadline_ms);
+        if done.is_none() {
+            self.link(index, conn);
+            if let Some(deadline_ms) = deadline_ms {
+                self.deadlines.schedule(index, deadline_ms);
+            }
         }
         done
     }
@@ -173,19 +200,43 @@ impl Executor {
 
     /// Drops the futures of a connection that has gone.
     pub fn cancel(&mut self, conn: ConnKey) {
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if slot.task.as_ref().is_some_and(|task| task.conn == conn) {
-                let task = slot.task.take().expect("seen just now");
-                self.free.push(index as u32);
-                self.deadlines.cancel(index as u32);
-                drop_quietly(task.future);
+        while let Some(&index) = self.newest.get(&conn) {
+            #[cfg(test)]
+            {
+                self.looked_at += 1;
             }
+            let Some(Task { future, .. }) = self.slots[index as usize].task.take() else { return };
+            self.unlink(index, conn);
+            self.free.push(index);
+            self.deadlines.cancel(index);
+            drop_quietly(future);
+        }
+    }
+
+    fn link(&mut self, index: u32, conn: ConnKey) {
+        let older = self.newest.insert(conn, index);
+        self.slots[index as usize].links = Some(Links { newer: None, older });
+        if let Some(links) = older.and_then(|older| self.slots[older as usize].links.as_mut()) {
+            links.newer = Some(index);
+        }
+    }
+
+    fn unlink(&mut self, index: u32, conn: ConnKey) {
+        let Some(Links { newer, older }) = self.slots[index as usize].links.take() else { return };
+        if let Some(links) = older.and_then(|older| self.slots[older as usize].links.as_mut()) {
+            links.newer = newer;
+        }
+        match (newer, older) {
+            (Some(newer), _) => self.slots[newer as usize].links.iter_mut().for_each(|links| links.older = older),
+            (None, Some(older)) => drop(self.newest.insert(conn, older)),
+            (None, None) => drop(self.newest.remove(&conn)),
         }
     }
 
     /// Takes a future out of its slot, which is free again before the future drops.
     fn take(&mut self, index: u32, ended: Ended) -> Option<Done> {
         let Task { conn, id, called_ns, future } = self.slots[index as usize].task.take()?;
+        self.unlink(index, conn);
         self.free.push(index);
         self.deadlines.cancel(index);
         drop_quietly(future);
@@ -195,7 +246,7 @@ impl Executor {
     fn add_slot(&mut self) -> u32 {
         let index = self.slots.len() as u32;
         let state = Arc::new(SlotWaker { index, queued: AtomicBool::new(false), ready: self.ready.clone() });
-        self.slots.push(Slot { task: None, waker: state.clone().into(), state });
+        self.slots.push(Slot { task: None, links: None, waker: state.clone().into(), state });
         index
     }
 }
@@ -258,6 +309,39 @@ mod tests {
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         assert_eq!(poll_all(&mut executor), 2, "both were woken");
         assert_eq!((executor.len(), executor.has_ready()), (0, false));
+    }
+
+    #[test]
+    fn a_connection_that_goes_is_looked_for_among_its_own_futures_only() {
+        const CONNS: u32 = 1_000;
+        let conn = |slot| ConnKey { slot, generation: 1 };
+        let mut executor = Executor::new(3 * CONNS as usize, Arc::new(Silent), 0);
+        let wakers = Rc::default();
+        // Each has three; of some one ends before they go, the first, the middle or the last.
+        for _ in 0..3 {
+            for slot in 0..CONNS {
+                assert!(executor.start(conn(slot), None, 0, second_poll_ends(&wakers), None).is_none());
+            }
+        }
+        for slot in 0..CONNS {
+            if slot % 4 < 3 {
+                wakers.borrow()[(slot + slot % 4 * CONNS) as usize].wake_by_ref();
+            }
+        }
+        assert_eq!(poll_all(&mut executor), 750);
+        let mut left = executor.len();
+        for slot in (0..CONNS).rev() {
+            executor.cancel(conn(slot));
+            left -= if slot % 4 < 3 { 2 } else { 3 };
+            assert_eq!(executor.len(), left);
+        }
+        assert_eq!((left, executor.looked_at), (0, 2_250));
+        // Nobody finds what is no longer there.
+        assert!(executor.start(conn(0), None, 0, second_poll_ends(&wakers), None).is_none());
+        executor.cancel(conn(1));
+        assert_eq!(executor.len(), 1);
+        executor.cancel(conn(0));
+        assert_eq!((executor.len(), executor.slots.len()), (0, 3 * CONNS as usize));
     }
 
     #[test]
