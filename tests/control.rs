@@ -220,6 +220,27 @@ fn the_slow_the_silent_and_the_endless_are_cut_off_and_hurt_nobody() {
     assert!(begun.elapsed() < Duration::from_secs(4));
 }
 
+/// Whoever asks is served in the place of the oldest that do not, long before their time is up.
+#[test]
+fn requests_that_are_never_finished_make_room() {
+    let plane = Plane::start(1);
+    let begun = Instant::now();
+    let mut half_asked: Vec<TcpStream> = (0..600).map(|_| plane.connect()).collect();
+    for stream in &mut half_asked {
+        // The oldest may have had to go by now.
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost:");
+    }
+    assert_eq!(plane.get("GET /livez").status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(4), "they were waited for: {:?}", begun.elapsed());
+    let is_open = |stream: &TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    };
+    let open = half_asked.iter().filter(|stream| is_open(stream)).count();
+    assert!((200..=256).contains(&open), "{open} of those that did not ask are still there");
+    assert!(half_asked[400..].iter().all(is_open), "the oldest go first");
+}
+
 #[test]
 fn tokio_timers_run_for_threads_that_entered_the_handle() {
     let plane = Plane::start(1);

@@ -12,8 +12,8 @@ use axum::http::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::Listener;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
@@ -54,12 +54,24 @@ pub(super) async fn serve(
         .fallback(not_found);
     let mut listener = BoundedListener::new(listener);
     loop {
-        let (stream, _) = listener.accept().await;
+        let stream = listener.accept().await;
         let service = TowerToHyperService::new(router.clone());
-        let connection =
-            http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).serve_connection(TokioIo::new(stream), service);
-        // A connection that breaks is its client's affair.
-        tokio::spawn(async move { drop(connection.await) });
+        listener
+            .spawn(|holder| {
+                let service = service_fn(move |request| {
+                    let (work, answer) = (holder.work(), service.call(request));
+                    async move {
+                        let answer = answer.await;
+                        drop(work);
+                        answer
+                    }
+                });
+                let connection =
+                    http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).serve_connection(TokioIo::new(stream), service);
+                // A connection that breaks is its client's affair.
+                Box::pin(async move { drop(connection.await) })
+            })
+            .await;
     }
 }
 

@@ -1,43 +1,71 @@
 //! Connections to the internal port, with the patience they are given.
-//! Law: at most [`CONNECTIONS_MAX`] are open, newcomers wait in the kernel's backlog; whoever does not finish a request,
-//! take an answer or ask again in time is cut off, so every place becomes free again whatever its holder does.
+//! Law: at most [`CONNECTIONS_MAX`] have a place. Where none is free, a newcomer gets that of whoever has kept the port
+//! waiting longest: for the rest of a request, for room for an answer, or for the next request. Whoever does not go on in
+//! time is cut off, so every place becomes free again whatever its holder does; whose request is being worked on keeps it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Accepts up to the bound.
+/// The port's listener, and who has a place.
 pub(super) struct BoundedListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    /// Those who have a place; perhaps some who have just left theirs.
+    holders: Vec<(Arc<Holder>, AbortHandle)>,
+    /// Events so far, by which holders are told apart.
+    clock: Arc<AtomicU64>,
+}
+
+/// What is known of whoever has a place.
+pub(super) struct Holder {
+    /// Since when it has kept the port waiting; [`WORKED_ON`] while it does not.
+    waits_since: AtomicU64,
+    clock: Arc<AtomicU64>,
+}
+
+impl Holder {
+    /// The port has a whole request of it, and works on that until the guard drops.
+    pub(super) fn work(self: &Arc<Self>) -> Work {
+        self.waits_since.store(WORKED_ON, Relaxed);
+        Work(Arc::clone(self))
+    }
+
+    fn wait(&self) {
+        self.waits_since.store(self.clock.fetch_add(1, Relaxed), Relaxed);
+    }
+}
+
+/// A request that is being worked on.
+pub(super) struct Work(Arc<Holder>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
 }
 
 impl BoundedListener {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { listener, places, holders: Vec::new(), clock: Arc::default() }
     }
-}
 
-impl Listener for BoundedListener {
-    type Io = BoundedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+    /// The next connection, with a place.
+    pub(super) async fn accept(&mut self) -> BoundedStream {
         loop {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-                unreachable!("the semaphore is never closed")
-            };
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (BoundedStream::new(stream, place), peer),
+                Ok((stream, _)) => return BoundedStream::new(stream, self.place().await),
                 // The newcomer's own fault, or descriptors have run out for now; the next one may fare better.
                 Err(error) => {
                     tracing::warn!(%error, "internal port: accept failed");
@@ -47,8 +75,29 @@ impl Listener for BoundedListener {
         }
     }
 
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
+    /// Serves a connection.
+    pub(super) async fn spawn(&mut self, serve: impl FnOnce(Arc<Holder>) -> Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let holder = Arc::new(Holder { waits_since: AtomicU64::default(), clock: self.clock.clone() });
+        holder.wait();
+        let task = tokio::spawn(serve(holder.clone()));
+        self.holders.retain(|(_, task)| !task.is_finished());
+        self.holders.push((holder, task.abort_handle()));
+        // It is looked at before the next newcomer, so that whoever has asked is served before it could have to go.
+        tokio::task::yield_now().await;
+    }
+
+    async fn place(&mut self) -> OwnedSemaphorePermit {
+        if self.places.available_permits() == 0 {
+            let since = |(holder, _): &(Arc<Holder>, AbortHandle)| holder.waits_since.load(Relaxed);
+            let longest = (0..self.holders.len()).min_by_key(|&at| since(&self.holders[at]));
+            if let Some(at) = longest.filter(|&at| since(&self.holders[at]) != WORKED_ON) {
+                self.holders.swap_remove(at).1.abort();
+            }
+        }
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
+        };
+        place
     }
 }
 
@@ -112,7 +161,9 @@ impl AsyncWrite for BoundedStream {
     }
 }
 
-/// Connections open at once. A scraper, a prober and a few open pages need a dozen.
+/// Later than every event.
+const WORKED_ON: u64 = u64::MAX;
+/// Connections open at once, beside the one that waits for a place. A scraper, a prober and a few open pages need a dozen.
 const CONNECTIONS_MAX: usize = 256;
 /// From the connect, or from the first byte of a further request, until its answer begins.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
