@@ -4,9 +4,13 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::server::Kind;
+
+/// Where servers run. Set before the load generator pins itself, since what it starts could run nowhere else by itself.
+pub static CORE: OnceLock<usize> = OnceLock::new();
 
 /// A server in a process of its own; killed when dropped.
 pub struct Server {
@@ -37,7 +41,7 @@ impl Server {
         use clap::ValueEnum;
         let name = kind.to_possible_value().expect("every kind has a name");
         let mut process = Command::new(std::env::current_exe()?)
-            .args(["serve", name.get_name()])
+            .args(["serve", name.get_name(), &CORE.get().copied().unwrap_or_default().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -111,6 +115,20 @@ impl Server {
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
         kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("smaps_rollup has no Pss"))
+    }
+
+    /// The most that was resident at a time since it started, and what is now, in bytes.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resident_bytes(&self) -> io::Result<(u64, u64)> {
+        let status = fs::read_to_string(self.proc("status"))?;
+        let bytes = |name: &str| -> io::Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("no such line in the status"))
+        };
+        Ok((bytes("VmHWM:")?, bytes("VmRSS:")?))
     }
 
     fn proc(&self, file: &str) -> String {

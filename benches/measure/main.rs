@@ -5,21 +5,27 @@
 //! cargo run --release --example measure -- fanout      server CPU of a delivery, beside bare SENDs
 //! cargo run --release --example measure -- idle        server memory of an idle connection
 //! cargo run --release --example measure -- slow        what one subscriber that stops reading costs the others
+//! cargo run --release --example measure -- attack      what a thousand attackers cost a client that behaves
 //! ```
 //! Servers run on the first core this process may use and the load generator on the last, over loopback.
 
+mod attack;
+mod attackers;
 mod child;
 mod echo;
 mod fanout;
 mod idle;
 mod lanes;
 mod load;
+mod neighbours;
 mod server;
 mod slow;
 mod table;
 mod websocket;
 
 use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tidewheel::io::affinity;
@@ -74,17 +80,35 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         messages: u64,
     },
+    /// A thousand attackers at full speed, beside clients that behave, for each attack
+    Attack {
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
+        /// Seconds that an attack may last
+        #[arg(long, default_value_t = 12)]
+        seconds: u64,
+        /// All of them, unless some are named
+        #[arg(value_delimiter = ',')]
+        attacks: Vec<attackers::Attack>,
+    },
     /// Runs one of the servers (the other commands do)
     #[command(hide = true)]
-    Serve { kind: server::Kind },
+    Serve { kind: server::Kind, core: usize },
+    /// Attacks a server (`attack` does)
+    #[command(hide = true)]
+    Attackers { attack: attackers::Attack, address: SocketAddr, connections: usize, seconds: u64 },
+    /// Behaves (`attack` does)
+    #[command(hide = true)]
+    Neighbours { address: SocketAddr },
 }
 
 fn main() -> io::Result<()> {
     let command = Arguments::parse().command;
-    if let Command::Serve { kind } = command {
-        return server::serve(kind);
+    if let Command::Serve { kind, core } = command {
+        return server::serve(kind, core);
     }
     let cores = affinity::allowed_cores()?;
+    child::CORE.get_or_init(|| cores[0]);
     affinity::pin(cores[cores.len() - 1])?;
     match command {
         Command::Echo { rounds, seconds, cases, servers } => echo::compare(rounds, seconds, &cases, &servers),
@@ -93,6 +117,13 @@ fn main() -> io::Result<()> {
         }
         Command::Idle { connections } => idle::report(connections),
         Command::Slow { subscribers, messages } => slow::compare(subscribers, messages),
+        Command::Attack { connections, seconds, attacks } => {
+            attack::compare(&attacks, connections, Duration::from_secs(seconds))
+        }
+        Command::Attackers { attack, address, connections, seconds } => {
+            attackers::run(attack, address, connections, Duration::from_secs(seconds))
+        }
+        Command::Neighbours { address } => neighbours::run(address),
         Command::Serve { .. } => Ok(()),
     }
 }

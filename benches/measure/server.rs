@@ -34,6 +34,8 @@ pub enum Kind {
     TidewheelAuthPoll,
     /// The engine, with topics named after their policies, and patience with who does not read.
     TidewheelPolicies,
+    /// The engine with its default limits, whose clients must authenticate.
+    TidewheelDefaults,
     /// TCP echo with a task a connection on tokio-uring.
     TokioUring,
 }
@@ -45,7 +47,7 @@ impl Kind {
             Self::BareEcho => "bare TCP",
             Self::BareEchoPoll => "bare TCP, poll",
             Self::BareFanout => "bare SENDs",
-            Self::Tidewheel | Self::TidewheelPolicies => "tidewheel",
+            Self::Tidewheel | Self::TidewheelPolicies | Self::TidewheelDefaults => "tidewheel",
             Self::TidewheelPoll => "tidewheel, poll",
             Self::TidewheelAuth => "tidewheel, recv",
             Self::TidewheelAuthPoll => "tidewheel, poll",
@@ -73,31 +75,32 @@ pub const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Bytes of a published message, and of a delivery, on the bare fan-out.
 pub const BARE_MESSAGE_BYTES: usize = 132;
 
-/// Runs a server until its standard input ends.
+/// Runs a server on this core until its standard input ends.
 ///
 /// # Errors
 /// The server could not start.
-pub fn serve(kind: Kind) -> io::Result<()> {
-    affinity::pin(affinity::allowed_cores()?[0])?;
+pub fn serve(kind: Kind, core: usize) -> io::Result<()> {
+    affinity::pin(core)?;
     let turns = Arc::new(AtomicU64::new(0));
     match kind {
         Kind::BareEcho => bare_echo(ReceiveMode::Recv, &turns),
         Kind::BareEchoPoll => bare_echo(ReceiveMode::Poll, &turns),
         Kind::BareFanout => BareFanout::serve(&turns),
-        Kind::Tidewheel => engine("recv", false, CLIENTS),
-        Kind::TidewheelPoll => engine("poll", false, CLIENTS),
-        Kind::TidewheelAuth => engine("recv", true, CLIENTS),
-        Kind::TidewheelAuthPoll => engine("poll", true, CLIENTS),
-        Kind::TidewheelPolicies => engine("recv", false, PATIENCE),
+        Kind::Tidewheel => engine("recv", false, LIMITS, CLIENTS),
+        Kind::TidewheelPoll => engine("poll", false, LIMITS, CLIENTS),
+        Kind::TidewheelAuth => engine("recv", true, LIMITS, CLIENTS),
+        Kind::TidewheelAuthPoll => engine("poll", true, LIMITS, CLIENTS),
+        Kind::TidewheelPolicies => engine("recv", false, LIMITS, PATIENCE),
+        Kind::TidewheelDefaults => engine("recv", true, "{}", "websocket: {}"),
         Kind::TokioUring => tokio_uring_echo(),
     }
 }
 
-fn engine(wait: &str, auth: bool, rest: &str) -> io::Result<()> {
+fn engine(wait: &str, auth: bool, limits: &str, rest: &str) -> io::Result<()> {
     let auth = if auth { format!("{{secret: {SECRET}}}") } else { "{required: false}".into() };
     let yaml = format!(
         "{{listen: \"{ANY}\", echo_path: {ECHO_PATH}, shards: 1, io: {{wait: {wait}}}, auth: {auth}, \
-         limits: {LIMITS}, {rest}}}"
+         limits: {limits}, {rest}}}"
     );
     let config = Config::parse(&yaml).map_err(io::Error::other)?;
     let engine = Engine::builder(config).admin(false).start().map_err(io::Error::other)?;

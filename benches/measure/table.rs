@@ -31,6 +31,13 @@ impl Table {
         self.text += "\n";
     }
 
+    /// A row that ends in words.
+    pub fn row_with_words(&mut self, name: &str, figures: &[f64], decimals: usize, words: &str) {
+        self.row(name, figures, decimals);
+        self.text.pop();
+        writeln!(self.text, " {words} |").expect("memory");
+    }
+
     /// Writes the table to standard output.
     ///
     /// # Errors

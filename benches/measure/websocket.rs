@@ -9,11 +9,15 @@ use std::net::TcpStream;
 /// # Errors
 /// The server answered with something else than 101.
 pub fn shake_hands(socket: &mut TcpStream, path: &str) -> io::Result<()> {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    socket.write_all(request.as_bytes())?;
+    shake_hands_with(socket, path, "")
+}
+
+/// The same with further header lines, each with its line end.
+///
+/// # Errors
+/// The server answered with something else than 101.
+pub fn shake_hands_with(socket: &mut TcpStream, path: &str, lines: &str) -> io::Result<()> {
+    socket.write_all(request(path, lines).as_bytes())?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         // Nothing follows the head until the client speaks.
@@ -31,6 +35,25 @@ pub fn shake_hands(socket: &mut TcpStream, path: &str) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(format!("no upgrade: {}", String::from_utf8_lossy(&head))))
+}
+
+/// An upgrade request, with further header lines, each with its line end.
+pub fn request(path: &str, lines: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{lines}\r\n"
+    )
+}
+
+/// The first frame in bytes of a server, if it is whole: opcode, payload, and where it ends.
+pub fn split(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let [first, second, ..] = *bytes else { return None };
+    let (length, header) = match second {
+        126 => (usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
+        127 => (usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10),
+        length => (usize::from(length), 2),
+    };
+    Some((first & 0xf, bytes.get(header..header + length)?, header + length))
 }
 
 /// Sends a text message and returns the next one from the server.

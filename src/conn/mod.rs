@@ -187,7 +187,7 @@ pub struct Conn {
     pub active: Ms,
     /// When bytes last arrived.
     pub heard: Ms,
-    /// When the last ping was queued.
+    /// When the last ping was queued; of a connection that is being closed, which is not pinged, [`Conn::late_bytes`].
     pub pinged: Ms,
     /// What it has received and sent, as far as its session has not taken that over.
     pub traffic: Traffic,
@@ -254,6 +254,28 @@ impl Conn {
     /// Whether messages are read and answered.
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether it is being closed, or is told why it never was open.
+    pub fn is_ending(&self) -> bool {
+        !matches!(self.phase, Phase::Handshake(_) | Phase::Open)
+    }
+
+    /// It begins to be closed, or to be told why it never was open.
+    pub fn end_with(&mut self, phase: Phase) {
+        (self.phase, self.pinged) = (phase, 0);
+    }
+
+    /// Bytes that have come since it began to be closed.
+    pub fn late_bytes(&self) -> u32 {
+        if self.is_ending() { self.pinged } else { 0 }
+    }
+
+    /// Bytes have come; they count if it is being closed.
+    pub fn count_late(&mut self, bytes: usize) {
+        if self.is_ending() {
+            self.pinged = self.pinged.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
     }
 
     /// The window of its compressed messages in bits; 0 if it gets none.

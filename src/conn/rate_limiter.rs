@@ -15,6 +15,13 @@ pub struct RateLimits {
     pub edition: u16,
 }
 
+impl RateLimits {
+    /// Whether messages that are so far apart are within the rate of messages, whatever it has been used for.
+    pub fn is_apart(&self, ms: u32) -> bool {
+        self.messages.is_none_or(|rate| u64::from(ms) * u64::from(rate.per_second) >= 1000)
+    }
+}
+
 /// A message over a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverRate {

@@ -26,13 +26,15 @@ pub(super) struct Goodbye {
     pub text: String,
     /// Whether the client should connect again, and after how long.
     pub retry_after_ms: Option<u64>,
+    /// What is awaited after it.
+    pub then: Then,
 }
 
 impl Goodbye {
     pub(super) fn new(reason: CloseReason, code: u16, text: impl Into<String>) -> Self {
         // 4000–4499 ask the client to come back, 4500–4999 to stay away.
         let reconnect = matches!(code, 1001 | 1011..=1013 | 4000..=4499);
-        Self { reason, code, text: text.into(), retry_after_ms: reconnect.then_some(0) }
+        Self { reason, code, text: text.into(), retry_after_ms: reconnect.then_some(0), then: Then::Await }
     }
 }
 
@@ -42,14 +44,14 @@ impl<I: Io> Shard<I> {
         if !self.conns.get(key).is_some_and(|conn| conn.is_open()) {
             return;
         }
-        let Goodbye { reason, code, text, retry_after_ms } = goodbye;
+        let Goodbye { reason, code, text, retry_after_ms, then } = goodbye;
         let notice = Some(Notice { reason: text.clone(), retry_after_ms });
         // A client that does not read messages finds the delay in the close frame.
         let text = match retry_after_ms {
             Some(ms) if code == 1012 => format!("{{\"retry_after_ms\":{ms}}}"),
             _ => text,
         };
-        self.leave_open(key, reason, Farewell { notice, code: Some(code), text, then: Then::Await });
+        self.leave_open(key, reason, Farewell { notice, code: Some(code), text, then });
     }
 
     /// The peer's close frame arrived.
@@ -100,7 +102,7 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(matches!(conn.phase, Phase::Handshake { .. }));
-        conn.phase = Phase::Finishing { linger: true };
+        conn.end_with(Phase::Finishing { linger: true });
         conn.reason = Some(reason);
         conn.since = now;
         conn.outbound.reply(self.io.palette(), now, write);
@@ -116,7 +118,7 @@ impl<I: Io> Shard<I> {
         self.note(key, Note::Closed(reason, farewell.code));
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.is_open());
-        conn.phase = Phase::Settling(Box::new(farewell));
+        conn.end_with(Phase::Settling(Box::new(farewell)));
         conn.reason = Some(reason);
         conn.since = now;
         self.reschedule(key);

@@ -166,17 +166,19 @@ impl<I: Io> Shard<I> {
         self.mark_dirty(key);
     }
 
-    /// A pong that answers the last ping, once, says how far the peer is; every other one says nothing.
-    pub(super) fn on_pong(&mut self, key: ConnKey, payload: &[u8]) {
-        let Ok(sent_ns) = payload.try_into().map(u64::from_be_bytes) else { return };
-        let Some(conn) = self.conns.get_mut(key) else { return };
+    /// A pong that answers the last ping, once, says how far the peer is; every other one says nothing. Returns whether it
+    /// is one that answers.
+    pub(super) fn on_pong(&mut self, key: ConnKey, payload: &[u8]) -> bool {
+        let Ok(sent_ns) = payload.try_into().map(u64::from_be_bytes) else { return false };
+        let Some(conn) = self.conns.get_mut(key) else { return false };
         if conn.ping == Ping::Answered || (sent_ns / 1_000_000) as Ms != conn.pinged {
-            return;
+            return false;
         }
         conn.ping = Ping::Answered;
         let rtt_ns = self.now.monotonic_ns.saturating_sub(sent_ns);
         self.metrics.rtt.observe(rtt_ns);
         self.sessions.set_rtt(key.slot, rtt_ns);
+        true
     }
 
     /// How long the session may last: between four fifths of `max_lifetime` and all of it, so that connections that came

@@ -15,7 +15,7 @@ use crate::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 
 use super::Shard;
 use super::codecs::Failed;
-use super::settings::{PARKED_PER_CONN_MAX, SHARE};
+use super::settings::{LATE_BYTES, PARKED_PER_CONN_MAX, SHARE};
 
 /// Whether a connection's next message may be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +30,16 @@ pub(super) enum Gate {
 impl<I: Io> Shard<I> {
     pub(super) fn on_received(&mut self, key: ConnKey, mut bytes: Bytes<I::Buffer>, armed: bool) {
         self.metrics.bytes_in.add(bytes.len() as u64);
-        let now = self.ms();
+        let (now, late_bytes_max) = (self.ms(), self.late_bytes_max());
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
+        conn.count_late(bytes.len());
         let spilled = conn.traffic.add(Flow::BytesIn, bytes.len() as u32);
         if let Some(spilled) = spilled {
             self.sessions.spill(key.slot, Flow::BytesIn, spilled);
+        }
+        if conn.late_bytes() > late_bytes_max {
+            return self.io.pause(key);
         }
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
@@ -107,6 +111,7 @@ impl<I: Io> Shard<I> {
             }
         }
         decoder.settle();
+        self.count_frames(key, input.short_fragments());
         let taken = len - input.rest().len();
         match self.conns.get_mut(key) {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
@@ -128,12 +133,19 @@ impl<I: Io> Shard<I> {
             Event::Close(close) => self.on_peer_close(key, close.map(|close| close.code)),
             // It is closing: nothing but the peer's close frame is of interest.
             _ if !conn.is_open() => {}
-            Event::Pong(payload) => self.on_pong(key, payload),
+            Event::Pong(payload) => {
+                if !self.on_pong(key, payload) {
+                    self.count_frames(key, 1);
+                }
+            }
             Event::Deflated { .. } => {} // is inflated first, and comes as what it is then
             Event::Ping(payload) => {
+                // One now and then is within any rate, and leaves nothing behind.
+                let is_lone = conn.intake.is_none() && self.settings.rates.is_apart(now.wrapping_sub(conn.active));
                 conn.active = now;
                 conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Pong, payload));
                 self.mark_dirty(key);
+                self.count_frames(key, u32::from(!is_lone));
             }
             Event::Text(bytes) => {
                 conn.active = now;
@@ -177,6 +189,12 @@ impl<I: Io> Shard<I> {
             self.count_flow(key, Flow::MessagesOut, 1);
             self.mark_dirty(key);
         }
+    }
+
+    /// Bytes that are read of a connection that is being closed: the message that was on its way, and frames around it. Of
+    /// one that sends more, its close frame is not awaited.
+    pub(super) fn late_bytes_max(&self) -> u32 {
+        u32::try_from(self.settings.messages.message_bytes_max).unwrap_or(u32::MAX).saturating_add(LATE_BYTES)
     }
 
     pub(super) fn gate(&self, key: ConnKey) -> Gate {

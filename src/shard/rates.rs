@@ -3,7 +3,7 @@
 //! whole life, but who goes on without a pause is closed.
 
 use crate::app::envelope;
-use crate::conn::{Intake, Note, OverRate};
+use crate::conn::{Endpoint, Intake, Note, OverRate, Then};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -46,8 +46,31 @@ impl<I: Io> Shard<I> {
         let text = "too many messages or bytes a second; this one was not carried out";
         self.reply(key, id, |envelope| envelope.error(ErrorCode::RateLimited, &text));
         if over.refused >= OVER_RATE_MAX {
-            self.part(key, Goodbye::new(CloseReason::RateLimit, 4505, "rate limit"));
+            self.end_flood(key);
         }
+    }
+
+    /// Counts frames that bring no message as messages: pings, pongs that nobody asked for, fragments that hardly bring
+    /// their message forward. They are carried out all the same, until the connection is closed for them.
+    pub(super) fn count_frames(&mut self, key: ConnKey, frames: u32) {
+        let (rates, now_ms) = (&self.settings.rates, self.now.monotonic_ms());
+        if frames == 0 || rates.messages.is_none() {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !conn.is_open() || conn.endpoint == Endpoint::Echo {
+            return;
+        }
+        let intake = conn.intake.get_or_insert_default();
+        let over = (0..frames).filter_map(|_| intake.rates.take(rates, now_ms, 0).err());
+        if over.into_iter().any(|over| over.refused >= OVER_RATE_MAX) {
+            self.end_flood(key);
+        }
+    }
+
+    /// It would hardly stop to answer a close frame, so nothing more of what it sends is looked at.
+    fn end_flood(&mut self, key: ConnKey) {
+        self.part(key, Goodbye { then: Then::Linger, ..Goodbye::new(CloseReason::RateLimit, 4505, "rate limit") });
     }
 
     /// Forgets what a connection has spent once it has it all again.

@@ -11,12 +11,13 @@ use super::message::{CONTROL_BYTES_MAX, Close, Event, Opcode, may_be_sent};
 #[derive(Debug)]
 pub struct Input<'b> {
     unread: &'b mut [u8],
+    short_fragments: u32,
 }
 
 impl<'b> Input<'b> {
     /// Starts at the front of `bytes`, which decoding overwrites.
     pub fn new(bytes: &'b mut [u8]) -> Self {
-        Self { unread: bytes }
+        Self { unread: bytes, short_fragments: 0 }
     }
 
     /// The unread bytes.
@@ -27,6 +28,12 @@ impl<'b> Input<'b> {
     /// Whether everything has been read.
     pub fn is_empty(&self) -> bool {
         self.unread.is_empty()
+    }
+
+    /// How many frames of at most 125 bytes have begun so far that do not end their message. Whoever sends many makes much
+    /// work with few bytes.
+    pub fn short_fragments(&self) -> u32 {
+        self.short_fragments
     }
 
     /// Takes the next `count` bytes, or all if there are fewer.
@@ -165,6 +172,9 @@ impl Decoder {
         let is_control = opcode.is_control();
 
         if !is_control {
+            if !fin && payload_bytes <= CONTROL_BYTES_MAX as u64 {
+                input.short_fragments += 1;
+            }
             match (opcode == Opcode::Continuation, is_first) {
                 (true, true) => return Err(ProtocolError::ContinuationUnexpected),
                 (false, false) => return Err(ProtocolError::ContinuationExpected),

@@ -17,6 +17,7 @@ mod drain;
 mod errands;
 mod eviction;
 mod farewell;
+mod floods;
 mod fuzz;
 mod handlers;
 mod handshake;

@@ -1,0 +1,226 @@
+//! A thousand attackers at full speed: what they cost clients that behave, how much memory the server needs for them, and
+//! how soon they are gone.
+//!
+//! Law: the server has its default limits, none is raised: attackers come from 127.1.0.0 and following, 20 from each
+//! address, which is as much as one address may do at once; where the attack needs it each has a token of its own user.
+//! The server has the first core to itself; attackers and clients that behave share the last one, in processes of their
+//! own. So that what is measured is the server and not the line for that core, the clients that behave run with real-time
+//! priority where that may be had (`chrt --fifo`; else the attackers are niced), and wake at once whatever attackers do;
+//! what the attackers' system calls do for the server's side of a loopback connection is theirs as well. Latencies count
+//! from when a publish was due.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::attackers::Attack;
+use super::child::Server;
+use super::server::Kind;
+use super::table::Table;
+
+/// Prints a line for each attack.
+///
+/// # Errors
+/// The server failed a client that behaved, or ended.
+pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Result<()> {
+    let attacks = if attacks.is_empty() { Attack::value_variants() } else { attacks };
+    let labels = [
+        "p50 us quiet",
+        "p99 us quiet",
+        "p50 us attacked",
+        "p99 us attacked",
+        "p50 ratio",
+        "p99 ratio",
+        "samples",
+        "server core %",
+        "sent MB",
+        "peak +MB",
+        "bound MB",
+        "gone after ms",
+        "left",
+        "how they ended",
+    ];
+    let mut table = Table::new(&format!("{connections} attackers"), &labels);
+    for &attack in attacks {
+        let row = measure(attack, connections, most)?;
+        let bound = bound_bytes(attack) as f64 * connections as f64 / 1e6;
+        let gone = if row.left == 0 { row.lasted_ms } else { f64::NAN };
+        let figures = [
+            row.quiet.p50,
+            row.quiet.p99,
+            row.attacked.p50,
+            row.attacked.p99,
+            row.attacked.p50 / row.quiet.p50,
+            row.attacked.p99 / row.quiet.p99,
+            row.attacked.count,
+            row.cpu.as_secs_f64() * 100_000.0 / row.lasted_ms,
+            row.sent_bytes as f64 / 1e6,
+            row.peak_bytes as f64 / 1e6,
+            bound,
+            gone,
+            row.left as f64,
+        ];
+        let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
+        table.row_with_words(&name, &figures, 1, &row.ends.join(", "));
+        writeln!(io::stderr(), "{name} done")?;
+    }
+    table.print()
+}
+
+/// What an attacker may make the server hold at most: its share of the bounds in the guide's page on threats.
+fn bound_bytes(attack: Attack) -> usize {
+    const CONNECTION: usize = 4096; // with what the kernel's completions and the allocator add
+    const HEAD: usize = 2 * 16 * 1024;
+    const MESSAGE: usize = 2 * 1_000_000;
+    const QUEUE: usize = 1_000_000;
+    CONNECTION
+        + match attack {
+            Attack::SlowHandshake | Attack::HeaderFlood => HEAD,
+            Attack::NoAuth | Attack::Garbage | Attack::ResetStorm | Attack::UpgradeStorm => 0,
+            Attack::TinyFragments | Attack::EmptyFragments => MESSAGE,
+            Attack::ZipBomb | Attack::LegalZip => 128 * 1024,
+            Attack::EmptyMessages | Attack::PingFlood | Attack::PublishFlood | Attack::ZeroWindow => QUEUE,
+        }
+}
+
+struct Row {
+    quiet: Latency,
+    attacked: Latency,
+    cpu: Duration,
+    sent_bytes: u64,
+    /// Beyond what it had before.
+    peak_bytes: u64,
+    lasted_ms: f64,
+    left: usize,
+    ends: Vec<String>,
+}
+
+fn measure(attack: Attack, connections: usize, most: Duration) -> io::Result<Row> {
+    let mut server = Server::start(Kind::TidewheelDefaults)?;
+    let address = server.address();
+    let mut neighbours = Helper::start(Priority::High, &["neighbours".into(), address.to_string()])?;
+    thread::sleep(SETTLE);
+    Latency::take(&mut neighbours)?;
+    thread::sleep(QUIET);
+    let quiet = Latency::take(&mut neighbours)?;
+    let (_, before_bytes) = server.resident_bytes()?;
+
+    let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
+    let arguments =
+        ["attackers".into(), name, address.to_string(), connections.to_string(), most.as_secs().to_string()];
+    let mut attackers = Helper::start(Priority::Low, &arguments)?;
+    thread::sleep(SETTLE);
+    Latency::take(&mut neighbours)?;
+    let before = server.spent()?.cpu;
+    attackers.say()?;
+    let first = attackers.line()?;
+    let attacked = Latency::take(&mut neighbours)?;
+    let cpu = server.spent()?.cpu - before;
+    let (peak_bytes, _) = server.resident_bytes()?;
+    let numbers: Vec<u64> = first.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    let [lasted_ms, left, sent_bytes] = numbers[..] else { return Err(io::Error::other(first)) };
+    let mut ends = Vec::new();
+    loop {
+        match attackers.line()?.as_str() {
+            "end" => break,
+            end => ends.push(end.replacen(' ', " × ", 1)),
+        }
+    }
+    if left > 0 {
+        ends.push(format!("{left} × still there"));
+    }
+    Ok(Row {
+        quiet,
+        attacked,
+        cpu,
+        sent_bytes,
+        peak_bytes: peak_bytes.saturating_sub(before_bytes),
+        lasted_ms: lasted_ms as f64,
+        left: left as usize,
+        ends,
+    })
+}
+
+/// Of clients that behave, in microseconds.
+struct Latency {
+    count: f64,
+    p50: f64,
+    p99: f64,
+}
+
+impl Latency {
+    fn take(neighbours: &mut Helper) -> io::Result<Self> {
+        neighbours.say()?;
+        let line = neighbours.line()?;
+        let numbers: Vec<f64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [count, p50, p99, _] = numbers[..] else { return Err(io::Error::other(line)) };
+        Ok(Self { count, p50, p99 })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Priority {
+    High,
+    Low,
+}
+
+/// This program once more, in a part of its own; killed when dropped.
+struct Helper {
+    process: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    fn start(priority: Priority, arguments: &[String]) -> io::Result<Self> {
+        let program = std::env::current_exe()?;
+        let is_real_time = Command::new("chrt").args(["--fifo", "1", "true"]).stderr(Stdio::null()).status();
+        let is_real_time = is_real_time.is_ok_and(|status| status.success());
+        let mut command = match priority {
+            Priority::High if is_real_time => {
+                let mut command = Command::new("chrt");
+                command.args(["--fifo", "1"]).arg(program);
+                command
+            }
+            Priority::Low if !is_real_time => {
+                let mut command = Command::new("nice");
+                command.args(["-n", "19"]).arg(program);
+                command
+            }
+            _ => Command::new(program),
+        };
+        let mut process = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = process.stdin.take().expect("piped");
+        let stdout = BufReader::new(process.stdout.take().expect("piped"));
+        let mut helper = Self { process, stdin, stdout };
+        match helper.line()?.as_str() {
+            "ready" => Ok(helper),
+            other => Err(io::Error::other(other.to_owned())),
+        }
+    }
+
+    fn say(&mut self) -> io::Result<()> {
+        writeln!(self.stdin)
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.stdout.read_line(&mut line)? {
+            0 => Err(io::Error::other("a part of the measurement has ended")),
+            _ => Ok(line.trim().to_owned()),
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // it may have ended already
+        let _ = self.process.wait();
+    }
+}
+
+const SETTLE: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(2);

@@ -1,0 +1,108 @@
+//! Clients that behave while others attack: each publishes to a topic of its own, 80 times a second, and waits for the
+//! message and the receipt.
+//!
+//! Law: a latency counts from when the publish was due, so that one that is late makes those behind it late too. An answer
+//! that is not the expected one, or none within half a minute, is a failure.
+
+use std::io::{self, BufRead, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::attackers::token;
+use super::websocket;
+
+/// Publishes until standard input ends. For each line of it, says how many publishes there were since the last one, and
+/// their latencies: the median, the 99th part and the longest, in microseconds.
+///
+/// # Errors
+/// The server failed a client.
+pub fn run(address: SocketAddr) -> io::Result<()> {
+    let latencies_us: Arc<Mutex<Vec<u32>>> = Arc::default();
+    for number in 0..CLIENTS {
+        let mut client = Client::connect(address, number)?;
+        let latencies_us = latencies_us.clone();
+        thread::spawn(move || {
+            let begin = Instant::now() + PERIOD * number / CLIENTS;
+            for turn in 0.. {
+                let due = begin + PERIOD * turn;
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if let Err(error) = client.publish() {
+                    let _ = writeln!(io::stderr(), "a client that behaved was failed: {error}");
+                    std::process::exit(1);
+                }
+                latencies_us.lock().expect("nobody panics").push(due.elapsed().as_micros() as u32);
+            }
+        });
+    }
+    writeln!(io::stdout(), "ready")?;
+    for line in io::stdin().lock().lines() {
+        line?;
+        let mut taken = std::mem::take(&mut *latencies_us.lock().expect("nobody panics"));
+        taken.sort_unstable();
+        let at = |part: usize| taken.get(taken.len() * part / 100).or(taken.last()).copied().unwrap_or_default();
+        writeln!(io::stdout(), "{} {} {} {}", taken.len(), at(50), at(99), at(100))?;
+    }
+    Ok(())
+}
+
+struct Client {
+    socket: TcpStream,
+    publish: Vec<u8>,
+    received: Vec<u8>,
+}
+
+impl Client {
+    fn connect(address: SocketAddr, number: u32) -> io::Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+        websocket::shake_hands(&mut socket, "/ws")?;
+        let token = token(&format!("neighbour-{number}"))?;
+        let topic = format!("own.{number}");
+        for ask in [
+            format!(r#"{{"type":"authenticate","payload":{{"token":"{token}"}}}}"#),
+            format!(r#"{{"type":"subscribe","payload":{{"topic":"{topic}"}}}}"#),
+        ] {
+            let answer = websocket::ask(&mut socket, &ask)?;
+            if !answer.contains(r#""authenticated":true"#) && !answer.contains(r#""success":true"#) {
+                return Err(io::Error::other(answer));
+            }
+        }
+        let mut publish = Vec::new();
+        let text = format!(r#"{{"type":"publish","payload":{{"topic":"{topic}","data":"{}"}}}}"#, "x".repeat(100));
+        websocket::text_frame(&mut publish, text.as_bytes(), [5, 6, 7, 8]);
+        Ok(Self { socket, publish, received: Vec::new() })
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        self.socket.write_all(&self.publish)?;
+        for expected in [r#""type":"message""#, r#""queued":1"#] {
+            let said = self.next()?;
+            if !said.contains(expected) {
+                return Err(io::Error::other(said));
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> io::Result<String> {
+        loop {
+            if let Some((_, payload, end)) = websocket::split(&self.received) {
+                let text = String::from_utf8_lossy(payload).into_owned();
+                self.received.drain(..end);
+                return Ok(text);
+            }
+            let mut piece = [0; 4096];
+            match self.socket.read(&mut piece)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => self.received.extend_from_slice(&piece[..count]),
+            }
+        }
+    }
+}
+
+const CLIENTS: u32 = 4;
+/// Of each client: 80 a second, less than it may.
+const PERIOD: Duration = Duration::from_micros(12_500);
