@@ -99,6 +99,8 @@ labels! {
         Errors = "errors",
         /// Message after message over a rate (4505).
         RateLimit = "rate_limit",
+        /// Its unfinished message was the largest when those of all connections held too much (1013).
+        Overload = "overload",
         /// A newer connection of the same client took its place (4503).
         Evicted = "evicted",
         /// A handler asked for it, or an operator did (4504 unless another code was given).

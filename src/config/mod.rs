@@ -155,6 +155,9 @@ section! {
         live max_age: Duration = Duration::from_secs(30) => SHORTEST..=HOUR,
         /// What is done at `max_bytes` and `max_frames`, for topics of which `topics` says nothing else.
         live policy: OutboundPolicy = OutboundPolicy::Disconnect,
+        /// Bytes queued for all connections together; beyond, a connection for which a reply waits is not read from. What is
+        /// published counts once, however many wait for it.
+        live max_total_bytes: Size = Size(1_000_000_000) => MIB..=1024 * GIB,
     }
 }
 
@@ -227,6 +230,9 @@ section! {
         live messages: Option<MessageRate> = Some(MessageRate::default()),
         /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
         live bytes: Option<ByteRate> = Some(ByteRate::default()),
+        /// Bytes that unfinished messages of all connections together may make the server hold; beyond, of those that are looked
+        /// at in one turn, the connection whose message holds most is closed (1013).
+        live unfinished_bytes: Size = Size(256_000_000) => MIB..=1024 * GIB,
         /// Errors answered to one connection until close 4506; `rate_limited` is counted apart.
         live errors: u32 = 50 => 1..=65_535,
         /// Topics one connection may be subscribed to; beyond, `limit_exceeded`.
@@ -255,7 +261,8 @@ section! {
 }
 
 section! {
-    /// How many messages one connection may send. The raw echo endpoint is exempt.
+    /// How many messages one connection may send, and pings, pongs that nobody asked for, and fragments of at most 125 bytes
+    /// that do not end their message: they count as messages. The raw echo endpoint is exempt.
     MessageRate {
         /// Messages a second in the long run.
         live per_second: u32 = 100 => 1..=1_000_000,

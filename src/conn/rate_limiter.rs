@@ -65,6 +65,17 @@ impl ConnectionRateLimiter {
         Ok(())
     }
 
+    /// How many were refused since the connection last had its whole burst to spend.
+    pub fn refused(&self) -> u16 {
+        self.refused
+    }
+
+    /// The last refusal counts for so many more.
+    pub fn weigh_refusal(&mut self, more: u16) -> OverRate {
+        self.refused = self.refused.saturating_add(more);
+        OverRate { refused: self.refused }
+    }
+
     /// Whether it is as good as a new one.
     pub fn is_full(&self, limits: &RateLimits, now_ms: u64) -> bool {
         if self.edition != limits.edition {

@@ -151,6 +151,7 @@ impl<I: Io> Shard<I> {
         inflated.map_err(Failed::Peer)?;
         self.metrics.inflated_from_bytes.add(payload.len() as u64);
         self.metrics.inflated_to_bytes.add(message.len() as u64);
+        let (refusals, inflated_bytes) = (self.refusals(key), message.len());
         match opcode {
             Opcode::Text if simdutf8::basic::from_utf8(&message).is_err() => {
                 return Err(Failed::Peer(ProtocolError::TextNotUtf8));
@@ -158,6 +159,7 @@ impl<I: Io> Shard<I> {
             Opcode::Text => self.on_event(key, Event::Text(&mut message)),
             _ => self.on_event(key, Event::Binary(&mut message)),
         }
+        self.weigh_refusal(key, refusals, inflated_bytes);
         reuse(&mut message);
         self.codecs.message = message;
         Ok(())

@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 
-use crate::conn::{Endpoint, Flow, Phase, Ping, Receiving};
+use crate::conn::{Endpoint, Flow, Phase, Ping, Receiving, Then};
 use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
@@ -14,8 +14,10 @@ use crate::tls::Bytes;
 use crate::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 
 use super::Shard;
+use super::closing::Goodbye;
 use super::codecs::Failed;
-use super::settings::{LATE_BYTES, PARKED_PER_CONN_MAX, SHARE};
+use super::reload::slice;
+use super::settings::{LATE_BYTES, PARKED_PER_CONN_MAX, SHARE, Settings};
 
 /// Whether a connection's next message may be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,7 @@ impl<I: Io> Shard<I> {
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
         let mut decoder = conn.intake.as_mut().map(|intake| std::mem::take(&mut intake.decoder)).unwrap_or_default();
         self.inbound_bytes -= decoder.held_bytes();
+        self.unfinished_bytes -= decoder.held_bytes();
         let extensions = if conn.deflate.is_some() { Extensions::DEFLATE } else { Extensions::NONE };
         let limits = Limits { extensions, ..self.settings.messages };
         let mut input = Input::new(bytes);
@@ -117,7 +120,9 @@ impl<I: Io> Shard<I> {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
                 if !decoder.is_idle() {
                     self.inbound_bytes += decoder.held_bytes();
+                    self.unfinished_bytes += decoder.held_bytes();
                     conn.intake.get_or_insert_default().decoder = decoder;
+                    self.relieve(key);
                 }
                 taken
             }
@@ -197,19 +202,53 @@ impl<I: Io> Shard<I> {
         u32::try_from(self.settings.messages.message_bytes_max).unwrap_or(u32::MAX).saturating_add(LATE_BYTES)
     }
 
-    pub(super) fn gate(&self, key: ConnKey) -> Gate {
+    pub(super) fn gate(&mut self, key: ConnKey) -> Gate {
         let Some(conn) = self.conns.get(key) else { return Gate::Shut };
+        let is_held = conn.held.is_some();
         match conn.phase {
-            Phase::Open if conn.held.is_some() || self.is_full(key) => Gate::Full,
-            Phase::Open | Phase::Settling(_) | Phase::Closing => Gate::Open,
+            Phase::Open => match is_held || self.is_full(key) {
+                true => Gate::Full,
+                false => Gate::Open,
+            },
+            Phase::Settling(_) | Phase::Closing => Gate::Open,
             _ => Gate::Shut,
         }
     }
 
     /// Whether the connection's replies or handlers have reached their bound.
-    pub(super) fn is_full(&self, key: ConnKey) -> bool {
-        self.waiting_bytes(key) >= self.settings.outbound.bytes_max as usize
+    pub(super) fn is_full(&mut self, key: ConnKey) -> bool {
+        let waiting = self.waiting_bytes(key);
+        waiting >= self.settings.outbound.bytes_max as usize
+            || (waiting > 0 && self.io.palette().live_bytes() > self.outbound_bytes_max())
             || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
+    }
+
+    /// Where unfinished messages of all connections hold too much, closes whoever holds most of those that are looked at. What
+    /// it held is given back at once.
+    fn relieve(&mut self, key: ConnKey) {
+        if self.unfinished_bytes <= Settings::part(self.settings.unfinished_bytes_max, self.shared.shards) {
+            return;
+        }
+        let (looked_at, rest) = slice(self.relieve_from, self.conns.slots());
+        self.relieve_from = rest.unwrap_or_default();
+        let held = |key: &ConnKey| {
+            let conn = self.conns.get(*key).filter(|conn| conn.is_open());
+            conn.and_then(|conn| conn.intake.as_deref()).map_or(0, |intake| intake.decoder.held_bytes())
+        };
+        let holders = looked_at.filter_map(|slot| self.conns.key_of(slot)).chain([key]);
+        let Some(most) = holders.max_by_key(held).filter(|most| held(most) > 0) else { return };
+        let Some(intake) = self.conns.get_mut(most).and_then(|conn| conn.intake.as_mut()) else { return };
+        let given_back = std::mem::replace(&mut intake.decoder, Decoder::ended()).held_bytes();
+        let kept = intake.decoder.held_bytes();
+        self.inbound_bytes = self.inbound_bytes - given_back + kept;
+        self.unfinished_bytes = self.unfinished_bytes - given_back + kept;
+        let goodbye = Goodbye::new(CloseReason::Overload, 1013, "too many messages have begun; connect again later");
+        self.part(most, Goodbye { then: Then::Linger, ..goodbye });
+    }
+
+    /// This shard's part of what may wait to be sent.
+    fn outbound_bytes_max(&self) -> usize {
+        Settings::part(self.settings.outbound_bytes_max, self.shared.shards)
     }
 
     /// Bytes that wait to be sent to the connection and may not be dropped.

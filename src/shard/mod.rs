@@ -157,6 +157,10 @@ pub struct Shard<I: Io> {
     calls: u32,
     /// What [`Conn::inbound_bytes`] of all connections add up to.
     inbound_bytes: usize,
+    /// Of those, bytes of unfinished messages.
+    unfinished_bytes: usize,
+    /// The slot from which on holders of unfinished messages are looked for, when these hold too much.
+    relieve_from: u32,
 
     accepting: accept::Accepting,
     draining: Option<drain::Draining>,
@@ -223,6 +227,8 @@ impl<I: Io> Shard<I> {
             anonymous: HashMap::default(),
             calls: 0,
             inbound_bytes: 0,
+            unfinished_bytes: 0,
+            relieve_from: 0,
             accepting: accept::Accepting::default(),
             draining: None,
             resetting: None,

@@ -10,7 +10,7 @@ use crate::metrics::{CloseReason, ErrorCode};
 
 use super::Shard;
 use super::closing::Goodbye;
-use super::settings::OVER_RATE_MAX;
+use super::settings::{OVER_RATE_MAX, REFUSAL_BYTES};
 
 impl<I: Io> Shard<I> {
     /// Whether a message is within its connection's rates; one that is not is answered here.
@@ -64,6 +64,25 @@ impl<I: Io> Shard<I> {
         let intake = conn.intake.get_or_insert_default();
         let over = (0..frames).filter_map(|_| intake.rates.take(rates, now_ms, 0).err());
         if over.into_iter().any(|over| over.refused >= OVER_RATE_MAX) {
+            self.end_flood(key);
+        }
+    }
+
+    /// How many messages of a connection were refused so far without a pause.
+    pub(super) fn refusals(&self, key: ConnKey) -> u16 {
+        let intake = self.conns.get(key).and_then(|conn| conn.intake.as_deref());
+        intake.map_or(0, |intake| intake.rates.refused())
+    }
+
+    /// A message was inflated to so many bytes. If it was refused, since there were fewer refusals `before`, it counts for as
+    /// many as that was worth: small messages cost little, and must not make much work for as long as plain ones may.
+    pub(super) fn weigh_refusal(&mut self, key: ConnKey, before: u16, inflated_bytes: usize) {
+        if self.refusals(key) <= before {
+            return;
+        }
+        let more = u16::try_from(inflated_bytes / REFUSAL_BYTES).unwrap_or(u16::MAX);
+        let Some(intake) = self.conns.get_mut(key).and_then(|conn| conn.intake.as_mut()) else { return };
+        if intake.rates.weigh_refusal(more).refused >= OVER_RATE_MAX {
             self.end_flood(key);
         }
     }

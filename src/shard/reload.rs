@@ -38,7 +38,7 @@ impl<I: Io> Shard<I> {
 }
 
 /// The slots to look at in this turn, and where to go on.
-fn slice(from: u32, slots: u32) -> (Range<u32>, Option<u32>) {
+pub(super) fn slice(from: u32, slots: u32) -> (Range<u32>, Option<u32>) {
     let to = slots.min(from.saturating_add(CONNS_A_TURN));
     (from..to, (to < slots).then_some(to))
 }

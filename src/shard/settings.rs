@@ -44,6 +44,8 @@ pub struct Settings {
     pub max_lifetime_ms: Option<u64>,
     pub history: HistoryLimits,
     pub closed_sessions_kept: usize,
+    pub unfinished_bytes_max: u64,
+    pub outbound_bytes_max: u64,
     pub errors_max: u16,
     pub subscriptions_max: usize,
     pub topic_length_max: usize,
@@ -111,6 +113,8 @@ impl Settings {
             max_lifetime_ms: config.websocket.max_lifetime.map(ms),
             history: HistoryLimits::of_events(config.websocket.max_session_history),
             closed_sessions_kept: config.websocket.closed_sessions_kept,
+            unfinished_bytes_max: config.limits.unfinished_bytes.0 as u64,
+            outbound_bytes_max: config.outbound.max_total_bytes.0 as u64,
             errors_max: config.limits.errors.try_into().unwrap_or(u16::MAX),
             subscriptions_max: config.limits.subscriptions_per_connection,
             topic_length_max: config.limits.topic_length,
@@ -132,6 +136,11 @@ impl Settings {
     pub fn closed_sessions_max(&self, shards: usize) -> usize {
         self.closed_sessions_kept.div_ceil(shards)
     }
+
+    /// One shard's part, of so many, of a bound on bytes of all of them.
+    pub fn part(bytes: u64, shards: usize) -> usize {
+        usize::try_from(bytes / shards as u64).unwrap_or(usize::MAX)
+    }
 }
 
 /// Connections of all that a turn looks at or closes, where what there is to do (new settings, timers after a freeze, a
@@ -144,6 +153,8 @@ pub const SHARE: u32 = 64;
 /// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
 /// whole burst again, until it is closed.
 pub const OVER_RATE_MAX: u16 = 200;
+/// Inflated bytes that count as much as one refusal more.
+pub const REFUSAL_BYTES: usize = 64 * 1024;
 /// How far those whose lifetime has ended are spread when they come back: their ends are spread already.
 pub const LIFETIME_SPREAD_MS: u64 = 5_000;
 /// Bytes beyond the largest message that are read of a connection that is being closed.

@@ -353,6 +353,30 @@ fn rates_are_of_what_was_inflated() {
     assert_eq!(replies, ["pong", "error"]);
 }
 
+/// Few bytes must not make much work for as long as many do: a message that was inflated and refused counts for more.
+#[test]
+fn refusals_weigh_what_they_cost() {
+    let limits = "limits: {connection_attempts: null, messages: null, bytes: {per_second: 1B, burst: 600KB}}";
+    let server = Server::start(limits);
+    let mut peer = Peer::open(&server, "/ws", "permessage-deflate");
+    let message = format!(r#"{{"type":"ping","payload":{{"x":"{}"}}}}"#, words(500_000));
+    let mut refused = 0;
+    loop {
+        peer.send(TEXT, message.as_bytes());
+        let reply = peer.json();
+        match reply["payload"]["code"].as_str() {
+            Some("rate_limited") => refused += 1,
+            _ if reply["type"] == "disconnect" => break,
+            _ => assert_eq!(reply["type"], "pong"),
+        }
+        assert!(refused <= 25, "it goes on and on");
+    }
+    // Of 200, each counted for itself and for seven times 64 KiB.
+    assert_eq!(refused, 25);
+    drop(peer);
+    server.rest();
+}
+
 #[test]
 fn reloads() {
     let server = Server::start(ECHO);

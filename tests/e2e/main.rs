@@ -38,6 +38,7 @@ mod python;
 mod raw;
 mod reload;
 mod scrape;
+mod secrets;
 mod server;
 mod sessions;
 mod steady;
