@@ -75,6 +75,72 @@ fn the_sources_hold_the_laws() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+/// Every threat in the guide names tests that show what stops it, and each of them is there.
+#[test]
+fn tests_of_threats_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    collect(&root.join("src"), &mut files);
+    collect(&root.join("tests"), &mut files);
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let sources: Vec<(PathBuf, String)> =
+        files.into_iter().map(|file| (file.clone(), fs::read_to_string(file).expect("readable text"))).collect();
+    let page = fs::read_to_string(root.join("src/guide/threats.md")).expect("the page");
+    let found = missing_tests(&page, &sources);
+    assert!(page.matches("\n| ").count() > 30, "is this the right page?");
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// What is wrong with the last column of tables whose head ends with `tests`: tests as `file::name`, each of them a function
+/// with `#[test]`, or in `proptest!`, in a file of that name. A row of dashes waits to be filled in.
+fn missing_tests(page: &str, sources: &[(PathBuf, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut is_of_tests = false;
+    for line in page.lines() {
+        let Some(cells) = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |")) else {
+            is_of_tests &= line.starts_with('|');
+            continue;
+        };
+        let (_, last) = cells.rsplit_once(" | ").unwrap_or_default();
+        if last == "tests" || !is_of_tests {
+            is_of_tests |= last == "tests";
+            continue;
+        }
+        let names: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() && last != "–" {
+            found.push(format!("no test in: {line}"));
+        }
+        for name in names {
+            let (file, function) = name.split_once("::").unwrap_or((name, ""));
+            let is_there = sources.iter().any(|(path, text)| {
+                let stem = path.file_stem().is_some_and(|stem| stem == file);
+                let is_attribute = |line: &&str| ["#[", "//"].iter().any(|begin| line.trim_start().starts_with(begin));
+                stem && occurrences(text, &format!("fn {function}(")).any(|at| {
+                    let mut above = text[..at].trim_end().lines().rev().take_while(is_attribute);
+                    above.any(|line| line.trim() == "#[test]")
+                })
+            });
+            if !is_there {
+                found.push(format!("no such test: {name}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn canary_threats() {
+    let sources = [(PathBuf::from("tests/e2e/limits.rs"), "#[test]\nfn one() {}\n\nfn two() {}\n".to_owned())];
+    let check = |rows: &str, expected: &[&str]| {
+        let found = missing_tests(&format!("| threat | tests |\n|---|---|\n{rows}"), &sources);
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        assert!(found.iter().zip(expected).all(|(found, expected)| found.contains(expected)), "{found:?}");
+    };
+    check("| a | `limits::one` |\n| b | – |", &[]);
+    check("| a | `limits::one`, `limits::two` |", &["limits::two"]);
+    check("| a | `other::one` |\n| b | none |", &["other::one", "no test in"]);
+}
+
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("a readable directory") {
         let path = entry.expect("a readable entry").path();

@@ -21,6 +21,9 @@ pub mod reload {}
 #[doc = include_str!("design.md")]
 pub mod design {}
 
+#[doc = include_str!("threats.md")]
+pub mod threats {}
+
 #[doc = include_str!("sessions.md")]
 pub mod sessions {}
 

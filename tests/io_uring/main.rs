@@ -493,6 +493,44 @@ fn more_requests_in_a_turn_than_the_queue_holds_all_arrive() {
     }
 }
 
+/// The kernel makes as many completions as it likes in one wait: none is lost, and each stream stays in order.
+#[test]
+fn thousands_of_completions_at_once_all_arrive() {
+    const CLIENTS: usize = 500;
+    const BYTES: usize = 64 * 30;
+    for mode in BOTH {
+        let mut server = Server::sized(mode, 600, 16_384, 64);
+        let mut pairs: Vec<_> = (0..CLIENTS).map(|_| server.pair()).collect();
+        let byte = |client: usize, at: usize| (client * 7 + at * 31) as u8;
+        for (number, (client, _)) in pairs.iter_mut().enumerate() {
+            let bytes: Vec<u8> = (0..BYTES).map(|at| byte(number, at)).collect();
+            client.write_all(&bytes).unwrap();
+        }
+        let mut got = vec![0; CLIENTS];
+        let mut most_at_once = 0;
+        while got.iter().any(|&bytes| bytes < BYTES) {
+            server.io.wait(Wait::AtMost(server::PATIENCE)).unwrap();
+            let (mut at_once, mut rearm) = (0, Vec::new());
+            while let Some(completion) = server.io.poll() {
+                at_once += 1;
+                match completion {
+                    Completion::Received { conn, bytes, armed } => {
+                        let (client, from) = (conn.slot as usize, got[conn.slot as usize]);
+                        assert!(bytes.iter().enumerate().all(|(at, &got)| got == byte(client, from + at)), "{client}");
+                        got[client] += bytes.len();
+                        rearm.extend((!armed).then_some(conn));
+                    }
+                    Completion::ReceiveStopped { conn, .. } => rearm.push(conn),
+                    other => panic!("{other:?}"),
+                }
+            }
+            most_at_once = most_at_once.max(at_once);
+            rearm.into_iter().for_each(|conn| server.io.receive(conn));
+        }
+        assert!(mode == ReceiveMode::Poll || most_at_once >= 1_000, "the test is too small: {most_at_once} at once");
+    }
+}
+
 #[test]
 fn a_socket_of_this_process_can_be_taken_in() {
     let listener = TcpListener::bind(ANY_PORT).unwrap();
