@@ -76,13 +76,12 @@ impl Attack {
     }
 }
 
-/// What became of an attack: how long it took, how many were left, what they sent, and how they ended.
+/// What became of an attack: how many were left, what they sent, and how the others ended.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    pub lasted: Duration,
-    pub left: usize,
-    pub sent_bytes: u64,
-    pub ends: BTreeMap<String, u64>,
+struct Outcome {
+    left: usize,
+    sent_bytes: u64,
+    ends: BTreeMap<String, u64>,
 }
 
 /// Attacks the server at `address`: connects everybody, says so on standard output, waits for a line, attacks until all are
@@ -91,7 +90,8 @@ pub struct Outcome {
 /// # Errors
 /// The server did not let them in.
 pub fn run(attack: Attack, address: SocketAddr, connections: usize, most: Duration) -> io::Result<()> {
-    let mut crowd = Crowd { attack, address, next: 0, attackers: Vec::new(), outcome: Outcome::default() };
+    let mut crowd =
+        Crowd { attack, address, script: script(attack), next: 0, attackers: Vec::new(), outcome: Outcome::default() };
     if !attack.comes_again() {
         for _ in 0..connections {
             let attacker = crowd.prepare()?;
@@ -116,6 +116,8 @@ pub fn run(attack: Attack, address: SocketAddr, connections: usize, most: Durati
 struct Crowd {
     attack: Attack,
     address: SocketAddr,
+    /// What each says first, and what it says then again and again.
+    script: (Vec<u8>, Vec<u8>),
     /// How many have connected so far.
     next: u32,
     attackers: Vec<Attacker>,
@@ -124,10 +126,9 @@ struct Crowd {
 
 struct Attacker {
     socket: TcpStream,
-    /// What it says once, and then again and again.
-    first: Vec<u8>,
-    again: Vec<u8>,
-    /// How much of that has left.
+    /// It has said what it says once.
+    has_begun: bool,
+    /// How much of what it is saying has left.
     offset: usize,
     received: Vec<u8>,
     /// The status line or the close code that it got.
@@ -169,17 +170,16 @@ impl Crowd {
             }
         }
         socket.set_nonblocking(true)?;
-        let (first, again) = script(self.attack);
-        Ok(Attacker { socket, first, again, offset: 0, received: Vec::new(), told: None })
+        Ok(Attacker { socket, has_begun: self.script.0.is_empty(), offset: 0, received: Vec::new(), told: None })
     }
 
     fn attack(&mut self, until: Instant) -> io::Result<()> {
         let reads = self.attack != Attack::ZeroWindow;
         let pause = if self.attack == Attack::SlowHandshake { Duration::from_millis(50) } else { Duration::ZERO };
         while !self.attackers.is_empty() && Instant::now() < until {
-            let Self { attackers, outcome, .. } = self;
+            let Self { attackers, outcome, script, .. } = self;
             attackers.retain_mut(|attacker| {
-                let is_broken = attacker.write(&mut outcome.sent_bytes).is_err();
+                let is_broken = attacker.write(script, &mut outcome.sent_bytes).is_err();
                 let has_ended = (reads || is_broken) && attacker.read();
                 if has_ended {
                     let how = attacker.told.take().unwrap_or_else(|| "reset".into());
@@ -216,8 +216,8 @@ impl Crowd {
 
 impl Attacker {
     /// Writes as much as the kernel takes at once, up to a turn's share.
-    fn write(&mut self, sent_bytes: &mut u64) -> io::Result<()> {
-        let bytes = if self.first.is_empty() { &self.again } else { &self.first };
+    fn write(&mut self, (first, again): &(Vec<u8>, Vec<u8>), sent_bytes: &mut u64) -> io::Result<()> {
+        let bytes = if self.has_begun { again } else { first };
         if bytes.is_empty() {
             return Ok(());
         }
@@ -227,7 +227,7 @@ impl Attacker {
                 self.offset += count;
                 if self.offset == bytes.len() {
                     self.offset = 0;
-                    self.first.clear();
+                    self.has_begun = true;
                 }
                 Ok(())
             }
