@@ -1,7 +1,7 @@
 //! Fan-out: what one delivery of a published message costs the server.
 //!
-//! Law: every subscriber checks every byte of every message, in order; the publisher checks every receipt. A message of
-//! 128 bytes is 132 bytes on the wire, and so many bytes the bare server sends too.
+//! Law: every subscriber checks every byte of every message, in order; the publisher checks every receipt. A short message is
+//! 132 bytes on the wire, and so many bytes the bare server sends too.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tidewheel::id::ConnKey;
 use tidewheel::io::Wait;
 use tidewheel::io::uring::ReceiveMode;
+use tidewheel::ws::deflate::{InflateLimits, Inflater};
 
 use super::child::Server;
 use super::lanes::Lanes;
@@ -18,7 +19,7 @@ use super::table::{Table, median};
 use super::websocket::{self, PING, PONG};
 
 /// A publisher and the subscribers of one topic.
-struct FanoutLoad {
+pub struct FanoutLoad {
     server: Server,
     lanes: Lanes,
     state: State,
@@ -28,6 +29,7 @@ struct FanoutLoad {
 /// What was published and what has come; lane 0 is the publisher, the others are subscribers.
 struct State {
     kind: Kind,
+    data: Data,
     published: u64,
     /// Messages on their way; the first one is number `first`.
     messages: VecDeque<Message>,
@@ -37,13 +39,27 @@ struct State {
     answers: Vec<u8>,
     acks: u64,
     deliveries: u64,
+    delivered_bytes: u64,
 }
 
-/// One message: the bytes that everybody gets, as far as somebody has got them.
+/// What is published: the JSON of message number so and so, which is longer than 125 bytes in its envelope.
+pub type Data = fn(u64) -> String;
+
+/// One message: the frame that everybody gets, as far as somebody has got it.
 struct Message {
     bytes: Vec<u8>,
     /// Subscribers that have all of it.
     delivered: usize,
+}
+
+impl Message {
+    /// Where the frame ends, or its header as long as that is not known.
+    fn end(&self) -> usize {
+        match self.bytes[..] {
+            [_, 126, high, low, ..] => HEADER_BYTES + usize::from(u16::from_be_bytes([high, low])),
+            _ => HEADER_BYTES,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -54,20 +70,29 @@ struct Subscriber {
     in_ping: bool,
 }
 
+/// What the deliveries of some time cost, each.
 #[derive(Clone, Copy)]
-struct Measured {
-    cpu_ns: f64,
-    per_second: f64,
+pub struct Measured {
+    /// User and system time of the server, in nanoseconds.
+    pub cpu_ns: f64,
+    /// Deliveries a second.
+    pub per_second: f64,
+    /// Bytes of the frame.
+    pub bytes: f64,
 }
 
 impl FanoutLoad {
-    fn start(kind: Kind, subscribers: usize, in_flight: u64) -> io::Result<Self> {
+    /// Starts a server, connects subscribers and a publisher that has `in_flight` messages on their way.
+    ///
+    /// # Errors
+    /// The server did not come up, or refused somebody.
+    pub fn start(kind: Kind, subscribers: usize, in_flight: u64, data: Data) -> io::Result<Self> {
         let server = Server::start(kind)?;
         let mut sockets = Vec::new();
         for index in 0..=subscribers {
             let mut socket = server.connect()?;
             if kind.is_websocket() {
-                websocket::shake_hands(&mut socket, "/ws")?;
+                websocket::shake_hands_offering(&mut socket, "/ws", kind.offer())?;
                 if index > 0 {
                     let ask = format!(r#"{{"type":"subscribe","payload":{{"topic":"{TOPIC}"}}}}"#);
                     let answer = websocket::ask(&mut socket, &ask)?;
@@ -82,6 +107,7 @@ impl FanoutLoad {
         lanes.take(sockets)?;
         let state = State {
             kind,
+            data,
             published: 0,
             messages: VecDeque::new(),
             first: 0,
@@ -89,19 +115,25 @@ impl FanoutLoad {
             answers: Vec::new(),
             acks: 0,
             deliveries: 0,
+            delivered_bytes: 0,
         };
         Ok(Self { server, lanes, state, in_flight })
     }
 
-    fn measure(&mut self, duration: Duration) -> io::Result<Measured> {
+    /// Publishes for so long, and takes the server's figures without the beginning and the end.
+    ///
+    /// # Errors
+    /// The server ended, a message was lost or a byte was wrong.
+    pub fn measure(&mut self, duration: Duration) -> io::Result<Measured> {
         (0..self.in_flight).for_each(|_| self.state.publish(&mut self.lanes));
         self.run_for(WARM_UP)?;
         let before = self.server.spent()?;
-        let (start, deliveries) = (Instant::now(), self.state.deliveries);
+        let (start, deliveries, bytes) = (Instant::now(), self.state.deliveries, self.state.delivered_bytes);
         self.run_for(duration)?;
         let seconds = start.elapsed().as_secs_f64();
         let after = self.server.spent()?;
         let deliveries = (self.state.deliveries - deliveries) as f64;
+        let bytes = (self.state.delivered_bytes - bytes) as f64 / deliveries;
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.state.is_settled() {
             self.turn(false)?;
@@ -112,6 +144,7 @@ impl FanoutLoad {
         Ok(Measured {
             cpu_ns: (after.cpu - before.cpu).as_nanos() as f64 / deliveries,
             per_second: deliveries / seconds,
+            bytes,
         })
     }
 
@@ -155,7 +188,7 @@ impl FanoutLoad {
 
 impl State {
     fn publish(&mut self, lanes: &mut Lanes) {
-        let data = data(self.published);
+        let data = (self.data)(self.published);
         let publisher = ConnKey { slot: 0, generation: 1 };
         let mut bytes = Vec::new();
         if self.kind.is_websocket() {
@@ -188,7 +221,7 @@ impl State {
                 continue;
             }
             let Some(message) = self.messages.get_mut((subscriber.message - self.first) as usize) else { return false };
-            let count = unread.len().min(BARE_MESSAGE_BYTES - subscriber.offset);
+            let count = unread.len().min(message.end() - subscriber.offset);
             let (piece, rest) = unread.split_at(count);
             let end = subscriber.offset + count;
             let known = message.bytes.len().clamp(subscriber.offset, end) - subscriber.offset;
@@ -198,11 +231,14 @@ impl State {
             message.bytes.extend_from_slice(&piece[known..]);
             unread = rest;
             subscriber.offset = end;
-            if end == BARE_MESSAGE_BYTES {
-                if message.delivered == 0 && !is_message(&message.bytes, subscriber.message) {
+            if end == message.end() {
+                let is_right =
+                    || is_message(&message.bytes, &(self.data)(subscriber.message), self.kind.offer().is_some());
+                if message.delivered == 0 && !is_right() {
                     return false;
                 }
                 message.delivered += 1;
+                self.delivered_bytes += end as u64;
                 subscriber.message += 1;
                 subscriber.offset = 0;
                 self.deliveries += 1;
@@ -244,13 +280,20 @@ impl State {
     }
 }
 
-/// Whether `frame` is message `number`, with any time.
-fn is_message(frame: &[u8], number: u64) -> bool {
-    let text = String::from_utf8_lossy(frame.get(4..).unwrap_or_default());
+/// Whether `frame` is a message with this data and any time, in the form that was agreed on.
+fn is_message(frame: &[u8], data: &str, is_deflated: bool) -> bool {
+    let (first, payload) = (frame[0], &frame[HEADER_BYTES..]);
+    let mut text = payload.to_vec();
+    if is_deflated {
+        let limits = InflateLimits { message_bytes_max: 1 << 16, ratio_max: usize::MAX };
+        if Inflater::default().inflate(payload, false, &limits, &mut text).is_err() {
+            return false;
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
     let timestamp = text.trim_end_matches('}').rsplit(':').next().unwrap_or_default();
-    let mut expected = Vec::new();
-    websocket::server_text_frame(&mut expected, envelope(&data(number), timestamp).as_bytes());
-    frame == expected && timestamp.parse::<u64>().is_ok()
+    let is_right_kind = first == if is_deflated { 0xc1 } else { 0x81 };
+    is_right_kind && text == envelope(data, timestamp) && timestamp.parse::<u64>().is_ok()
 }
 
 fn envelope(data: &str, timestamp: &str) -> String {
@@ -273,7 +316,7 @@ pub fn compare(rounds: usize, seconds: f64, subscribers: usize, in_flight: &[u64
     for &in_flight in in_flight {
         let mut loads = Vec::new();
         for &kind in servers {
-            loads.push(FanoutLoad::start(kind, subscribers, in_flight)?);
+            loads.push(FanoutLoad::start(kind, subscribers, in_flight, data)?);
         }
         let mut measured = vec![Vec::new(); servers.len()];
         for _ in 0..rounds {
@@ -296,5 +339,7 @@ pub fn compare(rounds: usize, seconds: f64, subscribers: usize, in_flight: &[u64
     table.print()
 }
 
+/// Of a frame of 126 to 65,535 bytes.
+const HEADER_BYTES: usize = 4;
 const TOPIC: &str = "prices.eur";
 const WARM_UP: Duration = Duration::from_millis(200);

@@ -3,6 +3,8 @@
 //! ```text
 //! cargo run --release --example measure -- echo        server CPU of an echoed message, beside a bare TCP echo
 //! cargo run --release --example measure -- fanout      server CPU of a delivery, beside bare SENDs
+//! cargo run --release --example measure -- deflate     the same of 1 KB of JSON, compressed beside plain
+//! cargo run --release --example measure -- takeover    server memory of a connection whose messages refer to each other
 //! cargo run --release --example measure -- idle        server memory of an idle connection
 //! cargo run --release --example measure -- slow        what one subscriber that stops reading costs the others
 //! cargo run --release --example measure -- attack      what a thousand attackers cost a client that behaves
@@ -12,15 +14,18 @@
 mod attack;
 mod attackers;
 mod child;
+mod deflate;
 mod echo;
 mod fanout;
 mod idle;
+mod json;
 mod lanes;
 mod load;
 mod neighbours;
 mod server;
 mod slow;
 mod table;
+mod takeover;
 mod websocket;
 
 use std::io;
@@ -67,6 +72,23 @@ enum Command {
         /// The first is what the others are compared with
         #[arg(long, value_delimiter = ',', default_value = "bare-fanout,tidewheel,tidewheel-poll")]
         servers: Vec<server::Kind>,
+    },
+    /// Server CPU of one delivery of 1 KB of JSON to many subscribers, compressed and plain
+    Deflate {
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+        #[arg(long, default_value_t = 0.7)]
+        seconds: f64,
+        #[arg(long, default_value_t = 5000)]
+        subscribers: usize,
+        /// Publishes on their way at a time
+        #[arg(long, value_delimiter = ',', default_value = "1,8")]
+        in_flight: Vec<u64>,
+    },
+    /// Server memory of a connection whose compressed messages refer to each other
+    Takeover {
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
     },
     /// Server memory of an idle, authenticated connection with one subscription
     Idle {
@@ -115,6 +137,10 @@ fn main() -> io::Result<()> {
         Command::Fanout { rounds, seconds, subscribers, in_flight, servers } => {
             fanout::compare(rounds, seconds, subscribers, &in_flight, &servers)
         }
+        Command::Deflate { rounds, seconds, subscribers, in_flight } => {
+            deflate::compare(rounds, seconds, subscribers, &in_flight)
+        }
+        Command::Takeover { connections } => takeover::report(connections),
         Command::Idle { connections } => idle::report(connections),
         Command::Slow { subscribers, messages } => slow::compare(subscribers, messages),
         Command::Attack { connections, seconds, attacks } => {

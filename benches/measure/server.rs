@@ -28,6 +28,10 @@ pub enum Kind {
     Tidewheel,
     /// The engine with `io.wait: poll`.
     TidewheelPoll,
+    /// The engine, whose subscribers take messages compressed.
+    TidewheelDeflate,
+    /// The engine, whose clients' messages may refer to those before.
+    TidewheelTakeover,
     /// The engine, whose clients must authenticate.
     TidewheelAuth,
     /// The same with `io.wait: poll`.
@@ -49,6 +53,8 @@ impl Kind {
             Self::BareFanout => "bare SENDs",
             Self::Tidewheel | Self::TidewheelPolicies | Self::TidewheelDefaults => "tidewheel",
             Self::TidewheelPoll => "tidewheel, poll",
+            Self::TidewheelDeflate => "tidewheel, deflate",
+            Self::TidewheelTakeover => "tidewheel, context takeover",
             Self::TidewheelAuth => "tidewheel, recv",
             Self::TidewheelAuthPoll => "tidewheel, poll",
             Self::TokioUring => "tokio-uring TCP",
@@ -59,6 +65,11 @@ impl Kind {
     pub fn is_websocket(self) -> bool {
         !matches!(self, Self::BareEcho | Self::BareEchoPoll | Self::BareFanout | Self::TokioUring)
     }
+
+    /// The extension that clients ask for.
+    pub fn offer(self) -> Option<&'static str> {
+        matches!(self, Self::TidewheelDeflate | Self::TidewheelTakeover).then_some("permessage-deflate")
+    }
 }
 
 /// Path of the engine's raw echo.
@@ -66,6 +77,7 @@ pub const ECHO_PATH: &str = "/echo";
 /// What is measured is what the engine can do, not what it lets one client do.
 const LIMITS: &str = "{messages: null, bytes: null, connection_attempts: null}";
 const CLIENTS: &str = "websocket: {max_connections_per_client: null}";
+const TAKEOVER: &str = "websocket: {max_connections_per_client: null, compression: {client_context_takeover: true}}";
 const PATIENCE: &str = "websocket: {max_connections_per_client: null, ping_interval_seconds: 0, idle_timeout_seconds: 0, \
                         close_timeout: 1h}, outbound: {max_bytes: 10MB, max_age: 1h}, topics: [\
                         {pattern: drop_oldest, policy: drop_oldest}, {pattern: drop_newest, policy: drop_newest}, \
@@ -86,7 +98,8 @@ pub fn serve(kind: Kind, core: usize) -> io::Result<()> {
         Kind::BareEcho => bare_echo(ReceiveMode::Recv, &turns),
         Kind::BareEchoPoll => bare_echo(ReceiveMode::Poll, &turns),
         Kind::BareFanout => BareFanout::serve(&turns),
-        Kind::Tidewheel => engine("recv", false, LIMITS, CLIENTS),
+        Kind::Tidewheel | Kind::TidewheelDeflate => engine("recv", false, LIMITS, CLIENTS),
+        Kind::TidewheelTakeover => engine("recv", false, LIMITS, TAKEOVER),
         Kind::TidewheelPoll => engine("poll", false, LIMITS, CLIENTS),
         Kind::TidewheelAuth => engine("recv", true, LIMITS, CLIENTS),
         Kind::TidewheelAuthPoll => engine("poll", true, LIMITS, CLIENTS),

@@ -12,10 +12,19 @@ pub fn shake_hands(socket: &mut TcpStream, path: &str) -> io::Result<()> {
     shake_hands_with(socket, path, "")
 }
 
+/// The same, and agrees on an extension, if there is one to offer.
+///
+/// # Errors
+/// As above, or it did not take the offer.
+pub fn shake_hands_offering(socket: &mut TcpStream, path: &str, offer: Option<&str>) -> io::Result<()> {
+    let line = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
+    shake_hands_with(socket, path, &line)
+}
+
 /// The same with further header lines, each with its line end.
 ///
 /// # Errors
-/// The server answered with something else than 101.
+/// As above.
 pub fn shake_hands_with(socket: &mut TcpStream, path: &str, lines: &str) -> io::Result<()> {
     socket.write_all(request(path, lines).as_bytes())?;
     let mut head = Vec::new();
@@ -31,7 +40,8 @@ pub fn shake_hands_with(socket: &mut TcpStream, path: &str, lines: &str) -> io::
     let is_switched = head.starts_with(b"HTTP/1.1 101 ");
     // The accept of the sample key, from RFC 6455 §1.3.
     let is_accepted = head.windows(28).any(|window| window == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    if is_switched && is_accepted {
+    let is_agreed = head.windows(ANSWER.len()).any(|window| window == ANSWER) == lines.contains("Sec-WebSocket-Extensions");
+    if is_switched && is_accepted && is_agreed {
         return Ok(());
     }
     Err(io::Error::other(format!("no upgrade: {}", String::from_utf8_lossy(&head))))
@@ -99,6 +109,8 @@ pub fn server_text_frame(out: &mut Vec<u8>, payload: &[u8]) {
     tidewheel::ws::frame(out, tidewheel::ws::Opcode::Text, payload);
 }
 
+/// The line in which a server agrees on an extension.
+const ANSWER: &[u8] = b"Sec-WebSocket-Extensions: ";
 /// A server's ping without a payload, and the answer to it.
 pub const PING: [u8; 2] = [0x89, 0];
 pub const PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
