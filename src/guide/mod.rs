@@ -33,6 +33,9 @@ pub mod metrics {}
 #[doc = include_str!("fuzzing.md")]
 pub mod fuzzing {}
 
+#[doc = include_str!("conformance.md")]
+pub mod conformance {}
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub mod readme {}
