@@ -18,6 +18,7 @@ mod errands;
 mod eviction;
 mod farewell;
 mod floods;
+mod fragments;
 mod fuzz;
 mod handlers;
 mod handshake;
