@@ -13,6 +13,7 @@ mod lanes;
 #[allow(dead_code, reason = "CPU time alone is of interest here")]
 mod load;
 #[path = "measure/server.rs"]
+#[allow(dead_code, reason = "nothing is compressed here")]
 mod server;
 #[path = "measure/websocket.rs"]
 #[allow(dead_code, reason = "nobody asks or is pinged here")]
@@ -32,9 +33,11 @@ fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some("serve") {
         let kind = Kind::from_str(&arguments.next().unwrap_or_default(), false).map_err(io::Error::other)?;
-        return server::serve(kind);
+        let core = arguments.next().and_then(|core| core.parse().ok()).unwrap_or_default();
+        return server::serve(kind, core);
     }
     let cores = affinity::allowed_cores()?;
+    child::CORE.get_or_init(|| cores[0]);
     affinity::pin(cores[cores.len() - 1])?;
     let mut criterion = Criterion::default()
         .configure_from_args()

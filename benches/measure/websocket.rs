@@ -40,7 +40,8 @@ pub fn shake_hands_with(socket: &mut TcpStream, path: &str, lines: &str) -> io::
     let is_switched = head.starts_with(b"HTTP/1.1 101 ");
     // The accept of the sample key, from RFC 6455 §1.3.
     let is_accepted = head.windows(28).any(|window| window == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    let is_agreed = head.windows(ANSWER.len()).any(|window| window == ANSWER) == lines.contains("Sec-WebSocket-Extensions");
+    let is_agreed =
+        head.windows(ANSWER.len()).any(|window| window == ANSWER) == lines.contains("Sec-WebSocket-Extensions");
     if is_switched && is_accepted && is_agreed {
         return Ok(());
     }

@@ -122,7 +122,7 @@ fn open_one(shard: &mut Shard<Silent>, identity: &Rc<Identity>) -> ConnKey {
 
 /// Turns until `is_over`, and returns how many connections were sent something in the one that sent to most.
 fn most_a_turn(shard: &mut Shard<Silent>, is_over: impl Fn(&Shard<Silent>) -> bool) -> usize {
-    most_of(|shard| shard.io.inner_mut().sent, shard, is_over)
+    most_of(|shard| shard.io.inner().sent, shard, is_over)
 }
 
 /// Turns until `is_over`, and returns by how much `count` grew in the turn in which it grew most.
@@ -191,7 +191,7 @@ fn a_drain_at_once_takes_many_turns() {
 fn a_drain_deadline_takes_many_turns() {
     let mut shard = shard_of(COUNT);
     shard.inbox.drain(DrainOrder::within(3));
-    let most = most_of(|shard| shard.io.ended, &mut shard, |shard| shard.io.ended == COUNT as usize);
+    let most = most_of(|shard| shard.io.inner().ended, &mut shard, |shard| shard.io.inner().ended == COUNT as usize);
     assert!(most <= AT_ONCE, "{most} were cut in one turn");
     while shard.turn().unwrap() == Turn::Again {}
     assert!(shard.conns.is_empty());

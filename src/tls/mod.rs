@@ -93,6 +93,11 @@ impl<I: Io> Layer<I> {
     }
 
     /// The driver below.
+    pub fn inner(&self) -> &I {
+        &self.io
+    }
+
+    /// The same, to change.
     pub fn inner_mut(&mut self) -> &mut I {
         &mut self.io
     }
