@@ -1,7 +1,6 @@
 //! Peers that send what costs much and says little, as fast as they can.
 //! Law: whoever is over a bound is told so and ended, what it sent meanwhile was read up to a bound, and its neighbour is served.
 
-use std::hash::BuildHasher;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;

@@ -160,7 +160,7 @@ impl Run {
                 wire::frame(&mut out, script.byte(), script.piece(), &mut self.dice);
                 world.client_send(id, &out);
             }
-            20 | 21 if client % 3 > 0 => {
+            20 | 21 if !client.is_multiple_of(3) => {
                 let (text, mut out) = (message(script), Vec::new());
                 let deflater = self.deflaters.entry(client).or_default();
                 let deflated = deflater.deflate(text.as_bytes(), kind == 21);
