@@ -41,7 +41,11 @@ impl<I: Io> Shard<I> {
             self.sessions.spill(key.slot, Flow::BytesIn, spilled);
         }
         if conn.late_bytes() > late_bytes_max {
-            return self.io.pause(key);
+            // One that has gone is the driver's to end.
+            if !matches!(conn.phase, Phase::Gone) {
+                self.io.pause(key);
+            }
+            return;
         }
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
