@@ -45,6 +45,7 @@ fn every_key_is_applied_or_said_to_wait() {
         "7",
         "7s",
         "7KiB",
+        "2MiB",
         "8",
         "64",
         "32KiB",
