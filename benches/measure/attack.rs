@@ -45,7 +45,14 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
     ];
     let mut table = Table::new(&format!("{connections} attackers"), &labels);
     for &attack in attacks {
-        let row = measure(attack, connections, most)?;
+        let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
+        let row = match measure(attack, connections, most) {
+            Ok(row) => row,
+            Err(error) => {
+                table.row_with_words(&name, &[f64::NAN; 13], 0, &format!("failed: {error}"));
+                continue;
+            }
+        };
         let bound = bound_bytes(attack) as f64 * connections as f64 / 1e6;
         let gone = if row.left == 0 { row.lasted_ms } else { f64::NAN };
         let figures = [
@@ -63,9 +70,8 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
             gone,
             row.left as f64,
         ];
-        let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
         table.row_with_words(&name, &figures, 1, &row.ends.join(", "));
-        writeln!(io::stderr(), "{name} done")?;
+        writeln!(io::stderr(), "{name}: {figures:.1?} {}", row.ends.join(", "))?;
     }
     table.print()
 }
