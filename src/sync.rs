@@ -1,36 +1,30 @@
-//! The atomics and the lock of what two threads share and whose correctness depends on the order of memory accesses, so
-//! that loom can stand in for them (`tests/model.rs`).
-//! Law: such a module imports from here, never from `std` or `parking_lot` directly.
+//! The atomics, locks and queues of what several threads share and whose correctness depends on the order of memory
+//! accesses, so that loom (`tests/model.rs`) and shuttle (`tests/schedules`) can stand in for them.
+//! Law: such a module imports from here, never from `std`, `parking_lot` or `crossbeam` directly.
 //!
-//! The condition is a name of our own, not `loom`: tokio and crossbeam react to that one too.
+//! The conditions are names of our own, not `loom` and `shuttle`: tokio and crossbeam react to the first one too.
 
+#[cfg(any(tidewheel_model, tidewheel_shuttle))]
+mod model;
+
+#[cfg(not(any(tidewheel_model, tidewheel_shuttle)))]
+pub use crossbeam::queue::{ArrayQueue, SegQueue};
 #[cfg(tidewheel_model)]
-pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-#[cfg(tidewheel_model)]
-pub use model::RwLock;
-#[cfg(not(tidewheel_model))]
-pub use parking_lot::RwLock;
-#[cfg(not(tidewheel_model))]
-pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(any(tidewheel_model, tidewheel_shuttle))]
+pub use model::{ArrayQueue, Mutex, OnceLock, RwLock, SegQueue};
+#[cfg(not(any(tidewheel_model, tidewheel_shuttle)))]
+pub use parking_lot::{Mutex, RwLock};
+#[cfg(tidewheel_shuttle)]
+pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(not(any(tidewheel_model, tidewheel_shuttle)))]
+pub use std::sync::OnceLock;
+#[cfg(not(any(tidewheel_model, tidewheel_shuttle)))]
+pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
-#[cfg(tidewheel_model)]
-mod model {
-    /// loom's lock with the interface of parking_lot's.
-    #[derive(Debug)]
-    pub struct RwLock<T>(loom::sync::RwLock<T>);
-
-    #[expect(missing_docs, reason = "as in parking_lot")]
-    impl<T> RwLock<T> {
-        pub fn new(value: T) -> Self {
-            Self(loom::sync::RwLock::new(value))
-        }
-
-        pub fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
-            self.0.read().expect("no panic under a lock")
-        }
-
-        pub fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
-            self.0.write().expect("no panic under a lock")
-        }
-    }
-}
+/// How many locks a map is divided among that is touched by all shards.
+#[cfg(not(any(tidewheel_model, tidewheel_shuttle)))]
+pub const STRIPES: usize = 64;
+/// One lock is enough to explore, and what loom can.
+#[cfg(any(tidewheel_model, tidewheel_shuttle))]
+pub const STRIPES: usize = 1;

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 
 use ahash::RandomState;
-use parking_lot::Mutex;
 
 use crate::config::ClientLimitPolicy;
 use crate::id::{ConnKey, ShardId};
+use crate::sync::{Mutex, STRIPES};
 
 use super::places::Places;
 
@@ -35,7 +35,7 @@ type Part = HashMap<Box<str>, Places, RandomState>;
 impl Default for Clients {
     /// Nobody is here yet.
     fn default() -> Self {
-        Self { hasher: RandomState::new(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+        Self { hasher: RandomState::new(), parts: (0..STRIPES).map(|_| Mutex::default()).collect() }
     }
 }
 
@@ -112,11 +112,9 @@ impl Clients {
     }
 
     fn part(&self, user_id: &str) -> &Mutex<Part> {
-        &self.parts[self.hasher.hash_one(user_id) as usize % PARTS]
+        &self.parts[self.hasher.hash_one(user_id) as usize % STRIPES]
     }
 }
-
-const PARTS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::metrics::{Refusal, ShardMetrics};
+use crate::sync::{AtomicUsize, Ordering};
 
 /// What is known of a connection whose handshake is in flight.
 #[derive(Debug, Default)]

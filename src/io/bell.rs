@@ -76,7 +76,8 @@ impl Bell {
     /// Whether the shard sleeps and this caller is the one to wake it: true for one caller a sleep.
     pub fn take_sleeper(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst)
+        let take = || self.asleep.compare_exchange(true, false, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        self.asleep.load(Ordering::Relaxed) && take()
     }
 
     /// The ring to send MSG_RING to; `None` until the shard has its driver.

@@ -10,12 +10,11 @@
 
 use std::sync::Arc;
 
-use crossbeam::queue::{ArrayQueue, SegQueue};
 use crossbeam::utils::CachePadded;
 
 use crate::id::{ConnKey, ReceiptIndex, ShardId};
 use crate::io::SharedFrame;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{ArrayQueue, AtomicU64, Ordering, SegQueue};
 
 use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
 

@@ -11,7 +11,7 @@ use ahash::RandomState;
 
 use crate::id::ShardId;
 use crate::io::{Lossy, Stream};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, RwLock, STRIPES};
 use crate::ws::deflate::Windows;
 
 use super::{Policies, SHARDS_MAX};
@@ -151,12 +151,6 @@ pub struct Registry {
 }
 
 type Stripe = std::collections::HashMap<Box<str>, Arc<Topic>, RandomState>;
-
-#[cfg(not(tidewheel_model))]
-const STRIPES: usize = 64;
-/// One lock is enough to explore, and what loom can.
-#[cfg(tidewheel_model)]
-const STRIPES: usize = 1;
 
 impl Registry {
     /// A registry for `shards` shards.

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
 use crate::app::forwarded;
 use crate::conn::{Conn, Greeting, Seat};
@@ -40,7 +39,7 @@ impl<I: Io> Shard<I> {
     /// Starts accepting.
     pub fn open(&mut self) {
         if self.accepting == Accepting::Idle {
-            self.shared.drain.opens();
+            self.shared.tally.opens();
         }
         self.accepting = Accepting::On;
         self.io.accept();
@@ -56,7 +55,7 @@ impl<I: Io> Shard<I> {
         match self.conns.insert_with(|_| Conn::new(now, greeting)) {
             Ok(key) => {
                 // In one breath: whatever breaks this shard later, both are as many as the pool says.
-                let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+                let before = self.shared.tally.arrives();
                 self.metrics.opened.add(1);
                 self.io.adopt(socket, key);
                 self.io.receive(key);
@@ -153,10 +152,7 @@ impl<I: Io> Shard<I> {
 
     /// The kernel is done with a connection: its slot is free, and so is its descriptor.
     pub(super) fn on_closed(&mut self, key: ConnKey) {
-        if self.conns.remove(key).is_some()
-            && self.shared.connections.fetch_sub(1, Ordering::Relaxed) == 1
-            && self.accepting == Accepting::Stopped
-        {
+        if self.conns.remove(key).is_some() && self.shared.tally.leave(1) {
             self.bus.wake_others(); // it was the last of all, and they wait for that to end
         }
         if let Accepting::Paused { .. } = self.accepting {

@@ -108,7 +108,7 @@ fn shard_of(count: u32) -> Shard<Silent> {
 fn open_one(shard: &mut Shard<Silent>, identity: &Rc<Identity>) -> ConnKey {
     let now = shard.ms();
     let key = shard.conns.insert_with(|_| Conn::new(now, Greeting::default())).unwrap();
-    shard.shared.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    shard.shared.tally.arrives();
     shard.metrics.opened.add(1);
     shard.begin_session(key, None);
     let conn = shard.conns.get_mut(key).unwrap();

@@ -8,8 +8,6 @@
 //! their difference. Each shard spreads its own connections over the whole window, so all that shards must agree on is how
 //! many connections there are together.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use crate::config;
 use crate::conn::Phase;
 use crate::id::ConnKey;
@@ -51,35 +49,6 @@ impl DrainOrder {
     pub fn within(deadline_ms: u64) -> Self {
         let reconnects_per_second = config::Drain::default().reconnects_per_second;
         Self { wait_ms: 0, spread_ms: 0, deadline_ms, reconnects_per_second }
-    }
-}
-
-/// What the shards of an engine must agree on to end together.
-#[derive(Debug, Default)]
-pub struct Tally {
-    /// Shards that accept newcomers.
-    accepting: AtomicUsize,
-    /// Connections there were when the first shard began to close, plus one; 0: none has begun.
-    total: AtomicUsize,
-}
-
-impl Tally {
-    /// A shard accepts from now on.
-    pub(super) fn opens(&self) {
-        self.accepting.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// A shard accepts nobody any more.
-    pub(super) fn stops(&self) {
-        self.accepting.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// How many connections the drain began with, and whether this is the first call.
-    fn total(&self, connections: usize) -> (usize, bool) {
-        match self.total.compare_exchange(0, connections + 1, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(_) => (connections, true),
-            Err(total) => (total - 1, false),
-        }
     }
 }
 
@@ -236,11 +205,15 @@ impl<I: Io> Shard<I> {
     fn begin_closing(&mut self) {
         let now_ms = self.now.monotonic_ms();
         if self.accepting != Accepting::Stopped {
+            // In one breath: whatever breaks this shard later, it is counted as long as it says so itself.
+            let is_over = self.accepting.is_counted() && self.shared.tally.stops();
             self.accepting = Accepting::Stopped;
-            self.shared.drain.stops();
+            if is_over {
+                self.bus.wake_others(); // shards that drained before may have waited for this one's connections
+            }
             self.io.stop_accepting();
         }
-        let (total, is_first) = self.shared.drain.total(self.shared.connections.load(Ordering::SeqCst));
+        let (total, is_first) = self.shared.tally.total();
         let Some(draining) = &mut self.draining else { return };
         let spread_ms = draining.close_by_ms.min(draining.deadline_ms).saturating_sub(now_ms);
         let windows = Windows::new(total, spread_ms, draining.reconnects_per_second);
@@ -264,9 +237,6 @@ impl<I: Io> Shard<I> {
                 ws::refuse(out, 503, "the server drains; connect again later", &[("Retry-After", &after)]);
             };
             self.refuse(key, write, CloseReason::Drain);
-        }
-        if self.shared.connections.load(Ordering::SeqCst) == 0 {
-            self.bus.wake_others(); // shards that drained before may have waited for this one's connections
         }
     }
 
@@ -358,11 +328,7 @@ impl<I: Io> Shard<I> {
         let Some(draining) = &self.draining else { return false };
         let has_cut_all = draining.left.as_ref().is_some_and(Vec::is_empty);
         let gave_up = has_cut_all && self.now.monotonic_ms() >= draining.end_ms;
-        let is_last = || {
-            self.shared.drain.accepting.load(Ordering::SeqCst) == 0
-                && self.shared.connections.load(Ordering::SeqCst) == 0
-        };
-        gave_up || (draining.schedule.is_some() && self.conns.is_empty() && is_last())
+        gave_up || (draining.schedule.is_some() && self.conns.is_empty() && self.shared.tally.is_over())
     }
 }
 

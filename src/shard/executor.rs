@@ -6,11 +6,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use ahash::RandomState;
-use crossbeam::queue::ArrayQueue;
 
 use crate::app::envelope::MessageId;
 use crate::app::handler::{HandlerFuture, Outcome};
@@ -18,6 +16,7 @@ use crate::contain::{contain, drop_quietly};
 use crate::fixed::TimerWheel;
 use crate::id::ConnKey;
 use crate::io::Doorbell;
+use crate::sync::{ArrayQueue, AtomicBool, Ordering};
 
 /// How a handler ended.
 pub enum Ended {

@@ -15,7 +15,7 @@ mod contain;
 mod drain;
 mod drained;
 pub mod errands;
-mod executor;
+pub mod executor;
 mod expire;
 mod flush;
 mod handshake;
@@ -30,12 +30,12 @@ mod reload;
 mod restart;
 mod sessions;
 pub mod settings;
+mod tally;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -48,16 +48,18 @@ use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics, WindowCounts};
+use crate::sync::AtomicUsize;
 use crate::tls::Layer;
 use crate::ws::deflate::INFLATER_BYTES;
 use codecs::Codecs;
-pub use drain::{DrainOrder, Tally};
+pub use drain::DrainOrder;
 use executor::Executor;
 pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
 pub use restart::Estate;
 use sessions::Sessions;
 use settings::Settings;
+pub use tally::Tally;
 
 /// What all shards of an engine share.
 #[derive(Debug)]
@@ -74,14 +76,12 @@ pub struct Shared {
     pub clients: Arc<Clients>,
     /// Which connections without an identity each address has.
     pub addresses: Clients,
-    /// Connections of all shards, those that are being told that the server is full included.
-    pub connections: AtomicUsize,
     /// Handshakes in flight on all shards.
     pub handshakes: Arc<AtomicUsize>,
     /// Connections that take compressed messages, by their window.
     pub windows: WindowCounts,
-    /// What they must agree on to end together.
-    pub drain: Tally,
+    /// How many connections there are, and who accepts: what they must agree on to end together.
+    pub tally: Tally,
 }
 
 impl Shared {
@@ -95,10 +95,9 @@ impl Shared {
             shards,
             clients,
             addresses: Clients::default(),
-            connections: AtomicUsize::default(),
             handshakes: Arc::default(),
             windows: WindowCounts::default(),
-            drain: Tally::default(),
+            tally: Tally::default(),
         }
     }
 }
@@ -274,10 +273,10 @@ impl<I: Io> Shard<I> {
     pub fn end(self) {
         self.inbox.close();
         if self.accepting.is_counted() {
-            self.shared.drain.stops();
+            self.shared.tally.stops();
         }
         // None, unless the kernel did not let go of one: others that drain need not wait for it.
-        self.shared.connections.fetch_sub(self.conns.len(), Ordering::Relaxed);
+        self.shared.tally.leave(self.conns.len());
     }
 
     /// Takes what the kernel has completed; one batch, since completions are only made while waiting.

@@ -2,10 +2,7 @@
 //! connections, and the drain.
 //! Law: the inbox is bounded; at the bound the caller is told so at once and nothing waits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-
-use crossbeam::queue::ArrayQueue;
+use std::sync::Arc;
 
 use crate::app::PublishOptions;
 use crate::app::context::{Answer, Refused};
@@ -14,6 +11,7 @@ use crate::id::SessionId;
 use crate::io::{Doorbell, Io};
 use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
+use crate::sync::{ArrayQueue, AtomicBool, OnceLock, Ordering, fence};
 
 use super::Shard;
 use super::drain::DrainOrder;
@@ -131,8 +129,8 @@ impl Inbox {
     pub fn push(&self, order: Order) -> Result<(), Refused> {
         self.orders.push(order).map_err(|_| refused_for_room())?;
         self.ring();
-        // Looked at after the push: whoever closes empties the queue afterwards, so one of the two sees the order.
-        if self.closed.load(Ordering::SeqCst) {
+        // Looked at after the push and a fence: whoever closes empties the queue afterwards, so one of the two sees the order.
+        if self.closed.load(Ordering::Relaxed) {
             self.close();
             return Err(Refused::gone());
         }
@@ -140,8 +138,9 @@ impl Inbox {
     }
 
     /// Nobody takes orders any more.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         // Whoever waits for an answer is woken, which is code of the user's.
         while let Some(order) = self.orders.pop() {
             drop_quietly(order);
@@ -161,31 +160,44 @@ impl Inbox {
     }
 
     /// Whether there are settings that the shard has not taken up.
-    pub(super) fn has_settings(&self) -> bool {
+    pub fn has_settings(&self) -> bool {
         !self.settings.is_empty()
     }
 
-    pub(super) fn take_settings(&self) -> Option<Arc<Settings>> {
+    /// The newest settings that the shard has not taken up.
+    pub fn take_settings(&self) -> Option<Arc<Settings>> {
         self.settings.pop()
     }
 
     /// Whether a drain has been ordered that the shard has not taken up.
-    pub(super) fn wants_drain(&self) -> bool {
+    pub fn wants_drain(&self) -> bool {
         !self.drains.is_empty()
     }
 
+    pub(super) fn take_drain(&self) -> Option<DrainOrder> {
+        self.drains.pop()
+    }
+
     /// Whether orders wait.
-    pub(super) fn has_orders(&self) -> bool {
+    pub fn has_orders(&self) -> bool {
         !self.orders.is_empty()
     }
 
+    /// The order that waits longest. For the shard.
+    pub fn take_order(&self) -> Option<Order> {
+        self.orders.pop()
+    }
+
     fn ring(&self) {
+        // A shard that begins says how it is woken and then looks: one of the two sees the other.
+        fence(Ordering::SeqCst);
         if let Some(doorbell) = self.doorbell.get() {
             doorbell.ring();
         }
     }
 
-    pub(super) fn attach(&self, doorbell: Arc<dyn Doorbell>) {
+    /// Says how the shard is woken, once; before that it looks into its inbox by itself.
+    pub fn attach(&self, doorbell: Arc<dyn Doorbell>) {
         let _ = self.doorbell.set(doorbell); // the first of an inbox is the only one
     }
 }
@@ -193,7 +205,7 @@ impl Inbox {
 impl<I: Io> Shard<I> {
     pub(super) fn take_orders(&mut self) {
         while self.inbox.wants_drain()
-            && let Some(order) = self.inbox.drains.pop()
+            && let Some(order) = self.inbox.take_drain()
         {
             self.drain(order);
         }
@@ -201,7 +213,7 @@ impl<I: Io> Shard<I> {
         while walks > 0
             && self.inbox.has_orders()
             && self.has_room_to_publish()
-            && let Some(order) = self.inbox.orders.pop()
+            && let Some(order) = self.inbox.take_order()
         {
             walks -= u32::from(!matches!(order, Order::Publish { .. } | Order::Broadcast { .. }));
             match order {

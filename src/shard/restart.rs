@@ -15,7 +15,6 @@
 //!    order or a completion that was meant for the dead finds nothing. A drain goes on as it was.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::app::envelope::EnvelopeWriter;
@@ -104,7 +103,7 @@ impl<I: Io> Shard<I> {
         if let Err(panic) = said {
             tracing::error!(shard = id.0, panic, "saying goodbye panicked too; who was not told is cut");
         }
-        shared.connections.fetch_sub(gone, Ordering::Relaxed);
+        shared.tally.leave(gone);
         let unaccounted = metrics.active();
         metrics.closed[CloseReason::Internal as usize].add(unaccounted);
         // Those that the next shard would write in its first turn too: there may be none.
@@ -146,7 +145,7 @@ impl Estate {
     pub fn bury(self) {
         self.inbox.close();
         if self.accepting.is_counted() {
-            self.shared.drain.stops();
+            self.shared.tally.stops();
         }
     }
 }

@@ -172,7 +172,7 @@ impl Crowd {
             left.into_iter().find(|&(what, _)| what == "connections").expect("counted").1
         };
         let held: usize = self.stage.shards.iter_mut().map(of_shard).sum();
-        let total = self.stage.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
+        let total = self.stage.shared.tally.connections();
         assert_eq!(total, held, "the total and what the pools hold");
     }
 

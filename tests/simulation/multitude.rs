@@ -107,8 +107,7 @@ impl Books {
         self.held[index] = [count("connections"), count("sessions")];
         assert!(self.held[index][0] <= self.pool, "{} connections in a pool of {}", self.held[index][0], self.pool);
         let [held, upgraded] = [0, 1].map(|of| self.held.iter().map(|counts| counts[of]).sum::<usize>());
-        let [total, handshakes] =
-            [&run.shared.connections, &run.shared.handshakes].map(|total| total.load(Ordering::Relaxed));
+        let (total, handshakes) = (run.shared.tally.connections(), run.shared.handshakes.load(Ordering::Relaxed));
         assert_eq!(total, held, "the total and what the pools hold");
         // Beyond the bound there are only those who are being told that there is no place for them.
         assert!(upgraded <= self.connections_max, "{upgraded} connections, more than {}", self.connections_max);
@@ -146,7 +145,7 @@ impl Books {
     fn everyone_leaves(&mut self, run: &mut Run) {
         for round in 0.. {
             self.hear_all(run, Run::leave);
-            if run.shared.connections.load(Ordering::Relaxed) == 0 && run.waiting_for_no_one() {
+            if run.shared.tally.connections() == 0 && run.waiting_for_no_one() {
                 return;
             }
             assert!(round < ROUNDS_MAX, "connections are left: {:?}", run.still_there());

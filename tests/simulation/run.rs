@@ -455,7 +455,7 @@ impl Run {
                     self.read(client);
                 }
             }
-            if self.shared.connections.load(Ordering::Relaxed) == 0 && self.waiting_for_no_one() {
+            if self.shared.tally.connections() == 0 && self.waiting_for_no_one() {
                 break;
             }
             if turn < 1_000 {
@@ -575,7 +575,7 @@ impl Run {
         );
         assert!(self.shared.addresses.is_empty(), "connections are counted by address that are not there");
         assert_eq!(self.shared.handshakes.load(Ordering::Relaxed), 0, "handshakes are in flight that are not");
-        assert_eq!(self.shared.connections.load(Ordering::Relaxed), 0, "connections are counted that are not there");
+        assert_eq!(self.shared.tally.connections(), 0, "connections are counted that are not there");
         if let Err(left) = self.world.audit() {
             panic!("{left}");
         }

@@ -245,7 +245,7 @@ impl Run {
         }
         assert!(shared.registry.is_empty(), "topics are left in the registry");
         assert!(shared.clients.is_empty() && shared.addresses.is_empty(), "clients are listed that are not there");
-        let counts = (shared.connections.load(Ordering::Relaxed), shared.handshakes.load(Ordering::Relaxed));
+        let counts = (shared.tally.connections(), shared.handshakes.load(Ordering::Relaxed));
         assert_eq!(counts, (0, 0), "connections and handshakes are counted that are not there");
         world.audit().unwrap_or_else(|left| panic!("{left}"));
         self.stage.metrics
