@@ -12,9 +12,14 @@ mod lanes;
 #[path = "measure/load.rs"]
 #[allow(dead_code, reason = "CPU time alone is of interest here")]
 mod load;
+#[path = "measure/secure.rs"]
+#[allow(dead_code, reason = "nobody asks what was agreed on")]
+mod secure;
 #[path = "measure/server.rs"]
 #[allow(dead_code, reason = "nothing is compressed here")]
 mod server;
+#[path = "measure/tokio_tls.rs"]
+mod tokio_tls;
 #[path = "measure/websocket.rs"]
 #[allow(dead_code, reason = "nobody asks or is pinged here")]
 mod websocket;
@@ -55,7 +60,7 @@ fn cpu(c: &mut Criterion) -> io::Result<()> {
     group.throughput(Throughput::Elements(1)).sampling_mode(SamplingMode::Flat);
     for (connections, in_flight) in [(64, 1), (1000, 1), (64, 16)] {
         for kind in [Kind::BareEcho, Kind::Tidewheel, Kind::TidewheelPoll, Kind::TokioUring] {
-            let mut load = EchoLoad::start(kind, connections, in_flight)?;
+            let mut load = EchoLoad::start(kind, connections, in_flight, 64)?;
             let id = BenchmarkId::new(kind.label(), format!("{connections}x{in_flight}"));
             group.bench_function(id, |b| {
                 b.iter_custom(|messages| {

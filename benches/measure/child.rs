@@ -4,9 +4,14 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::version::TLS13;
+
+use super::secure::{Authority, Socket};
 use super::server::Kind;
 
 /// Where servers run. Set before the load generator pins itself, since what it starts could run nowhere else by itself.
@@ -19,6 +24,15 @@ pub struct Server {
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     address: SocketAddr,
+    secure: Option<Secure>,
+}
+
+/// Of a server that speaks TLS.
+pub struct Secure {
+    /// Where it has its certificate from.
+    pub authority: Authority,
+    /// What clients offer.
+    pub offer: Arc<ClientConfig>,
 }
 
 /// What a server has done so far.
@@ -40,17 +54,25 @@ impl Server {
     pub fn start(kind: Kind) -> io::Result<Self> {
         use clap::ValueEnum;
         let name = kind.to_possible_value().expect("every kind has a name");
-        let mut process = Command::new(std::env::current_exe()?)
-            .args(["serve", name.get_name(), &CORE.get().copied().unwrap_or_default().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        let core = CORE.get().copied().unwrap_or_default().to_string();
+        command.args(["serve", name.get_name(), &core]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let secure = match kind.is_secure() {
+            true => {
+                let authority = Authority::new()?;
+                command.current_dir(authority.path());
+                let offer = authority.offer(&TLS13, Resumption::disabled())?;
+                Some(Secure { authority, offer })
+            }
+            false => None,
+        };
+        let mut process = command.spawn()?;
         let stdin = process.stdin.take().expect("piped");
         let mut stdout = BufReader::new(process.stdout.take().expect("piped"));
         let mut line = String::new();
         stdout.read_line(&mut line)?;
         let address = line.trim().parse().map_err(|_| io::Error::other(format!("{name:?} did not start")))?;
-        Ok(Self { kind, process, stdin, stdout, address })
+        Ok(Self { kind, process, stdin, stdout, address, secure })
     }
 
     /// A blocking connection. The kernel has ports for 28,000.
@@ -61,6 +83,23 @@ impl Server {
         let socket = TcpStream::connect(self.address)?;
         socket.set_nodelay(true)?;
         Ok(socket)
+    }
+
+    /// The same, which speaks TLS if the server does.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open(&self) -> io::Result<Socket> {
+        let tcp = self.connect()?;
+        match &self.secure {
+            None => Ok(tcp.into()),
+            Some(secure) => Socket::secure(tcp, &secure.offer),
+        }
+    }
+
+    /// Of a server that speaks TLS: its certificate, and what clients offer, which may be changed.
+    pub fn secure(&mut self) -> Option<&mut Secure> {
+        self.secure.as_mut()
     }
 
     /// What it has spent, for the difference of two.

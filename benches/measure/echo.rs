@@ -14,14 +14,21 @@ use super::table::{Table, median};
 ///
 /// # Errors
 /// A server failed.
-pub fn compare(rounds: usize, seconds: f64, cases: &[(usize, u32)], servers: &[Kind]) -> io::Result<()> {
+pub fn compare(
+    rounds: usize,
+    seconds: f64,
+    cases: &[(usize, u32)],
+    payload_bytes: usize,
+    servers: &[Kind],
+) -> io::Result<()> {
     let duration = Duration::from_secs_f64(seconds);
     let labels: Vec<_> = servers.iter().map(|kind| kind.label()).collect();
-    let mut table = Table::new("server CPU ns a message of 64 B (median of rounds)", &labels);
+    let name = format!("server CPU ns a message of {payload_bytes} B (median of rounds)");
+    let mut table = Table::new(&name, &labels);
     for &(connections, in_flight) in cases {
         let mut loads = Vec::new();
         for &kind in servers {
-            loads.push(EchoLoad::start(kind, connections, in_flight)?);
+            loads.push(EchoLoad::start(kind, connections, in_flight, payload_bytes)?);
         }
         let mut measured = vec![Vec::new(); servers.len()];
         for _ in 0..rounds {

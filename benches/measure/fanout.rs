@@ -90,7 +90,7 @@ impl FanoutLoad {
         let server = Server::start(kind)?;
         let mut sockets = Vec::new();
         for index in 0..=subscribers {
-            let mut socket = server.connect()?;
+            let mut socket = server.open()?;
             if kind.is_websocket() {
                 websocket::shake_hands_offering(&mut socket, "/ws", kind.offer())?;
                 if index > 0 {

@@ -5,7 +5,6 @@
 //! whole machine, in the slabs that sockets and their requests come from.
 
 use std::io;
-use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +12,7 @@ use serde::Serialize;
 use tidewheel::conn::{CONN_BYTES, Identity, SESSION_BYTES};
 
 use super::child::Server;
+use super::secure::Socket;
 use super::server::{Kind, SECRET};
 use super::table::Table;
 use super::websocket;
@@ -30,22 +30,31 @@ struct Claims {
 pub fn report(connections: usize) -> io::Result<()> {
     let servers = [Kind::TidewheelAuth, Kind::TidewheelAuthPoll];
     let name = format!("bytes for each of {connections} idle connections, authenticated, one subscription");
-    let mut table = Table::new(&name, &servers.map(Kind::label));
     let mut columns = Vec::new();
     for kind in servers {
-        columns.push(measure(kind, connections)?);
+        columns.push(measure(Server::start(kind)?, connections)?);
     }
+    table(&name, &servers.map(Kind::label), &columns)?;
+    accounts(connections)
+}
+
+/// Prints figures that were measured, a server each.
+///
+/// # Errors
+/// Nobody reads it.
+pub fn table(name: &str, labels: &[&str], columns: &[Column]) -> io::Result<()> {
+    let mut table = Table::new(name, labels);
     let row = |figure: fn(&Column) -> f64| -> Vec<f64> { columns.iter().map(figure).collect() };
     table.row("user memory (PSS)", &row(|column| column.user), 0);
     table.row("kernel memory, both ends of the connection", &row(|column| column.kernel), 0);
     table.row("left of the user memory when all have gone", &row(|column| column.kept), 0);
     table.row("server CPU µs to connect, shake hands, authenticate and subscribe", &row(|column| column.open_us), 1);
     table.row("server CPU µs to close, all at once", &row(|column| column.close_us), 1);
-    table.print()?;
-    accounts(connections)
+    table.print()
 }
 
-struct Column {
+/// What a connection costs a server.
+pub struct Column {
     user: f64,
     kernel: f64,
     kept: f64,
@@ -53,8 +62,11 @@ struct Column {
     close_us: f64,
 }
 
-fn measure(kind: Kind, connections: usize) -> io::Result<Column> {
-    let mut server = Server::start(kind)?;
+/// Lets connections come, lie idle and go.
+///
+/// # Errors
+/// The server failed.
+pub fn measure(mut server: Server, connections: usize) -> io::Result<Column> {
     // One connection comes and goes first: what is allocated once is no connection's.
     drop(connect(&server, 0)?);
     thread::sleep(SETTLE);
@@ -89,9 +101,15 @@ impl Look {
     }
 }
 
-fn connect(server: &Server, index: usize) -> io::Result<TcpStream> {
-    let mut socket = server.connect()?;
+fn connect(server: &Server, index: usize) -> io::Result<Socket> {
+    let mut socket = server.open()?;
     websocket::shake_hands(&mut socket, "/ws")?;
+    if server.kind == Kind::TokioTls {
+        return match websocket::ask(&mut socket, "there it is")? {
+            back if back == "there it is" => Ok(socket),
+            other => Err(io::Error::other(other)),
+        };
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
     let claims = Claims { sub: format!("user-{}", 10_000 + index), exp: now.as_secs() + 3600 };
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());

@@ -5,13 +5,16 @@
 //! long as the measurement, so slots are never used again.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
 
+use rustls::ClientConnection;
 use tidewheel::id::{ConnKey, ShardId};
 use tidewheel::io::bell::Bell;
 use tidewheel::io::uring::{ReceiveMode, Uring, UringConfig};
 use tidewheel::io::{Completion, FrameKey, Io, Wait, probe};
+
+use super::secure::{self, Socket};
 
 /// Many connections of one thread.
 pub struct Lanes {
@@ -23,29 +26,34 @@ pub struct Lanes {
     rearm: Vec<ConnKey>,
     /// Lanes that the other side has ended.
     ended: usize,
+    /// Scratch: what goes through TLS, without it.
+    plain: Vec<u8>,
 }
 
 #[derive(Default)]
 struct Lane {
     sending: bool,
     pending: Option<FrameKey>,
+    tls: Option<Box<ClientConnection>>,
 }
 
 impl Lanes {
     /// No connections yet; those that `listeners` accept become lanes.
     pub fn new(listeners: Vec<TcpListener>, mode: ReceiveMode) -> io::Result<Self> {
         let io = driver(listeners, mode)?;
-        Ok(Self { io, lanes: Vec::new(), dirty: Vec::new(), rearm: Vec::new(), ended: 0 })
+        Ok(Self { io, lanes: Vec::new(), dirty: Vec::new(), rearm: Vec::new(), ended: 0, plain: Vec::new() })
     }
 
     /// Moves in sockets that this process connected; they become lanes in this order.
-    pub fn take(&mut self, sockets: Vec<TcpStream>) -> io::Result<()> {
+    pub fn take(&mut self, sockets: Vec<impl Into<Socket>>) -> io::Result<()> {
         for socket in sockets {
+            let Socket { tcp, tls } = socket.into();
             let before = self.lanes.len();
-            self.io.take(socket)?;
+            self.io.take(tcp)?;
             while self.lanes.len() == before {
                 self.turn(Wait::Forever, &mut |_, _, _| {})?;
             }
+            self.lanes[before].tls = tls;
         }
         Ok(())
     }
@@ -62,7 +70,16 @@ impl Lanes {
         while let Some(completion) = self.io.poll() {
             match completion {
                 Completion::Received { conn, bytes, armed } => {
-                    on_bytes(self, conn, &bytes);
+                    match &mut self.lanes[conn.slot as usize].tls {
+                        None => on_bytes(self, conn, &bytes),
+                        Some(tls) => {
+                            let mut plain = std::mem::take(&mut self.plain);
+                            secure::open(tls, &bytes, &mut plain)?;
+                            on_bytes(self, conn, &plain);
+                            plain.clear();
+                            self.plain = plain;
+                        }
+                    }
                     if !armed {
                         self.rearm.push(conn);
                     }
@@ -100,6 +117,15 @@ impl Lanes {
             }
             palette.open()
         });
+        let plain = &mut self.plain;
+        let write = |out: &mut Vec<u8>| match &mut lane.tls {
+            None => write(out),
+            Some(tls) => {
+                plain.clear();
+                write(plain);
+                secure::seal(tls, plain, out).expect("less than rustls takes at a time");
+            }
+        };
         palette.append(frame, write).expect("nobody sends a pending frame");
     }
 

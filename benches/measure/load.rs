@@ -52,23 +52,24 @@ pub struct Measured {
 }
 
 impl EchoLoad {
-    /// Starts a server and connects `connections` clients to it, each with `in_flight` messages on their way.
+    /// Starts a server and connects `connections` clients to it, each with `in_flight` messages of `payload_bytes` on
+    /// their way.
     ///
     /// # Errors
     /// The server did not come up, or refused somebody.
-    pub fn start(kind: Kind, connections: usize, in_flight: u32) -> io::Result<Self> {
+    pub fn start(kind: Kind, connections: usize, in_flight: u32, payload_bytes: usize) -> io::Result<Self> {
         let server = Server::start(kind)?;
         let mut lanes = Lanes::new(Vec::new(), ReceiveMode::Recv)?;
         let mut sockets = Vec::new();
         for _ in 0..connections {
-            let mut socket = server.connect()?;
+            let mut socket = server.open()?;
             if kind.is_websocket() {
                 websocket::shake_hands(&mut socket, ECHO_PATH)?;
             }
             sockets.push(socket);
         }
         lanes.take(sockets)?;
-        let messages = (0..MESSAGES).map(|index| Message::new(index, kind.is_websocket())).collect();
+        let messages = (0..MESSAGES).map(|index| Message::new(index, payload_bytes, kind.is_websocket())).collect();
         let clients = (0..connections as u32).map(|slot| Client { next: slot, awaited: slot, offset: 0 }).collect();
         Ok(Self { server, lanes, messages, clients, in_flight })
     }
@@ -176,8 +177,8 @@ fn send_next(lanes: &mut Lanes, client: &mut Client, slot: u32, messages: &[Mess
 
 impl Message {
     /// One of [`MESSAGES`] different ones; neighbours begin with different ones, so a mix-up shows.
-    fn new(index: usize, is_websocket: bool) -> Self {
-        let payload_bytes = if is_websocket { 64 } else { 68 };
+    fn new(index: usize, payload_bytes: usize, is_websocket: bool) -> Self {
+        let payload_bytes = if is_websocket { payload_bytes } else { payload_bytes + FRAMING };
         let payload: Vec<u8> = (0..payload_bytes).map(|at| b'0' + ((index * 31 + at * 7) % 71) as u8).collect();
         let (mut out, mut back) = (Vec::new(), Vec::new());
         if is_websocket {
@@ -192,6 +193,8 @@ impl Message {
     }
 }
 
+/// Half of what the headers of a short message add, in and out.
+const FRAMING: usize = 4;
 /// Different messages.
 const MESSAGES: usize = 61;
 /// Until caches are warm and batches have found their size.

@@ -8,6 +8,7 @@
 //! cargo run --release --example measure -- idle        server memory of an idle connection
 //! cargo run --release --example measure -- slow        what one subscriber that stops reading costs the others
 //! cargo run --release --example measure -- attack      what a thousand attackers cost a client that behaves
+//! cargo run --release --example measure -- tls         all of these with TLS, beside tokio-rustls with tungstenite
 //! ```
 //! Servers run on the first core this process may use and the load generator on the last, over loopback.
 
@@ -22,10 +23,13 @@ mod json;
 mod lanes;
 mod load;
 mod neighbours;
+mod secure;
 mod server;
 mod slow;
 mod table;
 mod takeover;
+mod tls;
+mod tokio_tls;
 mod websocket;
 
 use std::io;
@@ -113,6 +117,8 @@ enum Command {
         #[arg(value_delimiter = ',')]
         attacks: Vec<attackers::Attack>,
     },
+    /// Messages, deliveries, newcomers and idle connections with TLS
+    Tls(tls::Options),
     /// Runs one of the servers (the other commands do)
     #[command(hide = true)]
     Serve { kind: server::Kind, core: usize },
@@ -133,7 +139,7 @@ fn main() -> io::Result<()> {
     child::CORE.get_or_init(|| cores[0]);
     affinity::pin(cores[cores.len() - 1])?;
     match command {
-        Command::Echo { rounds, seconds, cases, servers } => echo::compare(rounds, seconds, &cases, &servers),
+        Command::Echo { rounds, seconds, cases, servers } => echo::compare(rounds, seconds, &cases, 64, &servers),
         Command::Fanout { rounds, seconds, subscribers, in_flight, servers } => {
             fanout::compare(rounds, seconds, subscribers, &in_flight, &servers)
         }
@@ -150,6 +156,7 @@ fn main() -> io::Result<()> {
             attackers::run(attack, address, connections, Duration::from_secs(seconds))
         }
         Command::Neighbours { address } => neighbours::run(address),
+        Command::Tls(options) => tls::compare(options),
         Command::Serve { .. } => Ok(()),
     }
 }

@@ -14,6 +14,8 @@ use tidewheel::io::{Completion, FrameKey, Io, SharedFrame, Wait, affinity, liste
 use tidewheel::{Config, Engine};
 
 use super::lanes::{Lanes, driver};
+use super::secure::{CERTIFICATE, KEY};
+use super::tokio_tls;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,6 +42,12 @@ pub enum Kind {
     TidewheelPolicies,
     /// The engine with its default limits, whose clients must authenticate.
     TidewheelDefaults,
+    /// The engine on a port with TLS.
+    TidewheelTls,
+    /// The same, whose clients must authenticate.
+    TidewheelTlsAuth,
+    /// WebSocket echo over TLS on tokio, tokio-rustls and tungstenite.
+    TokioTls,
     /// TCP echo with a task a connection on tokio-uring.
     TokioUring,
 }
@@ -57,8 +65,15 @@ impl Kind {
             Self::TidewheelTakeover => "tidewheel, context takeover",
             Self::TidewheelAuth => "tidewheel, recv",
             Self::TidewheelAuthPoll => "tidewheel, poll",
+            Self::TidewheelTls | Self::TidewheelTlsAuth => "tidewheel, TLS",
+            Self::TokioTls => "tokio-rustls + tungstenite",
             Self::TokioUring => "tokio-uring TCP",
         }
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_secure(self) -> bool {
+        matches!(self, Self::TidewheelTls | Self::TidewheelTlsAuth | Self::TokioTls)
     }
 
     /// Whether clients shake hands and send frames.
@@ -105,6 +120,13 @@ pub fn serve(kind: Kind, core: usize) -> io::Result<()> {
         Kind::TidewheelAuthPoll => engine("poll", true, LIMITS, CLIENTS),
         Kind::TidewheelPolicies => engine("recv", false, LIMITS, PATIENCE),
         Kind::TidewheelDefaults => engine("recv", true, "{}", "websocket: {}"),
+        Kind::TidewheelTls => engine("recv", false, LIMITS, &format!("{CLIENTS}, {}", secure_port())),
+        Kind::TidewheelTlsAuth => engine("recv", true, LIMITS, &format!("{CLIENTS}, {}", secure_port())),
+        Kind::TokioTls => {
+            let listener = listener::listen(ANY.parse().expect("an address"), 1, USER_TIMEOUT)?.remove(0);
+            tidewheel::io::probe::raise_descriptor_limit()?;
+            tokio_tls::serve(listener, |address| answer_parent(address, || vec![0, 0]))
+        }
         Kind::TokioUring => tokio_uring_echo(),
     }
 }
@@ -118,13 +140,19 @@ fn engine(wait: &str, auth: bool, limits: &str, rest: &str) -> io::Result<()> {
     let config = Config::parse(&yaml).map_err(io::Error::other)?;
     let engine = Engine::builder(config).admin(false).start().map_err(io::Error::other)?;
     let metrics = engine.handle();
-    answer_parent(engine.addresses()[0], move || {
+    let address = engine.tls_addresses().first().unwrap_or(&engine.addresses()[0]);
+    answer_parent(*address, move || {
         let shard = &metrics.metrics()[0];
         let dropped = shard.dropped.iter().map(|counter| counter.get());
         [shard.turns.get(), shard.starved.get()].into_iter().chain(dropped).collect()
     })?;
     engine.wait();
     Ok(())
+}
+
+/// In the working directory the parent has put a certificate.
+fn secure_port() -> String {
+    format!("tls: {{listen: \"{ANY}\", cert_file: {CERTIFICATE}, key_file: {KEY}}}")
 }
 
 fn bare_echo(mode: ReceiveMode, turns: &Arc<AtomicU64>) -> io::Result<()> {

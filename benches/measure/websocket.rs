@@ -2,13 +2,12 @@
 //! out, whole frames in.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 
 /// Shakes hands on `path`; the socket is a WebSocket when this returns.
 ///
 /// # Errors
 /// The server answered with something else than 101.
-pub fn shake_hands(socket: &mut TcpStream, path: &str) -> io::Result<()> {
+pub fn shake_hands(socket: &mut (impl Read + Write), path: &str) -> io::Result<()> {
     shake_hands_with(socket, path, "")
 }
 
@@ -16,7 +15,7 @@ pub fn shake_hands(socket: &mut TcpStream, path: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// As above, or it did not take the offer.
-pub fn shake_hands_offering(socket: &mut TcpStream, path: &str, offer: Option<&str>) -> io::Result<()> {
+pub fn shake_hands_offering(socket: &mut (impl Read + Write), path: &str, offer: Option<&str>) -> io::Result<()> {
     let line = offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n")).unwrap_or_default();
     shake_hands_with(socket, path, &line)
 }
@@ -25,8 +24,9 @@ pub fn shake_hands_offering(socket: &mut TcpStream, path: &str, offer: Option<&s
 ///
 /// # Errors
 /// As above.
-pub fn shake_hands_with(socket: &mut TcpStream, path: &str, lines: &str) -> io::Result<()> {
+pub fn shake_hands_with(socket: &mut (impl Read + Write), path: &str, lines: &str) -> io::Result<()> {
     socket.write_all(request(path, lines).as_bytes())?;
+    socket.flush()?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         // Nothing follows the head until the client speaks.
@@ -71,10 +71,11 @@ pub fn split(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
 ///
 /// # Errors
 /// The connection broke, or what came is not a short text frame.
-pub fn ask(socket: &mut TcpStream, text: &str) -> io::Result<String> {
+pub fn ask(socket: &mut (impl Read + Write), text: &str) -> io::Result<String> {
     let mut frame = Vec::new();
     text_frame(&mut frame, text.as_bytes(), [1, 2, 3, 4]);
     socket.write_all(&frame)?;
+    socket.flush()?;
     let mut header = [0; 2];
     socket.read_exact(&mut header)?;
     let len = match header {

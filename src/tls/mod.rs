@@ -46,6 +46,7 @@ pub use certificate::*;
 pub use handshake::RECEIVED_MAX;
 pub use leaf::Unreadable;
 pub use records::{OVERHEAD_MAX, PLAIN_MAX};
+pub use secured::SECURED_BYTES;
 pub use subject::*;
 pub use terms::*;
 

@@ -54,7 +54,9 @@ impl Flight {
     }
 }
 
-const _: () = assert!(size_of::<Secured>() <= 296, "an idle TLS connection");
+/// Size of a connection here, without what rustls keeps to derive the next keys from.
+pub const SECURED_BYTES: usize = size_of::<Secured>();
+const _: () = assert!(SECURED_BYTES <= 296, "an idle TLS connection");
 
 impl Secured {
     pub(super) fn new(key: ConnKey, handshake: Handshake) -> Self {
