@@ -34,8 +34,8 @@ enum Version {
     Tls13,
 }
 
-/// The key of one direction. The cipher's own form of it, half a kilobyte, is made anew for each record: an idle connection
-/// keeps what cannot be made again, and nothing else.
+/// The key of one direction. The cipher's own form of it, half a kilobyte, is made anew for each record that is sealed and each
+/// run of records that is opened: an idle connection keeps what cannot be made again, and nothing else.
 struct Key {
     suite: Suite,
     secret: AeadKey,
@@ -95,6 +95,7 @@ impl Records {
     /// Opens every whole record at the front of `bytes`, in place, and moves their plaintext together at the front.
     pub fn open_all(&mut self, bytes: &mut [u8]) -> Batch {
         let mut batch = Batch::default();
+        let mut cipher = None;
         while let Some(record) = match whole_record(&bytes[batch.taken..], self.version) {
             Ok(record) => record,
             Err(alert) => {
@@ -104,7 +105,7 @@ impl Records {
         } {
             let from = batch.taken;
             batch.taken += record;
-            match self.open(&mut bytes[from..from + record]) {
+            match self.open(&mut cipher, &mut bytes[from..from + record]) {
                 Ok(Opened::Data(plain)) => {
                     bytes.copy_within(from + plain.start..from + plain.end, batch.plain);
                     batch.plain += plain.len();
@@ -119,11 +120,13 @@ impl Records {
         batch
     }
 
-    /// Opens one record. What it says about the connection is done; what it carries is said where it is.
-    fn open(&mut self, record: &mut [u8]) -> Result<Opened, End> {
+    /// Opens one record. What it says about the connection is done; what it carries is said where it is. The cipher is made
+    /// when there is none, for this record and those behind it that have the same key.
+    fn open(&mut self, cipher: &mut Option<LessSafeKey>, record: &mut [u8]) -> Result<Opened, End> {
+        let made = cipher.get_or_insert_with(|| self.rx.cipher());
         let (kind, plain) = match self.version {
-            Version::Tls13 => self.rx.open13(record),
-            Version::Tls12 => self.rx.open12(record),
+            Version::Tls13 => self.rx.open13(made, record),
+            Version::Tls12 => self.rx.open12(made, record),
         }
         .map_err(End::Misbehaved)?;
         let content = &record[plain.clone()];
@@ -138,7 +141,10 @@ impl Records {
             },
             // All of it: a key changes at the end of a record (RFC 8446 §5.1), and no client splits five bytes.
             HANDSHAKE if self.version == Version::Tls13 => match *content {
-                [KEY_UPDATE, 0, 0, 1, request @ 0..=1] => self.on_key_update(request == 1).map(|()| Opened::Nothing),
+                [KEY_UPDATE, 0, 0, 1, request @ 0..=1] => {
+                    *cipher = None;
+                    self.on_key_update(request == 1).map(|()| Opened::Nothing)
+                }
                 [KEY_UPDATE, 0, 0, 1, _] => Err(End::Misbehaved(Alert::ILLEGAL_PARAMETER)),
                 _ => Err(End::Misbehaved(Alert::UNEXPECTED_MESSAGE)),
             },
@@ -244,13 +250,12 @@ impl Key {
     }
 
     /// RFC 8446 §5.2: what a record is for stands inside, in front of any padding.
-    fn open13(&mut self, record: &mut [u8]) -> Result<(u8, Range<usize>), Alert> {
+    fn open13(&mut self, cipher: &LessSafeKey, record: &mut [u8]) -> Result<(u8, Range<usize>), Alert> {
         let (header, sealed) = record.split_at_mut(HEADER);
         let aad = Aad::from(<[u8; HEADER]>::try_from(&*header).expect("so long"));
         if header[0] != APPLICATION_DATA {
             return Err(Alert::UNEXPECTED_MESSAGE); // change_cipher_spec is for handshakes
         }
-        let cipher = self.cipher();
         let nonce = Nonce::assume_unique_for_key(self.nonce());
         let inner = cipher.open_in_place(nonce, aad, sealed).map_err(|_| Alert::BAD_RECORD_MAC)?;
         let end = inner.iter().rposition(|&byte| byte != 0).ok_or(Alert::UNEXPECTED_MESSAGE)?;
@@ -261,7 +266,7 @@ impl Key {
     }
 
     /// RFC 5246 §6.2.3.3. With GCM half of the nonce comes with the record (RFC 5288 §3).
-    fn open12(&mut self, record: &mut [u8]) -> Result<(u8, Range<usize>), Alert> {
+    fn open12(&mut self, cipher: &LessSafeKey, record: &mut [u8]) -> Result<(u8, Range<usize>), Alert> {
         let kind = record[0];
         let explicit = self.explicit();
         let from = HEADER + explicit;
@@ -279,7 +284,7 @@ impl Key {
             nonce[SALT..].copy_from_slice(&record[HEADER..from]);
         }
         let nonce = Nonce::assume_unique_for_key(nonce);
-        self.cipher().open_in_place(nonce, aad, &mut record[from..]).map_err(|_| Alert::BAD_RECORD_MAC)?;
+        cipher.open_in_place(nonce, aad, &mut record[from..]).map_err(|_| Alert::BAD_RECORD_MAC)?;
         Ok((kind, from..from + length))
     }
 
