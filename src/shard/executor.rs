@@ -125,6 +125,11 @@ impl Executor {
         self.slots.len() - self.free.len()
     }
 
+    /// Whether no future waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether another future has room.
     pub fn has_room(&self) -> bool {
         self.len() < self.bound
