@@ -136,7 +136,7 @@ section! {
         /// more from its first compressed message to its end.
         live client_context_takeover: bool = false,
         /// Bytes that a byte of a client's compressed message may become, once it has become 64 KiB; beyond, close 1009.
-        /// DEFLATE ends at 1032. `max_message_size` holds for both forms of a message.
+        /// DEFLATE ends at 1032. `max_message_size` holds for what a message inflates to.
         live max_ratio: usize = 200 => 2..=1_100,
     }
 }

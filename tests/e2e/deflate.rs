@@ -57,7 +57,7 @@ impl Peer {
 
     /// A message's compressed payload; it may refer to the ones before.
     fn deflate(&mut self, message: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(message.len() + 1000);
+        let mut out = Vec::with_capacity(2 * message.len() + 1000);
         self.compress.compress_vec(message, &mut out, FlushCompress::Sync).unwrap();
         assert!(out.ends_with(&[0, 0, 0xff, 0xff]));
         out.truncate(out.len() - 4);
@@ -286,6 +286,29 @@ fn bombs() {
     check("", 64 * 1024, Ok(())); // however regular
     check("", 64 * 1024 + 1, Err(1009));
     check(any_ratio, 64 * 1024 + 1, Ok(()));
+}
+
+/// A browser compresses whatever a page sends, and what cannot be compressed gets longer by that.
+#[test]
+fn the_largest_message_may_be_incompressible() {
+    let server = Server::start(ECHO);
+    let mut bytes = vec![0; 1_000_000];
+    let mut state = 1_u64;
+    bytes.iter_mut().for_each(|byte| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (state >> 56) as u8;
+    });
+    for level in [Compression::none(), Compression::fast(), Compression::best()] {
+        let mut peer = Peer::open(&server, "/echo", "permessage-deflate");
+        peer.compress = Compress::new(level, false);
+        let payload = peer.deflate(&bytes);
+        assert!(payload.len() > bytes.len(), "{}", payload.len());
+        peer.raw.write(&masked(FIN | RSV1 | BINARY, &payload));
+        assert!(peer.next() == (false, bytes.clone()), "{level:?}");
+        peer.send(BINARY, &[&bytes[..], b"x"].concat());
+        assert_eq!(peer.raw.closed(), 1009, "one byte more is too much");
+    }
+    server.rest();
 }
 
 #[test]

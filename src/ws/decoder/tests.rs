@@ -125,6 +125,32 @@ fn compressed_messages() {
     check_with(Extensions::NONE, &[frame(0xc1, b"a")], "1002 reserved bits 0b100 set without an extension");
 }
 
+/// What cannot be compressed gets longer, and whoever compresses it does not know by how much.
+#[test]
+fn a_compressed_form_may_be_longer_than_its_message() {
+    #[track_caller]
+    fn check(sizes: &[usize], expected: Result<usize, u16>) {
+        let limits = Limits { message_bytes_max: 7_000, extensions: Extensions::DEFLATE };
+        let last = sizes.len() - 1;
+        let frames = sizes.iter().enumerate().map(|(index, &size)| {
+            let fin = if index == last { 0x80 } else { 0 };
+            frame(fin | if index == 0 { 0x42 } else { 0 }, &vec![7; size])
+        });
+        let (mut stream, mut decoder) = (frames.collect::<Vec<_>>().concat(), Decoder::default());
+        let got = match decoder.next(&mut Input::new(&mut stream), &limits) {
+            Ok(Some(Event::Deflated { payload, .. })) => Ok(payload.len()),
+            Ok(event) => panic!("{event:?}"),
+            Err(error) => Err(error.close_code()),
+        };
+        assert_eq!(got, expected, "{sizes:?}");
+    }
+    check(&[7_001], Ok(7_001));
+    check(&[8_064], Ok(8_064)); // a seventh, and 64
+    check(&[4_000, 0, 4_064], Ok(8_064));
+    check(&[8_065], Err(1009));
+    check(&[8_064, 1], Err(1009));
+}
+
 #[test]
 fn closes() {
     check(&[frame(0x88, b"")], "Close");
