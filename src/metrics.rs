@@ -347,7 +347,7 @@ pub struct ShardMetrics {
     pub tls_waiting: Counter,
     /// TLS handshakes, by outcome.
     pub tls_handshakes: Counters<{ TlsHandshake::ALL.len() }>,
-    /// Key updates of TLS 1.3 that clients asked for.
+    /// Key updates of TLS 1.3 that clients made.
     pub tls_key_updates: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,

@@ -228,11 +228,10 @@ impl<I: Io> Layer<I> {
     fn answer(&mut self, conn: ConnKey, end: Option<End>) {
         let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
         if let Stage::Open(records) = &mut secured.stage
-            && records.owes_update()
+            && let updates @ 1.. = records.take_updates()
         {
-            secured.seal_key_update(self.io.palette());
+            self.metrics.tls_key_updates.add(u64::from(updates));
             secured.kick(&mut self.io);
-            self.metrics.tls_key_updates.add(1);
         }
         let lost = match end {
             None => return,

@@ -24,6 +24,8 @@ pub struct Records {
     version: Version,
     /// A key update of the peer is not answered yet.
     owes_update: bool,
+    /// Key updates of the peer that nobody has counted.
+    updates: u32,
     /// Derives the keys after these; TLS 1.3 only.
     next: Option<Box<KernelConnection<ServerConnectionData>>>,
 }
@@ -89,7 +91,7 @@ impl Records {
         let (tx, rx) = (Key::new(secrets.tx)?, Key::new(secrets.rx)?);
         // TLS 1.2 never changes its keys.
         let next = (version == Version::Tls13).then(|| Box::new(kernel));
-        Some(Self { tx, rx, version, owes_update: false, next })
+        Some(Self { tx, rx, version, owes_update: false, updates: 0, next })
     }
 
     /// Opens every whole record at the front of `bytes`, in place, and moves their plaintext together at the front.
@@ -158,7 +160,13 @@ impl Records {
         let secret = next.update_rx_secret().ok().and_then(Key::new);
         self.rx = secret.ok_or(End::Misbehaved(Alert::INTERNAL_ERROR))?;
         self.owes_update |= wants_answer;
+        self.updates += 1;
         Ok(())
+    }
+
+    /// How often the peer has changed its key since the last call.
+    pub fn take_updates(&mut self) -> u32 {
+        std::mem::take(&mut self.updates)
     }
 
     /// Whether a key update of the peer is to be answered. Many that came meanwhile have one answer (RFC 8446 §4.6.3).

@@ -99,14 +99,6 @@ impl Secured {
         Some(())
     }
 
-    /// Answers the peer's key update.
-    pub(super) fn seal_key_update(&mut self, palette: &mut Palette) {
-        let Stage::Open(records) = &mut self.stage else { return };
-        let queued = self.queued.get_or_insert_with(|| Flight::new(palette));
-        // There is a next key: the peer's message was taken.
-        palette.append(queued.frame, |out| records.seal_key_update(out).expect("a key after this one"));
-    }
-
     /// Seals the peer's last word, if there are keys.
     pub(super) fn seal_last(&mut self, palette: &mut Palette, alert: Alert) {
         if let Stage::Open(mut records) = std::mem::replace(&mut self.stage, Stage::Over) {
@@ -114,10 +106,18 @@ impl Secured {
         }
     }
 
-    /// Hands what is queued to the driver, unless it is busy with this connection.
+    /// Hands what is queued to the driver, unless it is busy with this connection. A key update of the peer is answered
+    /// with it and not before, so that of all that come meanwhile one waits.
     pub(super) fn kick<I: Io>(&mut self, io: &mut I) {
         if self.flight.is_some() {
             return;
+        }
+        if let Stage::Open(records) = &mut self.stage
+            && records.owes_update()
+        {
+            let palette = io.palette();
+            let queued = self.queued.get_or_insert_with(|| Flight::new(palette));
+            palette.append(queued.frame, |out| records.seal_key_update(out).expect("a key after this one"));
         }
         self.flight = self.queued.take();
         match self.flight {

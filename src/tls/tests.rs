@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -9,6 +10,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 use super::handshake::{Failed, Finished, Handshake, Progress};
+use super::*;
+use crate::io::sim::{Faults, Sim, SimConfig, World};
 
 /// What a server offers, and a client that trusts it.
 pub(super) fn configs(
@@ -171,4 +174,126 @@ fn what_is_no_handshake() {
         long.resize(long.len() + (1 << 14) - 4, 0);
     }
     check_first_bytes(&long, "", b"");
+}
+
+/// The layer over a simulated kernel, and clients that a test plays.
+struct Port {
+    world: World,
+    layer: Layer<Sim>,
+    terms: Arc<ServerConfig>,
+    keys: Vec<ConnKey>,
+    /// What was yielded besides.
+    ended: Vec<ConnKey>,
+}
+
+impl Port {
+    fn new(terms: Arc<ServerConfig>) -> Self {
+        let world = World::new(3, Faults::default());
+        let sim = world.driver(ShardId(0), SimConfig { table: 99, buffers: 99, buffer_size: 4096 });
+        let mut layer = Layer::new(sim, Arc::default());
+        layer.accept();
+        Self { world, layer, terms, keys: Vec::new(), ended: Vec::new() }
+    }
+
+    /// One turn, in which newcomers are secured.
+    fn turn(&mut self) {
+        self.world.advance(Duration::from_millis(20));
+        self.layer.wait(Wait::No).unwrap();
+        while let Some(completion) = self.layer.poll() {
+            match completion {
+                Completion::Accepted(socket) => {
+                    let key = ConnKey { slot: self.keys.len() as u32, generation: 1 };
+                    self.layer.adopt(socket, key);
+                    self.layer.receive(key);
+                    self.layer.secure(key, &self.terms, &[]);
+                    self.keys.push(key);
+                }
+                Completion::Received { conn, armed: false, .. } => self.layer.receive(conn),
+                Completion::ReceiveEnded { conn, .. } => self.ended.push(conn),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn handshakes_have_a_share_of_a_turn() {
+    let (server, client_config) = configs(&[&rustls::version::TLS13], None);
+    let mut port = Port::new(server);
+    let hello = take_tls(&mut client(&client_config));
+    for _ in 0..40 {
+        let client = port.world.connect();
+        port.world.client_send(client, &hello);
+    }
+    // Turns take no time here, so each makes one step. Some of what is said comes in pieces.
+    let mut waiting = Vec::new();
+    while waiting.len() < 100 || waiting.last() != Some(&0) {
+        port.turn();
+        waiting.push(port.layer.waiting.len());
+    }
+    assert!(*waiting.iter().max().unwrap() > 30, "{waiting:?}");
+    assert!(waiting.is_sorted_by(|before, after| *before <= after + 1), "{waiting:?}");
+    assert_eq!(port.layer.metrics.tls_waiting.get(), 0);
+    let share = |worked_ns: u64| {
+        let mut share = Share { began_ns: 1_000, spent_ns: 100, ..Share::default() };
+        share.begin(1_000 + 100 + worked_ns, 9_000);
+        share.most_ns
+    };
+    assert_eq!((share(0), share(300), share(3_000_000)), (0, 100, 1_000_000));
+}
+
+#[test]
+fn who_has_gone_leaves_the_line() {
+    let (server, client_config) = configs(&[&rustls::version::TLS13], None);
+    let mut port = Port::new(server);
+    let hello = take_tls(&mut client(&client_config));
+    for _ in 0..60 {
+        let client = port.world.connect();
+        port.world.client_send(client, &hello);
+    }
+    port.turn();
+    port.turn();
+    let there = port.layer.waiting.len();
+    assert!(there > 40, "{there}");
+    let keys = std::mem::take(&mut port.keys);
+    keys[1..].iter().for_each(|&key| port.layer.close(key));
+    port.turn();
+    port.layer.forget_gone();
+    assert!(port.layer.waiting.len() <= 2 * port.layer.live(), "{} wait", port.layer.waiting.len());
+    port.layer.close(keys[0]);
+    port.turn();
+    port.turn();
+    assert_eq!((port.layer.live(), port.layer.waiting.len(), port.layer.palette().live()), (0, 0, 0));
+}
+
+/// A client that changes its keys again and again and reads nothing makes one answer wait, not one for each.
+#[test]
+fn key_updates_have_one_answer_while_nobody_reads() {
+    let (server, client_config) = configs(&[&rustls::version::TLS13], None);
+    let mut port = Port::new(server);
+    let (id, mut client) = (port.world.connect(), client(&client_config));
+    let full = |port: &Port| port.layer.metrics.tls_handshakes[TlsHandshake::Full as usize].get();
+    while full(&port) == 0 || port.layer.palette().live() > 0 {
+        port.world.client_send(id, &take_tls(&mut client));
+        port.turn();
+        give_tls(&mut client, &port.world.client_take(id)).unwrap();
+    }
+    port.world.client_stall(id, true);
+    let most = |port: &mut Port| port.layer.palette().live_bytes();
+    let mut seen = 0;
+    for _ in 0..20_000 {
+        client.refresh_traffic_keys().unwrap();
+        port.world.client_send(id, &take_tls(&mut client));
+        port.turn();
+        seen = seen.max(most(&mut port));
+    }
+    assert!(seen > 0, "the client's window is closed, and nothing waits");
+    assert!(seen < 200, "{seen} bytes wait");
+    assert!(port.ended.is_empty());
+    let key = port.keys[0];
+    port.layer.close(key);
+    while port.layer.live() > 0 {
+        port.turn();
+    }
+    assert_eq!(port.layer.palette().live(), 0);
 }

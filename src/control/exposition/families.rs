@@ -171,7 +171,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         name: "tidewheel_tls_key_updates",
-        help: "Key updates of TLS 1.3 that clients asked for.",
+        help: "Key updates of TLS 1.3 that clients made.",
         values: Values::Counter(|shard| &shard.tls_key_updates),
     },
     Family {
