@@ -1,15 +1,20 @@
 // Drives the page at `/` of a running server in a real browser, as a visitor would.
 //
-//   npm install playwright-core && node tests/page/page.mjs 'http://127.0.0.1:9090/#token=…' [directory for screenshots]
+//   npm install playwright-core && node tests/page/page.mjs 'http://127.0.0.1:9090/#token=…' [directory for screenshots] [--insecure]
 //
+// --insecure is for sockets with TLS whose certificate is nobody's.
 // CHROMIUM names the browser (/usr/bin/chromium by default). Ends with 0 when everything held.
 
 import { chromium } from 'playwright-core';
 import assert from 'node:assert/strict';
 
-const [url, shots] = process.argv.slice(2);
-assert(url, 'usage: page.mjs URL [directory for screenshots]');
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
+const options = process.argv.slice(2).filter(argument => argument.startsWith('--'));
+const [url, shots] = process.argv.slice(2).filter(argument => !argument.startsWith('--'));
+assert(url, 'usage: page.mjs URL [directory for screenshots] [--insecure]');
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', ...(options.includes('--insecure') ? ['--ignore-certificate-errors'] : [])],
+});
 
 try {
   for (const [name, width, height, colorScheme] of [['wide-light', 1280, 900, 'light'], ['wide-dark', 1280, 900, 'dark'],
