@@ -111,7 +111,7 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         connections: usize,
         /// Seconds that an attack may last
-        #[arg(long, default_value_t = 12)]
+        #[arg(long, default_value_t = 20)]
         seconds: u64,
         /// All of them, unless some are named
         #[arg(value_delimiter = ',')]

@@ -271,6 +271,11 @@ impl Conn {
         if self.is_ending() { self.pinged } else { 0 }
     }
 
+    /// Whether what comes is still looked at, for its close frame at least.
+    pub fn is_listened_to(&self) -> bool {
+        !matches!(self.phase, Phase::Finishing { .. } | Phase::Lingering | Phase::Gone)
+    }
+
     /// Bytes have come; they count if it is being closed.
     pub fn count_late(&mut self, bytes: usize) {
         if self.is_ending() {

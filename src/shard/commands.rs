@@ -10,7 +10,7 @@ use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
 use crate::config::ClientLimitPolicy;
-use crate::conn::{Conn, Flow, Identity, Note};
+use crate::conn::{Conn, Flow, Identity, Note, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -302,7 +302,9 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.errors = conn.errors.saturating_add(1);
         if conn.errors >= self.settings.errors_max {
-            self.part(key, Goodbye::new(CloseReason::Errors, 4506, "too many errors"));
+            // It would hardly stop to answer a close frame, so nothing more of what it sends is looked at.
+            let goodbye = Goodbye::new(CloseReason::Errors, 4506, "too many errors");
+            self.part(key, Goodbye { then: Then::Linger, ..goodbye });
         }
     }
 

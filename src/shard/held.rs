@@ -49,6 +49,13 @@ impl<I: Io> Shard<I> {
         self.share == 0 || (!self.held.is_empty() && !self.retrying) || !self.has_room_to_publish()
     }
 
+    /// How many publishes each of those in line may make before the next has its turn: the fewer, the more there are, so that
+    /// who has one to make waits for as many turns as there are connections, not publishes, before it.
+    fn share_in_line(&self) -> u32 {
+        let each = self.settings.outbound.frames_max / 4 / (self.held.len() as u32 + 1);
+        each.clamp(1, SHARE)
+    }
+
     /// Something that the connection's held messages were waiting for has changed: they are tried in the next turn, not
     /// from within the handling of another message.
     pub(super) fn want_resume(&mut self, key: ConnKey) {
@@ -84,7 +91,7 @@ impl<I: Io> Shard<I> {
 
     /// Tries a connection's held messages again, if it has any.
     fn resume(&mut self, key: ConnKey) {
-        self.share = SHARE;
+        self.share = self.share_in_line();
         let must_wait = self.must_wait();
         let Some(conn) = self.conns.get(key) else { return };
         let Some(held) = &conn.held else { return };

@@ -32,7 +32,7 @@ pub(super) enum Gate {
 impl<I: Io> Shard<I> {
     pub(super) fn on_received(&mut self, key: ConnKey, mut bytes: Bytes<I::Buffer>, armed: bool) {
         self.metrics.bytes_in.add(bytes.len() as u64);
-        let (now, late_bytes_max) = (self.ms(), self.late_bytes_max());
+        let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.heard = now;
         conn.count_late(bytes.len());
@@ -40,13 +40,10 @@ impl<I: Io> Shard<I> {
         if let Some(spilled) = spilled {
             self.sessions.spill(key.slot, Flow::BytesIn, spilled);
         }
-        if conn.late_bytes() > late_bytes_max {
-            // One that has gone is the driver's to end.
-            if !matches!(conn.phase, Phase::Gone) {
-                self.io.pause(key);
-            }
-            return;
+        if conn.is_ending() && self.is_too_late(key) {
+            return self.stop_reading(key);
         }
+        let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
             self.reschedule(key); // the next ping may be due before the pong would have been
@@ -200,10 +197,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Bytes that are read of a connection that is being closed: the message that was on its way, and frames around it. Of
-    /// one that sends more, its close frame is not awaited.
-    pub(super) fn late_bytes_max(&self) -> u32 {
-        u32::try_from(self.settings.messages.message_bytes_max).unwrap_or(u32::MAX).saturating_add(LATE_BYTES)
+    fn stop_reading(&mut self, key: ConnKey) {
+        // One that has gone is the driver's to end.
+        if self.conns.get(key).is_some_and(|conn| !matches!(conn.phase, Phase::Gone)) {
+            self.io.pause(key);
+        }
+    }
+
+    /// Whether no more is read of a connection that is being closed: it has sent more than the message that was on its way and
+    /// frames around it, so its close frame is not awaited; or than little, where that is not awaited anyway.
+    pub(super) fn is_too_late(&self, key: ConnKey) -> bool {
+        let Some(conn) = self.conns.get(key) else { return true };
+        let message_bytes = if conn.is_listened_to() { self.settings.messages.message_bytes_max } else { 0 };
+        conn.late_bytes() as usize > message_bytes.saturating_add(LATE_BYTES)
     }
 
     pub(super) fn gate(&mut self, key: ConnKey) -> Gate {

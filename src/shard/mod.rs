@@ -356,15 +356,14 @@ impl<I: Io> Shard<I> {
     }
 
     fn rearm(&mut self) {
-        let late_bytes_max = self.late_bytes_max();
         for key in std::mem::take(&mut self.rearm) {
+            let is_too_late = self.is_too_late(key);
             let Some(conn) = self.conns.get_mut(key) else { continue };
             if conn.receive_ended() {
                 continue;
             }
             conn.receiving = Receiving::Armed;
-            let is_read = conn.late_bytes() <= late_bytes_max;
-            if is_read && conn.held.is_none() && !matches!(conn.phase, crate::conn::Phase::Gone) {
+            if !is_too_late && conn.held.is_none() && !matches!(conn.phase, crate::conn::Phase::Gone) {
                 self.io.receive(key);
             }
         }

@@ -154,11 +154,12 @@ pub const SHARE: u32 = 64;
 /// whole burst again, until it is closed.
 pub const OVER_RATE_MAX: u16 = 200;
 /// Inflated bytes that count as much as one refusal more.
-pub const REFUSAL_BYTES: usize = 64 * 1024;
+pub const REFUSAL_BYTES: usize = 16 * 1024;
 /// How far those whose lifetime has ended are spread when they come back: their ends are spread already.
 pub const LIFETIME_SPREAD_MS: u64 = 5_000;
-/// Bytes beyond the largest message that are read of a connection that is being closed.
-pub const LATE_BYTES: u32 = 64 * 1024;
+/// Bytes that are read of a connection that has been told its last, and beyond the largest message of one whose close frame
+/// is awaited.
+pub const LATE_BYTES: usize = 64 * 1024;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

@@ -51,7 +51,7 @@ fn frames_without_a_message_have_the_rate_of_messages() {
 fn who_sends_on_while_it_is_closed_is_not_read_for_ever() {
     let yaml = "auth: {secret: a-secret-of-32-bytes-for-the-tests}\nio: {receive_buffers: 16}\n\
                 websocket: {max_message_size: 64KiB, ping_interval_seconds: 0, close_timeout: 2s}";
-    let check = |end: &dyn Fn(&mut Raw), reason: CloseReason| {
+    let check = |end: &dyn Fn(&mut Raw), reason: CloseReason, most: u64| {
         let server = Server::build(1, yaml, |builder| builder);
         let mut raw = server.raw();
         end(&mut raw);
@@ -61,18 +61,20 @@ fn who_sends_on_while_it_is_closed_is_not_read_for_ever() {
         }
         super::until("it to be gone", || server.active() == 0);
         let read = server.sum(|shard| &shard.bytes_in);
-        assert!(read < 512 * 1024, "{read} bytes were read of who was being closed: {reason:?}");
+        assert!(read < most, "{read} bytes were read of who was being closed: {reason:?}");
         assert_eq!(server.closed(reason), 1);
         server.rest();
     };
-    check(&|raw| raw.write(b"GET / HTTP/1.1\r\n\r\n"), CloseReason::BadHandshake);
+    check(&|raw| raw.write(b"GET / HTTP/1.1\r\n\r\n"), CloseReason::BadHandshake, 256 * 1024);
     let upgraded = |raw: &mut Raw, frame: &[u8]| {
         raw.upgrade("/ws");
         raw.write(frame);
     };
-    check(&|raw| upgraded(raw, &[0xff, 0x80, 0, 0, 0, 0]), CloseReason::Protocol);
+    check(&|raw| upgraded(raw, &[0xff, 0x80, 0, 0, 0, 0]), CloseReason::Protocol, 256 * 1024);
     let bad_token = json!({"type": "authenticate", "payload": {"token": "x"}}).to_string();
-    check(&|raw| upgraded(raw, &raw::text(&bad_token)), CloseReason::AuthFailed);
+    check(&|raw| upgraded(raw, &raw::text(&bad_token)), CloseReason::AuthFailed, 512 * 1024);
+    let mistakes = raw::text("no JSON").repeat(60);
+    check(&|raw| upgraded(raw, &mistakes), CloseReason::Errors, 256 * 1024);
 }
 
 /// However many begin messages and do not end them, the server holds no more than it may; and it is not the small ones that go.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidewheel::app::context::Refused;
 use tidewheel::config::{OutboundPolicy, TopicRule};
 use tidewheel::id::{ConnKey, ShardId};
-use tidewheel::io::sim::Faults;
+use tidewheel::io::sim::{Faults, SimConfig};
 use tidewheel::metrics::ErrorCode;
 use tidewheel::pubsub::Policies;
 use tidewheel::shard::errands::{Addressees, Errand};
@@ -89,6 +89,37 @@ fn what_waits_behind_publishes_is_bounded() {
     stage.rest();
     let told = stage.told(publisher);
     assert_eq!((told.matches("ack").count(), told.matches("subscriptions").count()), (100, 200), "{told}");
+}
+
+/// Each of a crowd has many publishes to make, and together many more than a turn takes.
+#[test]
+fn who_has_one_publish_waits_for_connections_not_for_publishes() {
+    const CROWD: usize = 60;
+    let kernel = SimConfig { table: 64, buffers: 64, buffer_size: 4096 };
+    let mut stage = Stage::on_kernel(kernel, 1, 1, 8, |settings| settings.outbound.frames_max = 160);
+    let crowd: Vec<usize> = (0..CROWD).map(|_| stage.client(0)).collect();
+    let bystander = stage.client(0);
+    for &client in &crowd {
+        stage.send(client, &[PUBLISH; 60]);
+    }
+    stage.deliver();
+    stage.turns(0, 3);
+    stage.send(bystander, &[PUBLISH]);
+    stage.deliver();
+    // A turn takes 40 of them, so all of them are 90 turns' worth.
+    let mut turns = 0;
+    while stage.told(bystander).is_empty() {
+        turns += 1;
+        assert!(turns <= 10, "it waits for the publishes of all");
+        stage.turn(0);
+        stage.world.advance(Duration::from_millis(5));
+    }
+    let done =
+        |stage: &mut Stage| crowd.iter().map(|&client| stage.told(client).matches("ack 1").count()).sum::<usize>();
+    let before = done(&mut stage);
+    assert!(before < CROWD * 60, "it was not the last");
+    stage.rest();
+    assert_eq!(before + done(&mut stage), CROWD * 60);
 }
 
 #[test]
