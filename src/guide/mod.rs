@@ -30,6 +30,9 @@ pub mod sessions {}
 #[doc = include_str!("metrics.md")]
 pub mod metrics {}
 
+#[doc = include_str!("testing.md")]
+pub mod testing {}
+
 #[doc = include_str!("fuzzing.md")]
 pub mod fuzzing {}
 

@@ -269,7 +269,8 @@ impl<I: Io> Shard<I> {
         Ok(if done { Turn::Done } else { Turn::Again })
     }
 
-    /// The shard has drained: whoever leaves an order is refused.
+    /// The shard has drained: whoever leaves an order is refused, and so is who still waits for what became of a publish from
+    /// outside, since the shards that would count it may have ended.
     pub fn end(self) {
         self.inbox.close();
         if self.accepting.is_counted() {
@@ -336,6 +337,7 @@ impl<I: Io> Shard<I> {
             || self.has_settings_to_take()
             || !self.walks.is_empty()
             || (self.inbox.has_orders() && self.has_room_on_bus())
+            || self.is_done() // told by a ring alone, which nobody hears before the sleep is announced
     }
 
     /// Takes note of how long the turn before worked. If the shard has not looked at its sockets for a while, it slept or

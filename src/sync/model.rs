@@ -103,6 +103,14 @@ impl<T> ArrayQueue<T> {
     }
 
     pub fn force_push(&self, value: T) -> Option<T> {
+        self.pushed.fetch_add(0, Ordering::AcqRel);
+        // In one step with that: a full queue is as long afterwards as before, and nobody sees another length.
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if values.len() == self.capacity {
+            values.push_back(value);
+            return values.pop_front();
+        }
+        drop(values);
         self.pushed.fetch_add(1, Ordering::AcqRel);
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = if values.len() < self.capacity { None } else { values.pop_front() };

@@ -9,11 +9,11 @@ use super::auth::{SECRET, now_s, token};
 use super::client::Client;
 use super::handlers::block_on;
 
-/// An API whose clients authenticate, and may have any number of connections.
+/// An API whose clients authenticate when the test gets to it, and may have any number of connections.
 fn start(limits: &str) -> Api {
     let limits = format!("{{messages: null, bytes: null, connection_attempts: null{limits}}}");
     Api::start(&format!(
-        "auth: {{secret: '{SECRET}'}}\nlimits: {limits}\n\
+        "auth: {{secret: '{SECRET}', timeout: 60s}}\nlimits: {limits}\n\
          websocket: {{max_total_connections: 4096, ping_interval_seconds: 0, max_connections_per_client: 10000}}"
     ))
 }

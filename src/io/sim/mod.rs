@@ -30,7 +30,7 @@ use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait};
 use conn::Surroundings;
 use kernel::Kernel;
-use stream::Stream;
+use stream::{SOCKET_BUFFERS, Stream};
 
 /// Everything outside the shards. A handle: clones are the same world.
 #[derive(Clone, Debug)]
@@ -61,6 +61,7 @@ struct State {
     /// Streams that are not over.
     live: Vec<usize>,
     trace: u64,
+    socket_buffers: &'static [usize],
 }
 
 impl World {
@@ -75,6 +76,7 @@ impl World {
             streams: Vec::new(),
             live: Vec::new(),
             trace: seed,
+            socket_buffers: &SOCKET_BUFFERS,
         })))
     }
 
@@ -100,6 +102,11 @@ impl World {
     /// Changes what goes wrong from here on; a harness takes all faults away before it asks whether a run settles.
     pub fn set_faults(&self, faults: Faults) {
         self.0.borrow_mut().faults = faults;
+    }
+
+    /// Which sizes, in bytes, the socket buffers of those who connect from here on may have.
+    pub fn set_socket_buffers(&self, bytes: &'static [usize]) {
+        self.0.borrow_mut().socket_buffers = bytes;
     }
 
     /// Connects a client to one of the listeners that are open, by chance (SO_REUSEPORT).
@@ -185,6 +192,14 @@ impl World {
             state.now_ns += 1 + state.dice.below(STEP_MAX_NS) as u64;
         }
         state.now_ns = state.now_ns.max(until_ns);
+    }
+
+    /// The network carries all that there is room for, in next to no time, and no shard gets to run.
+    pub fn settle(&self) {
+        let mut state = self.0.borrow_mut();
+        while state.carry() {
+            state.now_ns += 1;
+        }
     }
 
     /// The time every shard would be told.
@@ -349,7 +364,7 @@ impl Io for Sim {
 impl State {
     fn connect(&mut self, shard: Option<usize>, address: IpAddr) -> ClientId {
         let id = self.streams.len();
-        let mut stream = Stream::new(SocketAddr::new(address, id as u16), &mut self.dice);
+        let mut stream = Stream::new(SocketAddr::new(address, id as u16), self.socket_buffers, &mut self.dice);
         match shard {
             Some(shard) => {
                 self.kernels[shard].connect(id);

@@ -58,8 +58,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub fn new(peer: SocketAddr, dice: &mut Dice) -> Self {
-        let mut socket_buffer = || SOCKET_BUFFERS[dice.below(SOCKET_BUFFERS.len())];
+    /// A connection whose socket buffers have two of these sizes.
+    pub fn new(peer: SocketAddr, buffers: &[usize], dice: &mut Dice) -> Self {
+        let mut socket_buffer = || buffers[dice.below(buffers.len())];
         Self {
             peer,
             port: 0,
@@ -293,7 +294,7 @@ impl Stream {
     }
 }
 
-/// Sizes a socket buffer may have, bytes.
-const SOCKET_BUFFERS: [usize; 5] = [1, 50, 700, 4096, 65_536];
+/// Sizes a socket buffer may have unless the harness says otherwise, bytes.
+pub(super) const SOCKET_BUFFERS: [usize; 5] = [1, 50, 700, 4096, 65_536];
 /// How long a stalled peer may stop reading: 1 ms, 100 ms, 30 s.
 const STALLS_NS: [u64; 3] = [1_000_000, 100_000_000, 30_000_000_000];
