@@ -35,7 +35,7 @@ fn every_endpoint_answers_as_the_phase_says() {
     check(Stage::Ready, "GET /readyz", 200, JSON, r#"{"phase":"ready","ready":true}"#);
     check(Stage::Ready, "GET /readyz?verbose", 200, JSON, r#""ready":true"#);
     check(Stage::Ready, "GET /metrics", 200, METRICS, "\n# TYPE websocket_upgrades_total counter\n");
-    check(Stage::Ready, "GET /", 200, HTML, r#"data-port="8080" data-path="/ws""#);
+    check(Stage::Ready, "GET /", 200, HTML, r#"data-port="8080" data-tls-port="" data-path="/ws""#);
     check(Stage::Ready, "HEAD /metrics", 200, METRICS, "");
     check(Stage::Ready, "GET /nothing", 404, JSON, r#"{"code":"not_found","message":"#);
     check(Stage::Ready, "GET /livez/", 404, JSON, r#""code":"not_found""#);
