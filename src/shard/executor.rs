@@ -121,7 +121,7 @@ impl Executor {
     }
 
     /// Futures parked.
-    pub fn len(&self) -> usize {
+    pub fn parked(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
@@ -132,7 +132,7 @@ impl Executor {
 
     /// Whether another future has room.
     pub fn has_room(&self) -> bool {
-        self.len() < self.bound
+        self.parked() < self.bound
     }
 
     /// Whether a parked future was woken.
@@ -312,7 +312,7 @@ mod tests {
         }
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         assert_eq!(poll_all(&mut executor), 2, "both were woken");
-        assert_eq!((executor.len(), executor.has_ready()), (0, false));
+        assert_eq!((executor.parked(), executor.has_ready()), (0, false));
     }
 
     #[test]
@@ -361,9 +361,9 @@ mod tests {
         assert!(executor.give_up_one(999).is_none());
         assert!(matches!(executor.give_up_one(1_000), Some(Done { ended: Ended::Overdue, .. })));
         assert!(executor.give_up_one(u64::MAX).is_none(), "the first has no deadline");
-        assert_eq!((executor.len(), executor.next_deadline_ms()), (1, None));
+        assert_eq!((executor.parked(), executor.next_deadline_ms()), (1, None));
         assert!(executor.start(CONN, None, 0, second_poll_ends(&wakers), Some(2_000)).is_none());
         executor.cancel(CONN);
-        assert_eq!((executor.len(), executor.next_deadline_ms()), (0, None), "a deadline goes with its future");
+        assert_eq!((executor.parked(), executor.next_deadline_ms()), (0, None), "a deadline goes with its future");
     }
 }

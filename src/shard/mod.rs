@@ -384,7 +384,7 @@ impl<I: Io> Shard<I> {
         metrics.frames.set(self.io.palette().live() as u64);
         metrics.topics.set(self.topics.len() as u64);
         metrics.subscriptions.set(self.topics.subscriptions() as u64);
-        metrics.parked.set(self.executor.len() as u64);
+        metrics.parked.set(self.executor.parked() as u64);
         metrics.frame_bytes.set(self.io.palette().live_bytes() as u64);
         metrics.inbound_bytes.set(self.inbound_bytes as u64);
         metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
@@ -432,7 +432,7 @@ impl<I: Io> Shard<I> {
             ("timers", self.wheel.len()),
             ("topics", self.topics.len()),
             ("receipts", self.receipts.len()),
-            ("handlers", self.executor.len()),
+            ("handlers", self.executor.parked()),
             ("frames", self.io.palette().live()),
             ("bytes of frames", self.io.palette().live_bytes()),
             ("bytes received", self.inbound_bytes),

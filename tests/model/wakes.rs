@@ -47,6 +47,6 @@ fn a_wake_is_never_lost() {
             }
         }
         bringers.into_iter().for_each(|bringer| bringer.join().unwrap());
-        assert_eq!(executor.len(), 0);
+        assert_eq!(executor.parked(), 0);
     });
 }
