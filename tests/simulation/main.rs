@@ -158,4 +158,4 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
-const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit"];
+const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit", "overload"];
