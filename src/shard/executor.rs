@@ -125,11 +125,6 @@ impl Executor {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether no future waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Whether another future has room.
     pub fn has_room(&self) -> bool {
         self.parked() < self.bound
@@ -333,19 +328,19 @@ mod tests {
             }
         }
         assert_eq!(poll_all(&mut executor), 750);
-        let mut left = executor.len();
+        let mut left = executor.parked();
         for slot in (0..CONNS).rev() {
             executor.cancel(conn(slot));
             left -= if slot % 4 < 3 { 2 } else { 3 };
-            assert_eq!(executor.len(), left);
+            assert_eq!(executor.parked(), left);
         }
         assert_eq!((left, executor.looked_at), (0, 2_250));
         // Nobody finds what is no longer there.
         assert!(executor.start(conn(0), None, 0, second_poll_ends(&wakers), None).is_none());
         executor.cancel(conn(1));
-        assert_eq!(executor.len(), 1);
+        assert_eq!(executor.parked(), 1);
         executor.cancel(conn(0));
-        assert_eq!((executor.len(), executor.slots.len()), (0, 3 * CONNS as usize));
+        assert_eq!((executor.parked(), executor.slots.len()), (0, 3 * CONNS as usize));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! stand in line and have a share of each turn.
 //!
 //! Received bytes are opened where they lie, if a record came whole, and else when its last byte is there. A send of the
-//! shard's becomes one record, at most [`PLAIN_MAX`](records::PLAIN_MAX) bytes of it, and ends when the last byte of that has
+//! shard's becomes one record, at most [`PLAIN_MAX`] bytes of it, and ends when the last byte of that has
 //! left: a large frame that many subscribers wait for costs one record each at a time.
 
 mod alert;
