@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use shuttle::rand::{RngCore, thread_rng};
 use shuttle::thread::{self, Thread};
 use tidewheel::io::sim::{Sim, World};
 
@@ -116,10 +117,11 @@ pub fn end(who: usize) {
     pass_time();
 }
 
-/// Runs something on a thread of its own.
+/// Runs something on a thread of its own, soon or when the others have had time to go to sleep.
 pub fn aside(run: impl FnOnce() + Send + 'static) {
     stage(|stage| stage.aside += 1);
     thread::spawn(move || {
+        (0..thread_rng().next_u32() % STEPS_ASIDE_MAX).for_each(|_| thread::yield_now());
         run();
         stage(|stage| stage.aside -= 1);
         pass_time();
@@ -186,5 +188,6 @@ pub fn seen() -> String {
     SEEN.with_borrow(|seen| format!("{seen:?}"))
 }
 
+const STEPS_ASIDE_MAX: u32 = 300;
 /// Whatever happens in a schedule has happened by then; nothing waits for a connection's own timers, or for a drain's deadline.
 const END_NS: u64 = 5_000_000_000;
