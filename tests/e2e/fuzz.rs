@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::api::{Api, KEY};
 
 /// Seconds; the examples that must be tried take about ten.
-const TIME: &str = "45";
+const TIME: &str = "120";
 
 #[test]
 fn schemathesis_finds_nothing_wrong_with_the_api() {
@@ -38,7 +38,8 @@ fn schemathesis_finds_nothing_wrong_with_the_api() {
         lines.filter(|line| !line.ends_with(" 0")).count()
     };
     // It got through to every endpoint but the one left out, and was turned away where it had no key.
-    assert!(requests("ok") + requests("refused") > paths && requests("denied") >= paths - 1, "{stdout}");
+    let counts = [requests("ok"), requests("refused"), requests("denied")];
+    assert!(counts[0] + counts[1] > paths && counts[2] >= paths - 1, "{counts:?} of {paths}: {stdout}");
     assert_eq!(requests("failed"), 0);
     api.server.rest();
 }
