@@ -16,7 +16,7 @@ use super::child::Server;
 use super::lanes::Lanes;
 use super::server::{BARE_MESSAGE_BYTES, Kind};
 use super::table::{Table, median};
-use super::websocket::{self, PING, PONG};
+use super::websocket::{self, PING, PING_BYTES, PONG};
 
 /// A publisher and the subscribers of one topic.
 pub struct FanoutLoad {
@@ -66,8 +66,8 @@ impl Message {
 struct Subscriber {
     message: u64,
     offset: usize,
-    /// The first byte of a ping has come.
-    in_ping: bool,
+    /// So many bytes of a ping have come.
+    ping_bytes: usize,
 }
 
 /// What the deliveries of some time cost, each.
@@ -209,14 +209,15 @@ impl State {
         let mut unread = bytes;
         while let Some(&byte) = unread.first() {
             let subscriber = &mut self.subscribers[slot as usize - 1];
-            if subscriber.in_ping || (subscriber.offset == 0 && byte == PING[0]) {
-                if byte != PING[usize::from(subscriber.in_ping)] {
+            if subscriber.ping_bytes > 0 || (subscriber.offset == 0 && byte == PING[0]) {
+                if PING.get(subscriber.ping_bytes).is_some_and(|&expected| byte != expected) {
                     return false;
                 }
-                if subscriber.in_ping {
+                subscriber.ping_bytes += 1;
+                if subscriber.ping_bytes == PING_BYTES {
                     lanes.write(ConnKey { slot, generation: 1 }, |out| out.extend_from_slice(&PONG));
+                    subscriber.ping_bytes = 0;
                 }
-                subscriber.in_ping = !subscriber.in_ping;
                 unread = &unread[1..];
                 continue;
             }
@@ -252,9 +253,10 @@ impl State {
         self.answers.extend_from_slice(bytes);
         loop {
             let (header, len) = match self.answers[..] {
-                [0x89, 0, ..] => {
+                [0x89, 8, ..] if self.answers.len() < PING_BYTES => return true,
+                [0x89, 8, ..] => {
                     lanes.write(ConnKey { slot: 0, generation: 1 }, |out| out.extend_from_slice(&PONG));
-                    self.answers.drain(..2);
+                    self.answers.drain(..PING_BYTES);
                     continue;
                 }
                 [0x81, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),

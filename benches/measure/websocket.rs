@@ -113,6 +113,7 @@ pub fn server_text_frame(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// The line in which a server agrees on an extension.
 const ANSWER: &[u8] = b"Sec-WebSocket-Extensions: ";
-/// A server's ping without a payload, and the answer to it.
-pub const PING: [u8; 2] = [0x89, 0];
+/// The header of a server's ping, all of it with the time that it carries, and a sign of life.
+pub const PING: [u8; 2] = [0x89, 8];
+pub const PING_BYTES: usize = 10;
 pub const PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
