@@ -64,7 +64,7 @@ impl EchoLoad {
         for _ in 0..connections {
             let mut socket = server.open()?;
             if kind.is_websocket() {
-                websocket::shake_hands_with(&mut socket, ECHO_PATH, kind.offer())?;
+                websocket::shake_hands_offering(&mut socket, ECHO_PATH, kind.offer())?;
             }
             sockets.push(socket);
         }
