@@ -7,9 +7,9 @@ use std::fmt;
 use std::sync::PoisonError;
 
 #[cfg(tidewheel_model)]
-use loom::sync as checked;
+use loom::{sync as checked, thread};
 #[cfg(not(tidewheel_model))]
-use shuttle::sync as checked;
+use shuttle::{sync as checked, thread};
 
 use checked::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -104,7 +104,7 @@ impl<T> ArrayQueue<T> {
 
     pub fn force_push(&self, value: T) -> Option<T> {
         self.pushed.fetch_add(0, Ordering::AcqRel);
-        // In one step with that: a full queue is as long afterwards as before, and nobody sees another length.
+        // A full queue is as long afterwards as before, and nobody sees another length.
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         if values.len() == self.capacity {
             values.push_back(value);
@@ -126,8 +126,12 @@ impl<T> ArrayQueue<T> {
         if self.is_empty() {
             return None;
         }
-        // In one step with the look above; until it is counted, others may find the queue not empty, and nothing in it.
-        let value = self.values.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        let value = self.values.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        // A count and its value are two steps, as in the original, which waits here for whoever is between the two.
+        let Some(value) = value else {
+            thread::yield_now();
+            return None;
+        };
         self.popped.fetch_add(1, Ordering::AcqRel);
         self.pushed.fetch_add(0, Ordering::AcqRel); // all pushes until now happened before, this value's among them
         Some(value)
