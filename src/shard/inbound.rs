@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 
-use crate::conn::{Endpoint, Flow, Phase, Ping, Receiving, Then};
+use crate::conn::{Conn, Endpoint, Flow, Phase, Ping, Receiving, Then};
 use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
@@ -40,10 +40,13 @@ impl<I: Io> Shard<I> {
         if let Some(spilled) = spilled {
             self.sessions.spill(key.slot, Flow::BytesIn, spilled);
         }
-        if conn.is_ending() && self.is_too_late(key) {
-            return self.stop_reading(key);
+        if is_too_late(conn, &self.settings) {
+            // One that has gone is the driver's to end.
+            if !matches!(conn.phase, Phase::Gone) {
+                self.io.pause(key);
+            }
+            return;
         }
-        let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
             self.reschedule(key); // the next ping may be due before the pong would have been
@@ -197,21 +200,6 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn stop_reading(&mut self, key: ConnKey) {
-        // One that has gone is the driver's to end.
-        if self.conns.get(key).is_some_and(|conn| !matches!(conn.phase, Phase::Gone)) {
-            self.io.pause(key);
-        }
-    }
-
-    /// Whether no more is read of a connection that is being closed: it has sent more than the message that was on its way and
-    /// frames around it, so its close frame is not awaited; or than little, where that is not awaited anyway.
-    pub(super) fn is_too_late(&self, key: ConnKey) -> bool {
-        let Some(conn) = self.conns.get(key) else { return true };
-        let message_bytes = if conn.is_listened_to() { self.settings.messages.message_bytes_max } else { 0 };
-        conn.late_bytes() as usize > message_bytes.saturating_add(LATE_BYTES)
-    }
-
     pub(super) fn gate(&mut self, key: ConnKey) -> Gate {
         let Some(conn) = self.conns.get(key) else { return Gate::Shut };
         let is_held = conn.held.is_some();
@@ -299,4 +287,11 @@ impl<I: Io> Shard<I> {
             (Lost::EndOfStream, Phase::Open | Phase::Settling(_) | Phase::Finishing { .. }) => {}
         }
     }
+}
+
+/// Whether no more is read of a connection that is being closed: it has sent more than the message that was on its way and
+/// frames around it, so its close frame is not awaited; or than little, where that is not awaited anyway.
+pub(super) fn is_too_late(conn: &Conn, settings: &Settings) -> bool {
+    let message_bytes = if conn.is_listened_to() { settings.messages.message_bytes_max } else { 0 };
+    conn.late_bytes() as usize > message_bytes.saturating_add(LATE_BYTES)
 }

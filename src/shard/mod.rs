@@ -359,13 +359,15 @@ impl<I: Io> Shard<I> {
 
     fn rearm(&mut self) {
         for key in std::mem::take(&mut self.rearm) {
-            let is_too_late = self.is_too_late(key);
             let Some(conn) = self.conns.get_mut(key) else { continue };
             if conn.receive_ended() {
                 continue;
             }
             conn.receiving = Receiving::Armed;
-            if !is_too_late && conn.held.is_none() && !matches!(conn.phase, crate::conn::Phase::Gone) {
+            if !inbound::is_too_late(conn, &self.settings)
+                && conn.held.is_none()
+                && !matches!(conn.phase, crate::conn::Phase::Gone)
+            {
                 self.io.receive(key);
             }
         }

@@ -139,7 +139,7 @@ impl<I: Io> Layer<I> {
 
     #[inline]
     fn secured(&mut self, conn: ConnKey) -> Option<&mut Secured> {
-        self.conns.get_mut(conn.slot)?.as_deref_mut().filter(|secured| secured.key == conn)
+        find(&mut self.conns, conn)
     }
 
     /// What a completion of the driver is to the shard; `None` if nothing, or if it was added to `yields`.
@@ -149,12 +149,9 @@ impl<I: Io> Layer<I> {
                 None => Completion::Received { conn, bytes: Bytes::Whole(bytes), armed },
                 Some(_) => return self.on_received(conn, bytes, armed),
             },
-            Completion::Sent { conn, sent } => match self.conns.get_mut(conn.slot) {
-                Some(Some(secured)) if secured.key == conn => {
-                    let sent = secured.on_sent(&mut self.io, sent)?;
-                    Completion::Sent { conn, sent }
-                }
-                _ => Completion::Sent { conn, sent },
+            Completion::Sent { conn, sent } => match find(&mut self.conns, conn) {
+                Some(secured) => Completion::Sent { conn, sent: secured.on_sent(&mut self.io, sent)? },
+                None => Completion::Sent { conn, sent },
             },
             Completion::ReceiveStopped { conn, starved } => {
                 if self.secured(conn).is_some_and(|secured| secured.told_end) {
@@ -201,8 +198,8 @@ impl<I: Io> Layer<I> {
     }
 
     fn open_received(&mut self, conn: ConnKey, mut bytes: I::Buffer, armed: bool) {
-        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
-        let Secured { stage: Stage::Open(records), partial, .. } = &mut **secured else { return };
+        let Some(secured) = find(&mut self.conns, conn) else { return };
+        let Secured { stage: Stage::Open(records), partial, .. } = secured else { return };
         let (mut taken, mut plain, mut end) = (0, 0, None);
         if !partial.is_empty() {
             taken = records::rest_of_record(partial, &bytes);
@@ -226,7 +223,7 @@ impl<I: Io> Layer<I> {
 
     /// What records that came make this side do.
     fn answer(&mut self, conn: ConnKey, end: Option<End>) {
-        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Some(secured) = find(&mut self.conns, conn) else { return };
         if let Stage::Open(records) = &mut secured.stage
             && let updates @ 1.. = records.take_updates()
         {
@@ -305,7 +302,7 @@ impl<I: Io> Layer<I> {
 
     /// The next step of a handshake.
     fn advance(&mut self, conn: ConnKey) {
-        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Some(secured) = find(&mut self.conns, conn) else { return };
         let Stage::Handshake(handshake) = &mut secured.stage else { return };
         handshake.is_waiting = false;
         self.out.clear();
@@ -322,7 +319,7 @@ impl<I: Io> Layer<I> {
             }
         }
         if !self.out.is_empty() {
-            secured.queue(self.io.palette(), 0, |out| out.extend_from_slice(&self.out));
+            secured.queue(self.io.palette(), |out| out.extend_from_slice(&self.out));
             secured.kick(&mut self.io);
         }
         match outcome {
@@ -344,7 +341,7 @@ impl<I: Io> Layer<I> {
 
     /// Both sides have keys: what has come behind the handshake is the first of what they protect.
     fn finish(&mut self, conn: ConnKey, finished: Finished) {
-        let Some(Some(secured)) = self.conns.get_mut(conn.slot) else { return };
+        let Some(secured) = find(&mut self.conns, conn) else { return };
         let Finished { mut records, plain, is_ended, mut rest, certificate, is_resumed } = finished;
         let how = if is_resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
         self.metrics.tls_handshakes[how as usize].add(1);
@@ -364,6 +361,12 @@ impl<I: Io> Layer<I> {
         }
         self.answer(conn, batch.end);
     }
+}
+
+/// The connection of a key, if it speaks TLS.
+#[inline]
+fn find(conns: &mut Chunked<Option<Box<Secured>>>, conn: ConnKey) -> Option<&mut Secured> {
+    conns.get_mut(conn.slot)?.as_deref_mut().filter(|secured| secured.key == conn)
 }
 
 impl Share {
@@ -452,35 +455,35 @@ impl<I: Io> Io for Layer<I> {
 
     /// One record of it; nothing can be said to a peer whose handshake is not over.
     fn send(&mut self, conn: ConnKey, frame: FrameKey, from: u32) {
-        match self.conns.get_mut(conn.slot) {
-            Some(Some(secured)) if secured.key == conn => match secured.seal(self.io.palette(), frame, from) {
+        match find(&mut self.conns, conn) {
+            Some(secured) => match secured.seal(self.io.palette(), frame, from) {
                 Some(()) => secured.kick(&mut self.io),
                 None => {
                     self.yields.push_back(Completion::Sent { conn, sent: Err(ErrorKind::NotConnected) });
                 }
             },
-            _ => self.io.send(conn, frame, from),
+            None => self.io.send(conn, frame, from),
         }
     }
 
     fn close(&mut self, conn: ConnKey) {
-        match self.conns.get_mut(conn.slot) {
-            Some(Some(secured)) if secured.key == conn => {
+        match find(&mut self.conns, conn) {
+            Some(secured) => {
                 if secured.close(&mut self.io) {
                     self.yields.push_back(Completion::Sent { conn, sent: Err(ErrorKind::ConnectionAborted) });
                 }
             }
-            _ => self.io.close(conn),
+            None => self.io.close(conn),
         }
     }
 
     fn shutdown(&mut self, conn: ConnKey) {
-        match self.conns.get_mut(conn.slot) {
-            Some(Some(secured)) if secured.key == conn => {
+        match find(&mut self.conns, conn) {
+            Some(secured) => {
                 secured.seal_last(self.io.palette(), Alert::CLOSE_NOTIFY);
                 secured.end(&mut self.io);
             }
-            _ => self.io.shutdown(conn),
+            None => self.io.shutdown(conn),
         }
     }
 

@@ -98,14 +98,16 @@ impl Records {
     pub fn open_all(&mut self, bytes: &mut [u8]) -> Batch {
         let mut batch = Batch::default();
         let mut cipher = None;
-        while let Some(record) = match whole_record(&bytes[batch.taken..], self.version) {
-            Ok(record) => record,
-            Err(alert) => {
-                batch.end = Some(End::Misbehaved(alert));
-                None
-            }
-        } {
+        loop {
             let from = batch.taken;
+            let record = match whole_record(&bytes[from..], self.version) {
+                Ok(Some(record)) => record,
+                Ok(None) => break,
+                Err(alert) => {
+                    batch.end = Some(End::Misbehaved(alert));
+                    break;
+                }
+            };
             batch.taken += record;
             match self.open(&mut cipher, &mut bytes[from..from + record]) {
                 Ok(Opened::Data(plain)) => {

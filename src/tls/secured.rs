@@ -48,15 +48,9 @@ struct Flight {
     plain: u32,
 }
 
-impl Flight {
-    fn new(palette: &mut Palette) -> Self {
-        Self { frame: palette.open(), sent: 0, plain: 0 }
-    }
-}
-
 /// Size of a connection here, without what rustls keeps to derive the next keys from.
 pub const SECURED_BYTES: usize = size_of::<Secured>();
-const _: () = assert!(SECURED_BYTES <= 296, "an idle TLS connection");
+const _: () = assert!(SECURED_BYTES <= 216, "an idle TLS connection");
 
 impl Secured {
     pub(super) fn new(key: ConnKey, handshake: Handshake) -> Self {
@@ -73,20 +67,16 @@ impl Secured {
         }
     }
 
-    /// Adds to what leaves next: `write` appends what is sealed to the frame. `plain` is how much of it is the shard's.
-    pub(super) fn queue<T>(&mut self, palette: &mut Palette, plain: u32, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        let queued = self.queued.get_or_insert_with(|| Flight::new(palette));
-        debug_assert!(plain == 0 || queued.plain == 0, "a shard has one send in flight");
-        queued.plain += plain;
-        let mut outcome = None;
-        palette.append(queued.frame, |out| outcome = Some(write(out))).expect("a private frame that is not in flight");
-        outcome.expect("written once")
+    /// Adds to what leaves next, which the shard knows nothing of.
+    pub(super) fn queue(&mut self, palette: &mut Palette, write: impl FnOnce(&mut Vec<u8>)) {
+        let queued = next(&mut self.queued, palette);
+        palette.append(queued.frame, write).expect("a private frame that is not in flight");
     }
 
     /// Seals the shard's frame from byte `from` on, as much of it as one record holds. `None`: that cannot be.
     pub(super) fn seal(&mut self, palette: &mut Palette, frame: FrameKey, from: u32) -> Option<()> {
         let Stage::Open(records) = &mut self.stage else { return None };
-        let queued = self.queued.get_or_insert_with(|| Flight::new(palette));
+        let queued = next(&mut self.queued, palette);
         debug_assert!(queued.plain == 0, "a shard has one send in flight");
         let mut plain = 0;
         let sealed = palette.append_from(queued.frame, frame, |bytes, out| {
@@ -102,7 +92,7 @@ impl Secured {
     /// Seals the peer's last word, if there are keys.
     pub(super) fn seal_last(&mut self, palette: &mut Palette, alert: Alert) {
         if let Stage::Open(mut records) = std::mem::replace(&mut self.stage, Stage::Over) {
-            self.queue(palette, 0, |out| records.seal_alert(alert, out));
+            self.queue(palette, |out| records.seal_alert(alert, out));
         }
     }
 
@@ -116,7 +106,7 @@ impl Secured {
             && records.owes_update()
         {
             let palette = io.palette();
-            let queued = self.queued.get_or_insert_with(|| Flight::new(palette));
+            let queued = next(&mut self.queued, palette);
             palette.append(queued.frame, |out| records.seal_key_update(out).expect("a key after this one"));
         }
         self.flight = self.queued.take();
@@ -173,4 +163,9 @@ impl Secured {
         io.close(self.key);
         queued.is_some_and(|queued| queued.plain > 0)
     }
+}
+
+/// What leaves next: a frame that is appended to until it does.
+fn next<'q>(queued: &'q mut Option<Flight>, palette: &mut Palette) -> &'q mut Flight {
+    queued.get_or_insert_with(|| Flight { frame: palette.open(), sent: 0, plain: 0 })
 }
