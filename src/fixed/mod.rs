@@ -3,6 +3,7 @@
 //! are no locks and no atomics here because there is nothing to share.
 
 mod chunked;
+mod line;
 mod linked_queue;
 mod ring_queue;
 mod slot_map;
@@ -10,6 +11,7 @@ mod timer_wheel;
 mod token_bucket;
 
 pub use chunked::Chunked;
+pub use line::Line;
 pub use linked_queue::{LinkedQueue, Place};
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;

@@ -36,7 +36,7 @@ use self::handshake::{Failed, Finished, Handshake, Progress};
 use self::records::{Batch, End};
 use self::secured::{Secured, Stage};
 use crate::contain::contain;
-use crate::fixed::Chunked;
+use crate::fixed::{Chunked, Line};
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Doorbell, FrameKey, Io, Lost, Now, Palette, Socket, Wait};
 use crate::metrics::{PanicSite, ShardMetrics, TlsHandshake};
@@ -57,7 +57,7 @@ pub struct Layer<I: Io> {
     conns: Chunked<Option<Box<Secured>>>,
     live: usize,
     /// Handshakes whose next step waits for its share of a turn; each is there once.
-    waiting: VecDeque<ConnKey>,
+    waiting: Line<ConnKey>,
     /// What is to be yielded before the next completion of the driver.
     yields: VecDeque<Completion<Bytes<I::Buffer>>>,
     share: Share,
@@ -85,7 +85,7 @@ impl<I: Io> Layer<I> {
             io,
             conns: Chunked::new(),
             live: 0,
-            waiting: VecDeque::new(),
+            waiting: Line::new(),
             yields: VecDeque::new(),
             share: Share::default(),
             out: Vec::new(),
@@ -256,20 +256,12 @@ impl<I: Io> Layer<I> {
             return self.advance(conn);
         }
         if !std::mem::replace(&mut handshake.is_waiting, true) {
-            self.forget_gone();
-            self.waiting.push_back(conn);
-            self.metrics.tls_waiting.set(self.waiting.len() as u64);
-        }
-    }
-
-    /// Takes those out of the line that have gone, once they may be as many as those that have not.
-    fn forget_gone(&mut self) {
-        if self.waiting.len() > 2 * self.live {
             let conns = &self.conns;
-            self.waiting.retain(|conn| {
+            self.waiting.push(conn, self.live, |conn| {
                 let place = conns.get(conn.slot).and_then(|place| place.as_deref());
-                place.is_some_and(|secured| secured.key == *conn && matches!(secured.stage, Stage::Handshake(_)))
+                place.is_some_and(|secured| secured.key == conn && matches!(secured.stage, Stage::Handshake(_)))
             });
+            self.metrics.tls_waiting.set(self.waiting.len() as u64);
         }
     }
 
@@ -278,7 +270,7 @@ impl<I: Io> Layer<I> {
         if !self.share.has_time() {
             return false;
         }
-        let Some(conn) = self.waiting.pop_front() else { return false };
+        let Some(conn) = self.waiting.pop() else { return false };
         self.metrics.tls_waiting.set(self.waiting.len() as u64);
         let from_ns = self.io.clock_ns();
         if self.advance_waiting(conn) {

@@ -251,16 +251,21 @@ fn who_has_gone_leaves_the_line() {
         let client = port.world.connect();
         port.world.client_send(client, &hello);
     }
+    let late = port.world.connect();
     port.turn();
     port.turn();
     let there = port.layer.waiting.len();
     assert!(there > 40, "{there}");
     let keys = std::mem::take(&mut port.keys);
-    keys[1..].iter().for_each(|&key| port.layer.close(key));
+    keys[1..60].iter().for_each(|&key| port.layer.close(key));
     port.turn();
-    port.layer.forget_gone();
+    port.world.client_send(late, &hello[..hello.len() / 2]);
+    port.turn();
+    port.world.client_send(late, &hello[hello.len() / 2..]);
+    port.turn();
     assert!(port.layer.waiting.len() <= 2 * port.layer.live(), "{} wait", port.layer.waiting.len());
     port.layer.close(keys[0]);
+    port.layer.close(keys[60]);
     port.turn();
     port.turn();
     assert_eq!((port.layer.live(), port.layer.waiting.len(), port.layer.palette().live()), (0, 0, 0));
