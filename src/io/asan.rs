@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn a_receive_buffer_is_ours_while_it_is_lent_and_as_far_as_it_is_filled() {
         let ring = RecvRing::new(2, 64).unwrap();
-        let lent = ring.lend(1, 13);
+        let lent = ring.lend(1, 13, &mut Default::default());
         let bytes = lent.as_ptr_range();
         assert!(!is_given(bytes.start) && !is_given(bytes.end.wrapping_sub(1)));
         assert!(is_given(bytes.end), "what the kernel did not fill");

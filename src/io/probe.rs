@@ -1,13 +1,16 @@
 //! What this kernel can do, asked before anything is built on it.
 //! Law: an engine that cannot run says which of the three usual causes it is, and what to do about each.
 
-#![allow(unsafe_code, reason = "getrlimit, setrlimit")]
+#![allow(unsafe_code, reason = "getrlimit, setrlimit, a submission")]
 
 use std::fmt;
 use std::io;
 use std::thread;
 
+use io_uring::types::Fd;
 use io_uring::{IoUring, Probe, opcode};
+
+use super::recv_ring::bounded_receive;
 
 /// What the kernel offers beyond the minimum. Printed at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +23,19 @@ pub struct Features {
     pub no_iowait: bool,
     /// Waiting for a batch (6.12); reported, not used.
     pub min_wait: bool,
+    /// A receive can be told how much it may bring at once, before others have their turn, and in all (6.18).
+    pub bounded_receives: bool,
 }
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "kernel {}: io_uring with deferred task work", self.release)?;
-        for (there, name) in
-            [(self.no_sqarray, "no_sqarray"), (self.no_iowait, "no_iowait"), (self.min_wait, "min_wait")]
-        {
+        for (there, name) in [
+            (self.no_sqarray, "no_sqarray"),
+            (self.no_iowait, "no_iowait"),
+            (self.min_wait, "min_wait"),
+            (self.bounded_receives, "bounded_receives"),
+        ] {
             if there {
                 write!(f, ", {name}")?;
             }
@@ -151,7 +159,7 @@ pub(super) fn build_ring(submissions: u32, completions: u32) -> Result<Ready, Un
         }
         builder.build(submissions).map(|ring| (ring, no_sqarray))
     };
-    let (ring, no_sqarray) = build(true)
+    let (mut ring, no_sqarray) = build(true)
         .or_else(|error| if error.raw_os_error() == Some(libc::EINVAL) { build(false) } else { Err(error) })
         .map_err(unavailable)?;
     let parameters = ring.params();
@@ -167,8 +175,18 @@ pub(super) fn build_ring(submissions: u32, completions: u32) -> Result<Ready, Un
         no_sqarray,
         no_iowait: parameters.is_feature_no_iowait(),
         min_wait: parameters.is_feature_min_timeout(),
+        bounded_receives: can_bound_receives(&mut ring).map_err(unavailable)?,
     };
     Ok(Ready { ring, features })
+}
+
+/// Asks for a bounded receive of no descriptor: kernels that do not know the bounds refuse it before they look for that.
+fn can_bound_receives(ring: &mut IoUring) -> io::Result<bool> {
+    let receive = bounded_receive(opcode::Recv::new(Fd(-1), std::ptr::null_mut(), 1), 1);
+    // SAFETY: it ends before it could get a buffer, of which there are none yet.
+    unsafe { ring.submission().push(&receive) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    Ok(ring.completion().next().is_some_and(|completion| completion.result() == -libc::EBADF))
 }
 
 fn unavailable(source: io::Error) -> Unavailable {

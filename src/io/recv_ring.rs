@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "memory that is shared with the kernel")]
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -13,7 +14,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use io_uring::Submitter;
+use io_uring::{Submitter, opcode, squeue};
 
 use super::asan;
 
@@ -66,6 +67,8 @@ impl fmt::Debug for RecvBuffer {
 pub(super) struct RecvRing {
     memory: Rc<Memory>,
     tail: u16,
+    /// Where in the kernel's queue each buffer was published last.
+    places: Vec<u16>,
 }
 
 impl RecvRing {
@@ -81,7 +84,7 @@ impl RecvRing {
         let memory = Memory::map(buffers, buffer_size)?;
         (0..buffers).for_each(|buffer| memory.give(buffer));
         memory.returned.borrow_mut().extend(0..buffers);
-        let mut ring = Self { memory: Rc::new(memory), tail: 0 };
+        let mut ring = Self { memory: Rc::new(memory), tail: 0, places: vec![0; usize::from(buffers)] };
         ring.republish();
         Ok(ring)
     }
@@ -98,12 +101,32 @@ impl RecvRing {
         unsafe { submitter.register_buf_ring_with_flags(address, entries.len() as u16, GROUP, 0) }
     }
 
-    /// The buffer a completion names, with its first `len` bytes filled.
-    pub(super) fn lend(&self, buffer: u16, len: u32) -> RecvBuffer {
-        assert!(
-            buffer < self.memory.buffers && len <= self.memory.buffer_size,
-            "the kernel named a buffer it never got"
-        );
+    /// The buffer that a completion names, and in `rest` those that the kernel filled after it, in the order in which they were
+    /// published; `len` bytes in all. The entries say how long each was to the kernel, which may have shortened one, and
+    /// stay as they are until all buffers of this completion have been lent and given back.
+    pub(super) fn lend(&self, first: u16, len: u32, rest: &mut VecDeque<RecvBuffer>) -> RecvBuffer {
+        assert!(first < self.memory.buffers, "the kernel named a buffer it never got");
+        let entries = self.memory.entries();
+        let (mut place, mut left) = (self.places[usize::from(first)], len);
+        let mut next = || {
+            let entry = &entries[usize::from(place) & (entries.len() - 1)];
+            let len = entry.len.load(Ordering::Relaxed).min(left);
+            (place, left) = (place.wrapping_add(1), left - len);
+            (self.lend_one(entry.buffer.load(Ordering::Relaxed), len), left)
+        };
+        let (bytes, mut left) = next();
+        while left > 0 {
+            let before = left;
+            let (more, still_left) = next();
+            assert!(still_left < before, "the kernel filled a buffer it never got");
+            rest.push_back(more);
+            left = still_left;
+        }
+        bytes
+    }
+
+    fn lend_one(&self, buffer: u16, len: u32) -> RecvBuffer {
+        assert!(len <= self.memory.buffer_size, "the kernel filled more than there is");
         asan::take_back(self.memory.address(buffer).as_ptr(), len as usize);
         RecvBuffer { memory: Rc::clone(&self.memory), buffer, len }
     }
@@ -118,6 +141,7 @@ impl RecvRing {
             entry.address.store(self.memory.address(buffer).as_ptr() as u64, Ordering::Relaxed);
             entry.len.store(self.memory.buffer_size, Ordering::Relaxed);
             entry.buffer.store(buffer, Ordering::Relaxed);
+            self.places[usize::from(buffer)] = self.tail;
             self.tail = self.tail.wrapping_add(1);
         }
         if count > 0 {
@@ -136,6 +160,21 @@ impl RecvRing {
     pub(super) fn leak(&self) {
         std::mem::forget(Rc::clone(&self.memory));
     }
+}
+
+/// Makes of a receive of at most so many bytes at once one into buffers of the ring that goes on until it has brought `most`
+/// bytes. After those at once it lets the receives of other connections have their turn; they come in one completion,
+/// whatever number of buffers they fill.
+pub(super) fn bounded_receive(at_once: opcode::Recv, most: u32) -> squeue::Entry {
+    const MULTISHOT: u16 = 1 << 1; // IORING_RECV_MULTISHOT
+    const BUNDLE: u16 = 1 << 4; // IORING_RECVSEND_BUNDLE
+    const MOST_AT: usize = 44; // `optlen` of `struct io_uring_sqe`
+    const { assert!(size_of::<squeue::Entry>() == 64, "the layout that the kernel reads") };
+    let mut entry = at_once.ioprio(MULTISHOT | BUNDLE).buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT);
+    let field = (&raw mut entry).cast::<u8>().wrapping_add(MOST_AT).cast::<u32>();
+    // SAFETY: a submission is 64 bytes of plain numbers, aligned to 8, which this one owns; four of them are written.
+    unsafe { field.write(most) };
+    entry
 }
 
 /// One place of the kernel's queue (`struct io_uring_buf`). The queue's tail lies in the reserved bytes of the first.
@@ -219,8 +258,8 @@ mod tests {
     fn a_dropped_buffer_is_published_again_even_by_a_panic() {
         let mut ring = RecvRing::new(3, 64).unwrap();
         assert_eq!((ring.tail, ring.republish()), (3, 0), "all published, nothing returned");
-        let lent = ring.lend(1, 64);
-        let other = ring.lend(2, 0);
+        let lent = ring.lend(1, 64, &mut VecDeque::new());
+        let other = ring.lend(2, 0, &mut VecDeque::new());
         assert_eq!(ring.republish(), 0, "lent");
         drop(lent);
         assert_eq!(ring.republish(), 1);
@@ -236,9 +275,38 @@ mod tests {
     }
 
     #[test]
+    fn buffers_that_were_filled_together_come_in_the_order_of_the_ring() {
+        let mut ring = RecvRing::new(4, 64).unwrap();
+        let mut rest = VecDeque::new();
+        // Given back in another order than they came in, some of them around the end of the queue.
+        let lent: Vec<_> = (0..4).map(|buffer| ring.lend(buffer, 64, &mut rest)).collect();
+        assert!(rest.is_empty());
+        for buffer in lent.into_iter().rev() {
+            drop(buffer);
+            ring.republish();
+        }
+        ring.memory.entries()[1].len.store(10, Ordering::Relaxed); // the kernel takes less of a buffer at times
+        let first = ring.lend(3, 64 + 10 + 5, &mut rest);
+        let lent: Vec<_> = std::iter::once(&first).chain(&rest).map(|bytes| (bytes.buffer, bytes.len)).collect();
+        assert_eq!(lent, [(3, 64), (2, 10), (1, 5)]);
+        drop((first, std::mem::take(&mut rest)));
+        assert_eq!(ring.republish(), 3);
+        assert_eq!(ring.memory.entries()[1].len.load(Ordering::Relaxed), 64, "whole again");
+        let first = ring.lend(0, 64 + 1, &mut rest);
+        assert_eq!((first.buffer, rest.len(), rest[0].buffer), (0, 1, 3));
+    }
+
+    #[test]
+    #[should_panic(expected = "never got")]
+    fn more_than_all_buffers_hold_is_not_believed() {
+        let ring = RecvRing::new(3, 64).unwrap();
+        ring.lend(0, 64 * 4 + 1, &mut VecDeque::new());
+    }
+
+    #[test]
     fn a_lent_buffer_outlives_the_ring() {
         let ring = RecvRing::new(2, 4096).unwrap();
-        let mut lent = ring.lend(1, 5);
+        let mut lent = ring.lend(1, 5, &mut VecDeque::new());
         drop(ring);
         lent.copy_from_slice(b"alive");
         assert_eq!(&*lent, b"alive");

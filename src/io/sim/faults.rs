@@ -49,6 +49,9 @@ faults! {
     late_cancel: 0.5,
     /// The monotonic clock jumps ahead by up to two minutes (a suspended machine), per step.
     clock_jump: 0.002,
+    /// The shard's thread stands still for some time in the middle of a turn: a look at the clock finds it later by up to
+    /// two milliseconds.
+    slow: 0.2,
     /// Unix time jumps by up to an hour either way, per step.
     unix_jump: 0.005,
     /// The doorbell sounds though nobody rang.

@@ -273,13 +273,17 @@ impl Io for Sim {
         Ok(state.now())
     }
 
-    /// A turn takes no virtual time: all that passes is sleep.
+    /// A turn takes no virtual time, unless it is a slow one ([`Faults`]): all that passes is sleep.
     fn slept_from_ns(&self) -> Option<u64> {
         Some(self.waited_from_ns)
     }
 
     fn clock_ns(&self) -> u64 {
-        self.world.0.borrow().now_ns
+        let State { now_ns, dice, faults, .. } = &mut *self.world.0.borrow_mut();
+        if dice.chance(faults.slow) {
+            *now_ns += 1 + dice.below(SLOW_MAX_NS) as u64;
+        }
+        *now_ns
     }
 
     fn poll(&mut self) -> Option<Completion<Buffer>> {
@@ -450,6 +454,8 @@ const ADVANCE_STEPS: usize = 1000;
 const IDLE_JUMP_NS: u64 = 1_000_000_000;
 /// Jump of the monotonic clock, at most: two minutes.
 const CLOCK_JUMP_MAX_NS: usize = 120_000_000_000;
+/// For how long a slow turn stands still, at most: 2 ms.
+const SLOW_MAX_NS: usize = 2_000_000;
 /// Jump of Unix time either way, at most: an hour.
 const UNIX_JUMP_MAX_MS: usize = 3_600_000;
 

@@ -23,11 +23,14 @@ impl Uring {
             Some(Op::Receive) => {
                 // Taken first: dropped on any way out, it goes back to the kernel.
                 let len = u32::try_from(completion.result()).unwrap_or(0);
-                let bytes = cqueue::buffer_select(completion.flags()).map(|buffer| self.buffers.lend(buffer, len));
-                match self.mode {
+                let first = cqueue::buffer_select(completion.flags());
+                let bytes = first.map(|first| self.buffers.lend(first, len, &mut self.more));
+                let outcome = match self.mode {
                     ReceiveMode::Recv => self.received(conn, completion, bytes),
                     ReceiveMode::Poll => self.drained(conn, completion, bytes),
-                }
+                };
+                self.more.clear(); // of a former connection
+                outcome
             }
             Some(Op::Poll) => self.polled(conn, completion),
             Some(Op::Send) => self.sent(conn, completion.result()),
@@ -68,8 +71,12 @@ impl Uring {
             self.holding -= 1;
             self.close_if_over(conn);
         }
+        let last = self.more.pop_back();
+        let is_last = last.is_none();
+        let more = self.more.drain(..).map(|bytes| Deferred::Received { conn, bytes, armed: true });
+        self.deferred.extend(more.chain(last.map(|bytes| Deferred::Received { conn, bytes, armed })));
         Some(match (completion.result(), bytes) {
-            (1.., Some(bytes)) => Completion::Received { conn, bytes, armed },
+            (1.., Some(bytes)) => Completion::Received { conn, bytes, armed: armed || !is_last },
             (result, _) => self.receive_ended(conn, result),
         })
     }
@@ -248,7 +255,7 @@ mod tests {
     use super::*;
     use crate::id::ShardId;
     use crate::io::bell::Bell;
-    use crate::io::uring::UringConfig;
+    use crate::io::uring::{BUFFERS_AT_ONCE, UringConfig};
     use crate::io::{Io, Wait, recv_ring};
 
     const CONN: ConnKey = ConnKey { slot: 3, generation: 2 };
@@ -256,15 +263,25 @@ mod tests {
 
     /// A driver with one connection under [`CONN`], and its peer.
     fn connected(mode: ReceiveMode) -> (Uring, TcpStream) {
+        let mut io = driver(mode, 2);
+        let peer = connect(&mut io, CONN);
+        (io, peer)
+    }
+
+    /// A driver of no connection yet, with so many receive buffers of 64 bytes.
+    fn driver(mode: ReceiveMode, buffers: u16) -> Uring {
         let bells = Arc::from([Arc::new(Bell::new().unwrap())]);
         let (listeners, shard) = (Vec::new(), ShardId(0));
-        let config = UringConfig { table: 4, buffers: 2, buffer_size: 64, mode, listeners, bells, shard };
-        let mut io = Uring::new(config).unwrap();
+        Uring::new(UringConfig { table: 4, buffers, buffer_size: 64, mode, listeners, bells, shard }).unwrap()
+    }
+
+    /// Makes one more connection; returns its peer.
+    fn connect(io: &mut Uring, conn: ConnKey) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         io.take(TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
-        let Some(Completion::Accepted(socket)) = next(&mut io) else { panic!("not taken") };
-        io.adopt(socket, CONN);
-        (io, listener.accept().unwrap().0)
+        let Some(Completion::Accepted(socket)) = next(io) else { panic!("not taken") };
+        io.adopt(socket, conn);
+        listener.accept().unwrap().0
     }
 
     /// The next completion, or nothing within a while.
@@ -311,6 +328,70 @@ mod tests {
             assert_eq!(io.counters().stale, round);
         }
         assert_eq!(io.counters().republished, 5, "more than the two there are: each came back");
+        if !io.features().bounded_receives {
+            return;
+        }
+        // Nor does what came together with others.
+        peer.write_all(&[b's'; 100]).unwrap();
+        let receive = opcode::Recv::new(Fixed(descriptor), std::ptr::null_mut(), 128);
+        push(&mut io, recv_ring::bounded_receive(receive, 128).user_data(Token::of_conn(Op::Receive, STALE).0));
+        assert!(next(&mut io).is_none());
+        assert_eq!((io.counters().stale, io.counters().republished), (6, 7));
+        io.receive(CONN);
+        io.wait(Wait::No).unwrap();
+        peer.write_all(b"mine").unwrap();
+        let Some(Completion::Received { bytes, .. }) = next(&mut io) else { panic!("nothing") };
+        assert_eq!(&*bytes, b"mine");
+        assert!(next(&mut io).is_none());
+    }
+
+    /// What comes in several buffers at once comes in order, and says once, at its end, whether there will be more.
+    #[test]
+    fn many_buffers_of_one_completion() {
+        let mut io = driver(ReceiveMode::Recv, 4);
+        let mut peer = connect(&mut io, CONN);
+        io.receive(CONN);
+        io.wait(Wait::No).unwrap();
+        let sent: Vec<u8> = (0..2_000u32).map(|number| number as u8).collect();
+        peer.write_all(&sent).unwrap();
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            match next(&mut io).expect("more of it") {
+                Completion::Received { conn: CONN, bytes, armed } => {
+                    received.extend_from_slice(&bytes);
+                    drop(bytes);
+                    if !armed {
+                        io.receive(CONN);
+                    }
+                }
+                Completion::ReceiveStopped { conn: CONN, starved: true } => io.receive(CONN),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(received, sent);
+    }
+
+    /// Who sends without end has others served in between, where the kernel can be told so.
+    #[test]
+    fn a_receive_lets_others_have_their_turn() {
+        const OTHER: ConnKey = ConnKey { slot: 2, generation: 1 };
+        let mut io = driver(ReceiveMode::Recv, 64);
+        let (mut greedy, mut modest) = (connect(&mut io, CONN), connect(&mut io, OTHER));
+        io.receive(CONN);
+        io.receive(OTHER);
+        io.wait(Wait::No).unwrap();
+        greedy.write_all(&[0; 60 * 64]).unwrap();
+        modest.write_all(b"one message").unwrap();
+        let mut before = 0;
+        while let Some(completion) = next(&mut io) {
+            match completion {
+                Completion::Received { conn: CONN, .. } => before += 1,
+                Completion::Received { conn: OTHER, .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        let most = if io.features().bounded_receives { BUFFERS_AT_ONCE } else { 60 };
+        assert!(before <= most, "{before} buffers were filled first, {}", io.features());
     }
 
     #[test]

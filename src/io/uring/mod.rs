@@ -31,7 +31,7 @@ use self::ring::Ring;
 use super::bell::{self, Bell};
 use super::probe::Features;
 use super::random::Random;
-use super::recv_ring::{GROUP, RecvBuffer, RecvRing};
+use super::recv_ring::{GROUP, RecvBuffer, RecvRing, bounded_receive};
 use super::token::{Op, Token};
 use super::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait, clock};
 use crate::id::{ConnKey, ShardId};
@@ -101,6 +101,8 @@ pub struct Uring {
     palette: Palette,
     /// What is to be yielded before the next completion of the kernel.
     deferred: VecDeque<Deferred>,
+    /// Scratch: buffers that came with another one.
+    more: VecDeque<RecvBuffer>,
     /// Closing connections with a request that a cancel did not find.
     lingering: Vec<ConnKey>,
     /// Requests that name memory and are with the kernel.
@@ -113,8 +115,10 @@ pub struct Uring {
 }
 
 /// A completion that the driver makes itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Deferred {
+    /// One more of the buffers that came with one completion of the kernel.
+    Received { conn: ConnKey, bytes: RecvBuffer, armed: bool },
     /// Poll mode: receiving stopped without the kernel's help.
     Paused(ConnKey),
     /// The last request of a closing connection is over.
@@ -156,6 +160,7 @@ impl Uring {
             buffers,
             palette: Palette::default(),
             deferred: VecDeque::new(),
+            more: VecDeque::new(),
             lingering: Vec::new(),
             holding: 0,
             bells,
@@ -197,9 +202,15 @@ impl Uring {
         unsafe { self.ring.push(&poll.user_data(Token::of_driver(Op::Bell, 0).0)) };
     }
 
-    /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each.
+    /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each, or for some:
+    /// where it can be told how much one connection may bring at once, before others have their turn, that comes in one.
     fn receive_all(&mut self, conn: ConnKey, descriptor: u32) {
-        self.push_receive(conn, opcode::RecvMulti::new(Fixed(descriptor), GROUP).build());
+        if !self.features.bounded_receives {
+            return self.push_receive(conn, opcode::RecvMulti::new(Fixed(descriptor), GROUP).build());
+        }
+        let [at_once, most] = [BUFFERS_AT_ONCE, BUFFERS_A_REQUEST].map(|buffers| buffers * self.buffers.buffer_size());
+        let receive = opcode::Recv::new(Fixed(descriptor), std::ptr::null_mut(), at_once);
+        self.push_receive(conn, bounded_receive(receive, most));
     }
 
     /// Poll mode: asks for all that is there, up to the kernel's own bound of a round (32 buffers).
@@ -271,7 +282,8 @@ impl Io for Uring {
         self.slept_from_ns = (wanted > 0).then(clock::monotonic_ns);
         // With work at hand and nothing to submit there is nothing to ask of the kernel.
         if !waiting || !self.ring.is_submitted() {
-            self.ring.enter(wanted, timeout)?;
+            let most = if wait == Wait::No { COMPLETIONS_LEFT_OVER } else { COMPLETIONS_A_TURN };
+            self.ring.enter(wanted, timeout, most)?;
         }
         self.bells[self.shard.index()].awake();
         Ok(clock::now())
@@ -288,6 +300,9 @@ impl Io for Uring {
     fn poll(&mut self) -> Option<Completion<RecvBuffer>> {
         loop {
             match self.deferred.pop_front() {
+                Some(Deferred::Received { conn, bytes, armed }) => {
+                    return Some(Completion::Received { conn, bytes, armed });
+                }
                 Some(Deferred::Closed(conn)) => return Some(Completion::Closed { conn }),
                 Some(Deferred::TableFull) => {
                     return Some(Completion::AcceptStopped(io::Error::from_raw_os_error(libc::ENFILE)));
@@ -475,5 +490,14 @@ fn has_more(completion: &cqueue::Entry) -> bool {
 /// Least and most entries of the completion queue: 4 for each connection, 64 KiB to 1 MiB. A sixteenth of it is the
 /// submission queue.
 const COMPLETIONS: (u32, u32) = (4096, 65_536);
+/// Completions after which a turn begins, though there may be more to come: few, so that what was received is still in the
+/// core's cache when it is looked at and sent.
+const COMPLETIONS_A_TURN: usize = 64;
+/// The same for a shard that has work left over: it sees all who have come, to serve first who has sent little.
+const COMPLETIONS_LEFT_OVER: usize = 1024;
+/// Receive buffers that one connection fills before others have their turn, where the kernel can be told.
+const BUFFERS_AT_ONCE: u32 = 4;
+/// And in all, until its receive is asked for again.
+const BUFFERS_A_REQUEST: u32 = 8;
 /// Most bytes of one send: the kernel's own bound on one transfer.
 const SEND_MAX: usize = 0x7fff_f000;

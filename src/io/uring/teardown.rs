@@ -20,7 +20,7 @@ impl Drop for Uring {
             let cancel = cancel.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::of_driver(Op::Forget, 0).0);
             // SAFETY: a cancel names no memory.
             unsafe { self.ring.push(&cancel) };
-            if self.ring.enter(1, Some(TICK)).is_err() {
+            if self.ring.enter(1, Some(TICK), 0).is_err() {
                 break;
             }
             while let Some(completion) = self.ring.next() {
