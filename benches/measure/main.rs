@@ -48,8 +48,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Server CPU of an echoed 64-byte message
+    /// Server CPU of an echoed message
     Echo {
+        /// Bytes of a message
+        #[arg(long, default_value_t = 64)]
+        size: usize,
         #[arg(long, default_value_t = 9)]
         rounds: usize,
         /// Seconds of each server in each round
@@ -139,7 +142,9 @@ fn main() -> io::Result<()> {
     child::CORE.get_or_init(|| cores[0]);
     affinity::pin(cores[cores.len() - 1])?;
     match command {
-        Command::Echo { rounds, seconds, cases, servers } => echo::compare(rounds, seconds, &cases, 64, &servers),
+        Command::Echo { size, rounds, seconds, cases, servers } => {
+            echo::compare(rounds, seconds, &cases, size, &servers)
+        }
         Command::Fanout { rounds, seconds, subscribers, in_flight, servers } => {
             fanout::compare(rounds, seconds, subscribers, &in_flight, &servers)
         }
