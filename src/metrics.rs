@@ -99,7 +99,7 @@ labels! {
         Errors = "errors",
         /// Message after message over a rate (4505).
         RateLimit = "rate_limit",
-        /// Its unfinished message was the largest when those of all connections held too much (1013).
+        /// Most of what was received waited for it, when that of all connections was too much (1013).
         Overload = "overload",
         /// A newer connection of the same client took its place (4503).
         Evicted = "evicted",
@@ -351,6 +351,10 @@ pub struct ShardMetrics {
     pub tls_key_updates: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,
+    /// Connections whose input waits for its share of a turn now.
+    pub sharing: Counter,
+    /// How often a connection's input had to wait for its next share.
+    pub shares: Counter,
     /// Publishes that wait for the counts of other shards now.
     pub receipts_waiting: Counter,
     /// The kernel's number of the shard's thread, 0 before it runs.

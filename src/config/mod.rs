@@ -230,8 +230,8 @@ section! {
         live messages: Option<MessageRate> = Some(MessageRate::default()),
         /// Bytes of messages from one connection; beyond, as for `messages`. `null`: no limit.
         live bytes: Option<ByteRate> = Some(ByteRate::default()),
-        /// Bytes that unfinished messages of all connections together may make the server hold; beyond, of those that are looked
-        /// at in one turn, the connection whose message holds most is closed (1013).
+        /// Bytes of all connections together that were received and wait, for the rest of their message or for their turn;
+        /// beyond, of those that are looked at in one turn, the connection for which most wait is closed (1013).
         live unfinished_bytes: Size = Size(256_000_000) => MIB..=1024 * GIB,
         /// Errors answered to one connection until close 4506; `rate_limited` is counted apart.
         live errors: u32 = 50 => 1..=65_535,

@@ -112,6 +112,20 @@ pub struct Held {
     pub bytes: Vec<u8>,
     /// How many of `bytes` are done with.
     pub from: usize,
+    /// What it waits for.
+    pub waits_for: WaitsFor,
+}
+
+/// What held bytes wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The connection's own queue, handlers or acks.
+    #[default]
+    Itself,
+    /// In line with other connections: its next share of a turn.
+    Share,
+    /// In line with other connections: room for its publish.
+    Room,
 }
 
 impl Held {
@@ -211,8 +225,6 @@ pub struct Conn {
     pub expiry_announced: bool,
     /// Whether more will be received.
     pub receiving: Receiving,
-    /// On the shard's list of connections whose held messages are tried again.
-    pub retrying: bool,
     /// A published frame was refused by its queue: it gets no other, and is parted from at the end of the turn.
     pub slow: bool,
 }
@@ -246,7 +258,6 @@ impl Conn {
             ping: Ping::Answered,
             expiry_announced: false,
             receiving: Receiving::Armed,
-            retrying: false,
             slow: false,
         }
     }

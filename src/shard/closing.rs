@@ -219,7 +219,6 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.phase = Phase::Gone;
         self.inbound_bytes -= conn.inbound_bytes();
-        self.unfinished_bytes -= conn.intake.as_ref().map_or(0, |intake| intake.decoder.held_bytes());
         conn.held = None;
         if conn.intake.take().is_some_and(|intake| intake.inflater.is_some()) {
             self.inflaters -= 1;

@@ -128,6 +128,7 @@ impl<I: Io> Shard<I> {
         } else {
             self.codecs.inflater.get_or_insert_default()
         };
+        self.fair.watch();
         let limits = InflateLimits {
             message_bytes_max: self.settings.messages.message_bytes_max,
             ratio_max: self.settings.compression.max_ratio,
@@ -173,4 +174,4 @@ fn reuse(buffer: &mut Vec<u8>) {
 }
 
 /// A buffer keeps so much from one message to the next.
-const SPARE_BYTES_MAX: usize = 64 * 1024;
+const SPARE_BYTES_MAX: usize = 1024 * 1024;

@@ -27,6 +27,7 @@ impl<I: Io> Shard<I> {
     /// Handles one native message.
     pub(super) fn on_message(&mut self, key: ConnKey, bytes: &mut [u8]) {
         self.metrics.messages_in.add(1);
+        self.fair.watch();
         let message = match self.contain_in(key, |_| envelope::parse(bytes)) {
             None => return,
             Some(Ok(message)) => message,

@@ -7,14 +7,15 @@
 //! and what was on its way when reading was paused, at most the shard's receive buffers.
 
 use crate::app::envelope::Publish;
-use crate::conn::{Deferred, Held, Phase};
+use crate::conn::{Deferred, Held, Phase, WaitsFor};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::CloseReason;
 
 use super::Shard;
+use super::fair::waits_for;
 use super::inbound::Gate;
-use super::settings::SHARE;
+use super::settings::{READ_ON_BYTES, SHARE};
 
 impl<I: Io> Shard<I> {
     /// Holds bytes behind what waits already, and stops reading, if anything waits at all.
@@ -25,7 +26,20 @@ impl<I: Io> Shard<I> {
         }
         conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
         self.inbound_bytes += rest.len();
-        self.io.pause(key);
+        self.keep_waiting(key);
+    }
+
+    /// Finds a connection that has something held its line, if it is to stand in one, and stops reading: at once, unless it
+    /// only waits for its share and has sent little.
+    fn keep_waiting(&mut self, key: ConnKey) {
+        if self.fair.has_stopped() {
+            self.wait_for_share(key);
+        }
+        let Some(held) = self.conns.get(key).and_then(|conn| conn.held.as_ref()) else { return };
+        if held.waits_for != WaitsFor::Share || held.bytes.len() - held.from > READ_ON_BYTES {
+            self.io.pause(key);
+        }
+        self.relieve(key);
     }
 
     /// Puts a subscribe request off until the publishes before it are answered.
@@ -46,7 +60,7 @@ impl<I: Io> Shard<I> {
 
     /// Whether a client's publish has to wait.
     pub(super) fn must_wait(&mut self) -> bool {
-        self.share == 0 || (!self.held.is_empty() && !self.retrying) || !self.has_room_to_publish()
+        self.share == 0 || !self.has_room_to_publish()
     }
 
     /// How many publishes each of those in line may make before the next has its turn: the fewer, the more there are, so that
@@ -56,47 +70,47 @@ impl<I: Io> Shard<I> {
         each.clamp(1, SHARE)
     }
 
-    /// Something that the connection's held messages were waiting for has changed: they are tried in the next turn, not
+    /// Something that the connection's held messages were waiting for has changed: they are tried when it is their turn, not
     /// from within the handling of another message.
     pub(super) fn want_resume(&mut self, key: ConnKey) {
-        if self.conns.get(key).is_some_and(|conn| conn.held.is_some()) {
-            self.freed.push(key);
-        }
+        self.wait_for_share(key);
     }
 
-    /// Tries held messages again: those whose own obstacle has gone, and those in line while there is room.
+    /// Tries held messages again: those that wait for room while there is some, and those that wait for their share.
     pub(super) fn retry_held(&mut self) {
-        for key in std::mem::take(&mut self.freed) {
-            self.resume(key);
-        }
-        self.retrying = true;
-        let mut left = self.held.len();
-        while left > 0
-            && self.has_room_to_publish()
-            && let Some(key) = self.held.pop_front()
-        {
-            left -= 1;
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.retrying = false;
+        self.serve_publishers();
+        self.serve_line();
+    }
+
+    /// Those who have not waited find some of the turn's publishes left.
+    fn serve_publishers(&mut self) {
+        for _ in 0..self.held.len() {
+            if self.budget.is_down_to_reserve() || !self.has_room_on_bus() {
+                return;
+            }
+            let Some(key) = self.held.pop() else { return };
+            if waits_for(&self.conns, key) == Some(WaitsFor::Room) {
+                self.share = self.share_in_line();
+                self.share_line();
                 self.resume(key);
             }
         }
-        self.retrying = false;
     }
 
     /// Whether held messages could be tried again now.
     pub(super) fn can_retry(&mut self) -> bool {
-        !self.freed.is_empty() || (!self.held.is_empty() && self.has_room_on_bus())
+        self.fair.waiting() > 0 || (!self.held.is_empty() && self.has_room_on_bus())
     }
 
     /// Tries a connection's held messages again, if it has any.
-    fn resume(&mut self, key: ConnKey) {
-        self.share = self.share_in_line();
+    pub(super) fn resume(&mut self, key: ConnKey) {
         let must_wait = self.must_wait();
-        let Some(conn) = self.conns.get(key) else { return };
-        let Some(held) = &conn.held else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let is_open = conn.is_open();
+        let Some(held) = &mut conn.held else { return };
+        held.waits_for = WaitsFor::Itself;
         let waits = match held.request {
-            _ if !conn.is_open() => false,
+            _ if !is_open => false,
             Some(Deferred::Subscribe { .. }) => conn.receipts.is_some(),
             Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key),
             Some(Deferred::Publish { .. }) | None => self.is_full(key),
@@ -106,22 +120,38 @@ impl<I: Io> Shard<I> {
         }
         let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.take()) else { return };
         self.inbound_bytes -= held.waiting_bytes();
-        let Held { request, mut bytes, from } = *held;
+        let Held { request, mut bytes, from, .. } = *held;
         self.carry_out(key, request);
+        if self.greeting(key).is_some() {
+            self.shake_hands(key, &mut bytes[from..]);
+            return self.go_on(key);
+        }
         let taken = from + self.decode(key, &mut bytes[from..]);
         if self.gate(key) == Gate::Shut {
             return;
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
         if taken < bytes.len() {
+            let mut from = taken;
+            if from > bytes.len() / 2 {
+                bytes.drain(..std::mem::take(&mut from)); // or what is read meanwhile would make it longer and longer
+            }
             self.inbound_bytes += bytes.len();
             let held = conn.held.get_or_insert_default();
             // Whatever holds it now was put there just now, without bytes.
-            (held.bytes, held.from) = (bytes, taken);
+            (held.bytes, held.from) = (bytes, from);
         }
+        self.go_on(key);
+    }
+
+    /// After held messages were tried again: reads on, if nothing is held any more.
+    fn go_on(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
-            _ if conn.held.is_some() => self.io.pause(key),
+            _ if conn.held.is_some() => self.keep_waiting(key),
+            Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
             Phase::Open if conn.receive_ended() => self.finish_silently(key, CloseReason::Lost),
+            Phase::Handshake(_) if conn.receive_ended() => self.retire(key, CloseReason::Lost),
             _ => {
                 self.want_more(key);
                 self.reschedule(key); // it is pinged again
@@ -155,9 +185,12 @@ impl<I: Io> Shard<I> {
 
     fn stand_in_line(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.retrying {
-            conn.retrying = true;
-            self.held.push_back(key);
+        if let Some(held) = &mut conn.held
+            && held.waits_for != WaitsFor::Room
+        {
+            held.waits_for = WaitsFor::Room;
+            let conns = &self.conns;
+            self.held.push(key, conns.len(), |key| waits_for(conns, key) == Some(WaitsFor::Room));
         }
     }
 }

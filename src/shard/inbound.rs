@@ -47,6 +47,7 @@ impl<I: Io> Shard<I> {
             }
             return;
         }
+        let is_newcomer = matches!(conn.phase, Phase::Handshake(_));
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
             self.reschedule(key); // the next ping may be due before the pong would have been
@@ -54,23 +55,28 @@ impl<I: Io> Shard<I> {
         if !armed {
             self.want_more(key);
         }
-        self.share = SHARE;
-        self.on_bytes(key, &mut bytes);
+        self.share = if self.held.is_empty() { SHARE } else { 1 };
+        match self.share_arrival(bytes.len(), is_newcomer) {
+            true => self.on_bytes(key, &mut bytes),
+            false => self.keep(key, &bytes),
+        }
     }
 
     fn on_bytes(&mut self, key: ConnKey, bytes: &mut [u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
-            Phase::Open | Phase::Settling(_) | Phase::Closing => match &mut conn.held {
-                // Reading was paused, but these were on their way: at most what the receive buffers hold.
-                Some(held) => {
-                    held.bytes.extend_from_slice(bytes);
-                    self.inbound_bytes += bytes.len();
-                }
-                None => self.on_frames(key, bytes),
-            },
-            Phase::Handshake { .. } => self.shake_hands(key, bytes),
             Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
+            // Nothing overtakes what is held.
+            _ if conn.held.is_some() => self.hold(key, bytes),
+            Phase::Open | Phase::Settling(_) | Phase::Closing => self.on_frames(key, bytes),
+            Phase::Handshake { .. } => self.shake_hands(key, bytes),
+        }
+    }
+
+    /// Puts off what has just arrived, if it is of interest at all.
+    fn keep(&mut self, key: ConnKey, bytes: &[u8]) {
+        if self.conns.get(key).is_some_and(Conn::is_listened_to) {
+            self.hold(key, bytes);
         }
     }
 
@@ -87,7 +93,6 @@ impl<I: Io> Shard<I> {
         // Out of the connection meanwhile: an event borrows the decoder while commands change the connection.
         let mut decoder = conn.intake.as_mut().map(|intake| std::mem::take(&mut intake.decoder)).unwrap_or_default();
         self.inbound_bytes -= decoder.held_bytes();
-        self.unfinished_bytes -= decoder.held_bytes();
         let extensions = if conn.deflate.is_some() { Extensions::DEFLATE } else { Extensions::NONE };
         let limits = Limits { extensions, ..self.settings.messages };
         let mut input = Input::new(bytes);
@@ -96,6 +101,9 @@ impl<I: Io> Shard<I> {
                 Gate::Open => {}
                 Gate::Full => break,
                 Gate::Shut => return len,
+            }
+            if !self.may_go_on() {
+                break;
             }
             // The decoder is out of the connection, and ends with its panic.
             let outcome = match contain(|| decoder.next(&mut input, &limits)) {
@@ -124,7 +132,6 @@ impl<I: Io> Shard<I> {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
                 if !decoder.is_idle() {
                     self.inbound_bytes += decoder.held_bytes();
-                    self.unfinished_bytes += decoder.held_bytes();
                     conn.intake.get_or_insert_default().decoder = decoder;
                     self.relieve(key);
                 }
@@ -221,26 +228,28 @@ impl<I: Io> Shard<I> {
             || self.conns.get(key).is_some_and(|conn| conn.parked >= PARKED_PER_CONN_MAX)
     }
 
-    /// Where unfinished messages of all connections hold too much, closes whoever holds most of those that are looked at. What
-    /// it held is given back at once.
-    fn relieve(&mut self, key: ConnKey) {
-        if self.unfinished_bytes <= Settings::part(self.settings.unfinished_bytes_max, self.shared.shards) {
+    /// Where what was received of all connections and waits is too much, closes whoever has most of it of those that are looked
+    /// at. Its part is given back at once.
+    pub(super) fn relieve(&mut self, key: ConnKey) {
+        if self.inbound_bytes <= Settings::part(self.settings.unfinished_bytes_max, self.shared.shards) {
             return;
         }
         let (looked_at, rest) = slice(self.relieve_from, self.conns.slots());
         self.relieve_from = rest.unwrap_or_default();
-        let held = |key: &ConnKey| {
+        let bytes = |key: &ConnKey| {
             let conn = self.conns.get(*key).filter(|conn| conn.is_open());
-            conn.and_then(|conn| conn.intake.as_deref()).map_or(0, |intake| intake.decoder.held_bytes())
+            conn.map_or(0, Conn::inbound_bytes)
         };
         let holders = looked_at.filter_map(|slot| self.conns.key_of(slot)).chain([key]);
-        let Some(most) = holders.max_by_key(held).filter(|most| held(most) > 0) else { return };
-        let Some(intake) = self.conns.get_mut(most).and_then(|conn| conn.intake.as_mut()) else { return };
-        let given_back = std::mem::replace(&mut intake.decoder, Decoder::ended()).held_bytes();
-        let kept = intake.decoder.held_bytes();
-        self.inbound_bytes = self.inbound_bytes - given_back + kept;
-        self.unfinished_bytes = self.unfinished_bytes - given_back + kept;
-        let goodbye = Goodbye::new(CloseReason::Overload, 1013, "too many messages have begun; connect again later");
+        let Some(most) = holders.max_by_key(bytes).filter(|most| bytes(most) > 0) else { return };
+        let Some(conn) = self.conns.get_mut(most) else { return };
+        self.inbound_bytes -= conn.inbound_bytes();
+        conn.held = None;
+        if let Some(intake) = &mut conn.intake {
+            intake.decoder = Decoder::ended();
+        }
+        self.inbound_bytes += conn.inbound_bytes();
+        let goodbye = Goodbye::new(CloseReason::Overload, 1013, "too much waits to be worked on; connect again later");
         self.part(most, Goodbye { then: Then::Linger, ..goodbye });
     }
 
@@ -278,6 +287,7 @@ impl<I: Io> Shard<I> {
             (_, Phase::Gone) => {}
             (Lost::Broken(ErrorKind::InvalidData), Phase::Handshake(_)) => self.retire(key, CloseReason::BadHandshake),
             (Lost::Broken(ErrorKind::InvalidData), _) => self.retire(key, CloseReason::Protocol),
+            (Lost::EndOfStream, Phase::Handshake(_)) if conn.held.is_some() => {}
             (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {
                 self.retire(key, CloseReason::Lost);
             }

@@ -17,6 +17,7 @@ mod drained;
 pub mod errands;
 pub mod executor;
 mod expire;
+mod fair;
 mod flush;
 mod handshake;
 mod held;
@@ -32,7 +33,7 @@ mod sessions;
 pub mod settings;
 mod tally;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use ahash::RandomState;
 use crate::app::context::Desk;
 use crate::app::{Clients, Router};
 use crate::conn::{Conn, ConnPool, Gather, Ms, Receiving};
-use crate::fixed::TimerWheel;
+use crate::fixed::{Line, TimerWheel};
 use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
@@ -54,6 +55,7 @@ use crate::ws::deflate::INFLATER_BYTES;
 use codecs::Codecs;
 pub use drain::DrainOrder;
 use executor::Executor;
+use fair::Fairness;
 pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
 pub use restart::Estate;
@@ -131,13 +133,11 @@ pub struct Shard<I: Io> {
     /// Connections to start reading from again at the end of the turn.
     rearm: Vec<ConnKey>,
     /// Connections whose publish waits for its turn and for room on the bus, in order.
-    held: VecDeque<ConnKey>,
-    /// Connections whose held messages may go on: their own queue or handlers got shorter, or they got their acks.
-    freed: Vec<ConnKey>,
+    held: Line<ConnKey>,
+    /// Who has a share of this turn, and who waits for one.
+    fair: Fairness,
     /// Handlers that wait for connections to drain.
     waiters: drained::Waiters,
-    /// The line of `held` is being served, so who is served is not sent back to its end.
-    retrying: bool,
     /// Publishes that the connection at hand may still make before others have their turn.
     share: u32,
     /// What this turn's own publishes may still put on queues.
@@ -156,9 +156,7 @@ pub struct Shard<I: Io> {
     calls: u32,
     /// What [`Conn::inbound_bytes`] of all connections add up to.
     inbound_bytes: usize,
-    /// Of those, bytes of unfinished messages.
-    unfinished_bytes: usize,
-    /// The slot from which on holders of unfinished messages are looked for, when these hold too much.
+    /// The slot from which on holders of such bytes are looked for, when these are too many.
     relieve_from: u32,
 
     accepting: accept::Accepting,
@@ -212,10 +210,9 @@ impl<I: Io> Shard<I> {
             dirty: Vec::new(),
             over: Vec::new(),
             rearm: Vec::new(),
-            held: VecDeque::new(),
-            freed: Vec::new(),
+            held: Line::new(),
+            fair: Fairness::default(),
             waiters: drained::Waiters::default(),
-            retrying: false,
             share: 0,
             budget: Budget::default(),
             mail_budget: Budget::default(),
@@ -226,7 +223,6 @@ impl<I: Io> Shard<I> {
             anonymous: HashMap::default(),
             calls: 0,
             inbound_bytes: 0,
-            unfinished_bytes: 0,
             relieve_from: 0,
             accepting: accept::Accepting::default(),
             draining: None,
@@ -253,7 +249,7 @@ impl<I: Io> Shard<I> {
 
         self.take_settings(); // a reload: everything in a turn is judged by one set of settings
         self.refill();
-        self.retry_held(); // messages that waited: for room, for acks
+        self.retry_held(); // messages that waited: for room, for acks, for their share of a turn
         self.reap(); // what the kernel has: newcomers, bytes, ends of sends
         self.take_mail(); // what other shards published, and their counts
         self.take_orders(); // what other threads want: publishes, answers, the drain
@@ -355,6 +351,7 @@ impl<I: Io> Shard<I> {
     fn refill(&mut self) {
         self.budget = Budget::of_turn(&self.settings.outbound);
         self.mail_budget = self.budget;
+        self.fair.begin_turn(self.now.monotonic_ns);
     }
 
     fn rearm(&mut self) {
@@ -392,6 +389,7 @@ impl<I: Io> Shard<I> {
         metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
         metrics.inflater_bytes.set((self.inflaters * INFLATER_BYTES) as u64);
         metrics.in_line.set(self.held.len() as u64);
+        metrics.sharing.set(self.fair.waiting() as u64);
         metrics.receipts_waiting.set(self.receipts.len() as u64);
     }
 
@@ -422,7 +420,7 @@ impl<I: Io> Shard<I> {
         let outbound =
             |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
         let most = |of: &dyn Fn(&Conn) -> usize| self.conns.iter().map(|(_, conn)| of(conn)).max().unwrap_or(0);
-        [most(&held), most(&outbound), self.held.len()]
+        [most(&held), most(&outbound), self.held.len() + self.fair.waiting()]
     }
 
     /// What must be nothing once every connection has gone: connections, timers, topics, unanswered publishes, parked

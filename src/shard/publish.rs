@@ -23,18 +23,22 @@ pub(super) struct Budget {
     deliveries: u64,
     /// Frames that are taken however many their deliveries are.
     anyway: u32,
+    /// Of frames and bytes, what those who have waited leave to those who have not.
+    reserve: (u32, u32),
 }
 
 impl Budget {
     /// A quarter of what a queue may hold, and at most half of what one send carries: there is one budget for this
     /// shard's own publishes and one for the mail.
     pub(super) fn of_turn(limits: &OutboundLimits) -> Self {
-        Self {
-            frames: (limits.frames_max / 4).max(1),
-            bytes: (limits.bytes_max / 4).clamp(1, TURN_BYTES_MAX),
-            deliveries: DELIVERIES_A_TURN,
-            anyway: FRAMES_ANYWAY,
-        }
+        let frames = (limits.frames_max / 4).max(1);
+        let bytes = (limits.bytes_max / 4).clamp(1, TURN_BYTES_MAX);
+        Self { frames, bytes, deliveries: DELIVERIES_A_TURN, anyway: FRAMES_ANYWAY, reserve: (frames / 4, bytes / 4) }
+    }
+
+    /// Whether no more is left than the part of those who have not waited.
+    pub(super) fn is_down_to_reserve(&self) -> bool {
+        self.is_spent() || self.frames <= self.reserve.0 || self.bytes <= self.reserve.1
     }
 
     pub(super) fn is_spent(&self) -> bool {

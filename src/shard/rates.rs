@@ -32,6 +32,7 @@ impl<I: Io> Shard<I> {
 
     fn refuse_over_rate(&mut self, key: ConnKey, bytes: &mut [u8], over: OverRate) {
         self.metrics.messages_in.add(1);
+        self.fair.watch();
         self.count_error(ErrorCode::RateLimited);
         self.note(key, Note::RateLimited);
         // A binary message may be anything.

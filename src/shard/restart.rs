@@ -108,7 +108,7 @@ impl<I: Io> Shard<I> {
         metrics.closed[CloseReason::Internal as usize].add(unaccounted);
         // Those that the next shard would write in its first turn too: there may be none.
         let counted = [&metrics.authenticated, &metrics.frames, &metrics.topics, &metrics.subscriptions];
-        let held = [&metrics.parked, &metrics.frame_bytes, &metrics.inbound_bytes, &metrics.in_line];
+        let held = [&metrics.parked, &metrics.frame_bytes, &metrics.inbound_bytes, &metrics.in_line, &metrics.sharing];
         counted
             .into_iter()
             .chain(held)

@@ -150,6 +150,8 @@ pub const CONNS_A_TURN: u32 = 4096;
 pub const PARKED_PER_CONN_MAX: u8 = 32;
 /// Publishes that one connection may make before others that wait have their turn.
 pub const SHARE: u32 = 64;
+/// A connection that waits for its next share of a turn is read from until so much of it waits.
+pub const READ_ON_BYTES: usize = 64 * 1024;
 /// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
 /// whole burst again, until it is closed.
 pub const OVER_RATE_MAX: u16 = 200;

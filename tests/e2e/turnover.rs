@@ -185,7 +185,7 @@ fn until_reply(raw: &mut Raw, id: u64) {
 /// A scrape of a server that holds nothing any more.
 #[track_caller]
 fn at_rest(server: &Process) -> Scrape {
-    const NOTHING: [&str; 12] = [
+    const NOTHING: [&str; 13] = [
         "active_websocket_connections",
         "tidewheel_handshakes_in_flight",
         "tidewheel_authenticated_connections",
@@ -197,6 +197,7 @@ fn at_rest(server: &Process) -> Scrape {
         "tidewheel_inbound_bytes",
         "tidewheel_bus_depth",
         "tidewheel_publishers_in_line",
+        "tidewheel_senders_in_line",
         "tidewheel_receipts_waiting",
     ];
     let mut scrape = Scrape::of(server);

@@ -16,6 +16,7 @@ mod run;
 mod scenarios;
 #[allow(dead_code, reason = "fuzzing needs more of it")]
 mod secure;
+mod shares;
 mod sizes;
 mod stage;
 mod steady;

@@ -180,6 +180,16 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Gauge(|shard| &shard.in_line),
     },
     Family {
+        name: "tidewheel_senders_in_line",
+        help: "Connections that have sent more than their share of a turn, whose input waits for the next one now.",
+        values: Values::Gauge(|shard| &shard.sharing),
+    },
+    Family {
+        name: "tidewheel_sender_waits",
+        help: "How often a connection's input had to wait for its next share of a turn.",
+        values: Values::Counter(|shard| &shard.shares),
+    },
+    Family {
         name: "tidewheel_receipts_waiting",
         help: "Publishes that wait for the counts of other shards now.",
         values: Values::Gauge(|shard| &shard.receipts_waiting),

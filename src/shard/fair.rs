@@ -1,0 +1,135 @@
+//! A turn is shared by all who send.
+//!
+//! Law: what little has arrived from one that does not wait already is worked on in the turn in which it arrives. Of one that
+//! sent more than there was time for, the rest is held and waits in one line for its next share; that line has a part of each
+//! turn, and each in it a part of that. So a turn ends soon whatever is sent, and who sends little never waits for those
+//! who send much. (The new and the old flows of FQ-CoDel, RFC 8290 §4.2, with time for bytes.)
+//!
+//! A single message is never cut: a turn is longer than its time by at most the longest one.
+
+use crate::conn::{ConnPool, WaitsFor};
+use crate::fixed::Line;
+use crate::id::ConnKey;
+use crate::io::Io;
+
+use super::Shard;
+use super::settings::SHARE;
+
+/// Who has a share of this turn, and how much of it is left.
+#[derive(Debug, Default)]
+pub(super) struct Fairness {
+    /// Those whose held bytes wait for their share.
+    line: Line<ConnKey>,
+    /// Until when the line is served.
+    line_until_ns: u64,
+    /// Until when what arrives is worked on however much it is.
+    turn_until_ns: u64,
+    /// Until when the connection at hand goes on.
+    until_ns: u64,
+    /// What it may do until the clock is looked at.
+    unwatched: u32,
+    /// It has had its share, and there is more of it.
+    is_stopped: bool,
+}
+
+impl Fairness {
+    pub(super) fn begin_turn(&mut self, now_ns: u64) {
+        self.line_until_ns = now_ns + LINE_NS;
+        self.turn_until_ns = now_ns + TURN_NS;
+    }
+
+    /// What was just done may have taken long: the clock is looked at before the next.
+    #[inline]
+    pub(super) fn watch(&mut self) {
+        self.unwatched = 0;
+    }
+
+    /// Whether the connection at hand had to stop where it might have gone on.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    fn grant(&mut self, until_ns: u64, unwatched: u32) {
+        (self.until_ns, self.unwatched, self.is_stopped) = (until_ns, unwatched, false);
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// Gives whoever sent so many bytes just now its share; `false` if that has to wait, since the turn is late and they
+    /// are not few. A newcomer's request takes much work however short it is.
+    pub(super) fn share_arrival(&mut self, bytes: usize, is_newcomer: bool) -> bool {
+        let until_ns = self.fair.turn_until_ns;
+        self.fair.grant(until_ns, UNWATCHED);
+        if (is_newcomer || bytes > FEW_BYTES) && self.io.clock_ns() >= until_ns {
+            self.fair.is_stopped = true;
+        }
+        !self.fair.is_stopped
+    }
+
+    /// Whether the connection at hand may go on: asked before each message.
+    #[inline]
+    pub(super) fn may_go_on(&mut self) -> bool {
+        if self.fair.unwatched == 0 {
+            if self.io.clock_ns() >= self.fair.until_ns {
+                self.fair.is_stopped = true;
+                return false;
+            }
+            self.fair.unwatched = UNWATCHED;
+        }
+        self.fair.unwatched -= 1;
+        true
+    }
+
+    /// Puts a connection whose bytes are held in line for its next share, if it is in no line yet.
+    pub(super) fn wait_for_share(&mut self, key: ConnKey) {
+        let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.as_mut()) else { return };
+        if held.waits_for == WaitsFor::Itself {
+            held.waits_for = WaitsFor::Share;
+            self.metrics.shares.add(1);
+            let conns = &self.conns;
+            self.fair.line.push(key, conns.len(), |key| waits_for(conns, key) == Some(WaitsFor::Share));
+        }
+    }
+
+    /// Gives the next in a line its share; something of it is worked on in any case.
+    pub(super) fn share_line(&mut self) {
+        let until_ns = self.fair.line_until_ns.min(self.io.clock_ns() + SHARE_NS);
+        self.fair.grant(until_ns, 1);
+    }
+
+    /// Serves the line: one at least, and each that is there now at most once.
+    pub(super) fn serve_line(&mut self) {
+        for _ in 0..self.fair.line.len() {
+            let Some(key) = self.fair.line.pop() else { break };
+            if waits_for(&self.conns, key) != Some(WaitsFor::Share) {
+                continue;
+            }
+            self.share = if self.held.is_empty() { SHARE } else { 0 }; // publishers have a line of their own
+            self.share_line();
+            self.resume(key);
+            if self.io.clock_ns() >= self.fair.line_until_ns {
+                break;
+            }
+        }
+    }
+}
+
+/// What the connection's held bytes wait for, if it has some.
+pub(super) fn waits_for(conns: &ConnPool, key: ConnKey) -> Option<WaitsFor> {
+    conns.get(key)?.held.as_ref().map(|held| held.waits_for)
+}
+
+/// The line's part of a turn.
+const LINE_NS: u64 = 500_000;
+/// Until when a turn works on whatever arrives; later, on what is little.
+const TURN_NS: u64 = 1_000_000;
+/// The most that one in the line goes on for.
+const SHARE_NS: u64 = 100_000;
+/// What is worked on even in a turn that is late: a message that people write, or some.
+const FEW_BYTES: usize = 1024;
+/// Echoes, pings and parts of messages between two looks at the clock.
+const UNWATCHED: u32 = 8;

@@ -1,0 +1,109 @@
+//! A turn is shared by all who send, played step by step on a shard whose every look at the clock finds it later.
+
+use tidewheel::io::sim::{Faults, SimConfig};
+use tidewheel::metrics::CloseReason;
+use tidewheel::shard::settings::Settings;
+
+use crate::stage::Stage;
+use crate::wire;
+
+const LIST: &str = r#"{"id":1,"type":"list_subscriptions"}"#;
+const PUBLISH: &str = r#"{"id":1,"type":"publish","payload":{"topic":"t","data":1}}"#;
+
+/// One shard with so many clients, which from now on has no time left in any turn.
+fn busy(clients: usize, change: impl Fn(&mut Settings)) -> (Stage, Vec<usize>) {
+    let kernel = SimConfig { table: 64, buffers: 64, buffer_size: 4096 };
+    let mut stage = Stage::on_kernel(kernel, 1, 1, 8, change);
+    stage.world.set_socket_buffers(&[64 * 1024]); // or some would have to send little at a time
+    let clients = (0..clients).map(|_| stage.client(0)).collect();
+    stage.world.set_faults(Faults { slow: 1.0, ..Faults::default() });
+    (stage, clients)
+}
+
+#[test]
+fn who_sends_little_never_waits_for_who_sends_much() {
+    const EACH: usize = 100;
+    let (mut stage, crowd) = busy(20, |_| {});
+    let modest = stage.client(0);
+    crowd.iter().for_each(|&client| stage.send(client, &[LIST; EACH]));
+    stage.deliver();
+    stage.turns(0, 3);
+    for message in [PUBLISH, LIST, PUBLISH] {
+        stage.send(modest, &[message]);
+        stage.deliver();
+        let mut turns = 0;
+        while stage.told(modest).is_empty() {
+            turns += 1;
+            stage.turn(0);
+            stage.deliver();
+        }
+        assert!(turns <= 7, "it waits for the others: {turns} turns, where 5 is what nobody else would make it");
+    }
+    assert!(stage.metrics[0].sharing.get() >= 19, "{} wait", stage.metrics[0].sharing.get());
+    stage.rest();
+    for &client in &crowd {
+        assert_eq!(stage.told(client).matches("subscriptions 1").count(), EACH, "all of it was done");
+    }
+    assert_eq!((stage.metrics[0].sharing.get(), stage.metrics[0].inbound_bytes.get()), (0, 0));
+    assert!(stage.metrics[0].shares.get() > 0);
+}
+
+/// Who is through first has not gone on while others waited.
+#[test]
+fn shares_are_even() {
+    const EACH: usize = 400;
+    let (mut stage, crowd) = busy(10, |_| {});
+    crowd.iter().for_each(|&client| stage.send(client, &[LIST; EACH]));
+    let mut done = vec![0; crowd.len()];
+    while !done.contains(&EACH) {
+        stage.turn(0);
+        stage.deliver();
+        for (done, &client) in done.iter_mut().zip(&crowd) {
+            *done += stage.told(client).matches("subscriptions").count();
+        }
+    }
+    assert!(done.iter().all(|&done| done > EACH / 3), "{done:?}");
+}
+
+/// A crowd that connects takes its turns behind those who are there, and loses nothing: not even what came with the request
+/// and was the last that its client said.
+#[test]
+fn requests_wait_for_their_share_too() {
+    let (mut stage, crowd) = busy(10, |_| {});
+    crowd.iter().for_each(|&client| stage.send(client, &[LIST; 50]));
+    let newcomers: Vec<usize> = (0..10).map(|_| stage.newcomer(0)).collect();
+    for &newcomer in &newcomers {
+        stage.world.client_send(stage.id(newcomer), wire::request("/ws").as_bytes());
+        stage.send(newcomer, &[PUBLISH, LIST]);
+        stage.world.client_shutdown(stage.id(newcomer));
+    }
+    stage.rest();
+    assert!(stage.metrics[0].shares.get() > 10);
+    for &newcomer in &newcomers {
+        assert_eq!(stage.response(newcomer), Some(101));
+        assert_eq!(stage.told(newcomer), "ack 1, subscriptions 1");
+    }
+    assert_eq!(stage.metrics[0].published.get(), 10);
+}
+
+/// What waits of all is bounded: whoever has most of it makes room.
+#[test]
+fn what_waits_of_all_is_bounded() {
+    const MOST: u64 = 20_000;
+    let (mut stage, crowd) = busy(10, |settings| settings.unfinished_bytes_max = MOST);
+    stage.send(crowd[0], &[LIST; 10]);
+    crowd[1..].iter().for_each(|&client| stage.send(client, &[LIST; 200]));
+    stage.deliver();
+    for _ in 0..20 {
+        stage.turn(0);
+        assert!(stage.metrics[0].inbound_bytes.get() <= MOST, "{} wait", stage.metrics[0].inbound_bytes.get());
+    }
+    stage.pass(3_000);
+    let closed = stage.metrics[0].closed[CloseReason::Overload as usize].get();
+    assert!((1..9).contains(&closed), "{closed} were closed");
+    assert_eq!(stage.told(crowd[0]).matches("subscriptions").count(), 10, "who had little is served");
+    let told: Vec<String> = crowd[1..].iter().map(|&client| stage.told(client)).collect();
+    assert_eq!(told.iter().filter(|told| told.ends_with("close 1013")).count() as u64, closed);
+    assert_eq!(told.iter().filter(|told| told.matches("subscriptions").count() == 200).count() as u64, 9 - closed);
+    assert_eq!(stage.metrics[0].inbound_bytes.get(), 0);
+}
