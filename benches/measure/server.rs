@@ -206,7 +206,13 @@ impl BareFanout {
         let before = self.published();
         while let Some(completion) = self.io.poll() {
             match completion {
-                Completion::Received { bytes, .. } => self.log.extend_from_slice(&bytes),
+                Completion::Received { conn, bytes, armed } => {
+                    self.log.extend_from_slice(&bytes);
+                    drop(bytes);
+                    if !armed {
+                        self.io.receive(conn);
+                    }
+                }
                 Completion::Sent { conn, sent } => {
                     sent?;
                     self.lanes[conn.slot as usize].sending = false;

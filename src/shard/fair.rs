@@ -44,6 +44,12 @@ impl Fairness {
         self.unwatched = 0;
     }
 
+    /// What was just done is bounded otherwise: it does not count.
+    #[inline]
+    pub(super) fn pass_over(&mut self) {
+        self.unwatched += 1;
+    }
+
     /// Whether the connection at hand had to stop where it might have gone on.
     pub(super) fn has_stopped(&self) -> bool {
         self.is_stopped
@@ -98,7 +104,7 @@ impl<I: Io> Shard<I> {
     /// Gives the next in a line its share; something of it is worked on in any case.
     pub(super) fn share_line(&mut self) {
         let until_ns = self.fair.line_until_ns.min(self.io.clock_ns() + SHARE_NS);
-        self.fair.grant(until_ns, 1);
+        self.fair.grant(until_ns, UNWATCHED);
     }
 
     /// Serves the line: one at least, and each that is there now at most once.

@@ -107,3 +107,29 @@ fn what_waits_of_all_is_bounded() {
     assert_eq!(told.iter().filter(|told| told.matches("subscriptions").count() == 200).count() as u64, 9 - closed);
     assert_eq!(stage.metrics[0].inbound_bytes.get(), 0);
 }
+
+/// Publishes that come together leave together however late the turn is: they have a budget of their own, and to send them
+/// one by one would cost many times as much.
+#[test]
+fn publishes_that_come_together_stay_together() {
+    let (mut stage, clients) = busy(12, |_| {});
+    let subscribe = r#"{"id":0,"type":"subscribe","payload":{"topic":"t"}}"#;
+    stage.send(clients[0], &[subscribe]);
+    stage.rest();
+    stage.told(clients[0]);
+    clients[2..].iter().for_each(|&client| stage.send(client, &[LIST; 200]));
+    stage.deliver();
+    stage.turns(0, 3);
+    let before = stage.metrics[0].sends.get();
+    stage.send(clients[1], &[PUBLISH; 60]);
+    stage.deliver();
+    let mut turns = 0;
+    while stage.metrics[0].published.get() < 60 {
+        turns += 1;
+        stage.turn(0);
+    }
+    let sends = stage.metrics[0].sends.get() - before;
+    assert!(sends < 60, "{sends} sends, in {turns} turns");
+    stage.rest();
+    assert_eq!(stage.told(clients[0]).matches("message").count(), 60);
+}
