@@ -509,7 +509,7 @@ fn thousands_of_completions_at_once_all_arrive() {
         let mut got = vec![0; CLIENTS];
         let mut most_at_once = 0;
         while got.iter().any(|&bytes| bytes < BYTES) {
-            server.io.wait(Wait::AtMost(server::PATIENCE)).unwrap();
+            server.io.wait(Wait::No).unwrap(); // as a shard with work left over, which sees most at once
             let (mut at_once, mut rearm) = (0, Vec::new());
             while let Some(completion) = server.io.poll() {
                 at_once += 1;
