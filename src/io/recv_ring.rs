@@ -106,26 +106,24 @@ impl RecvRing {
     /// stay as they are until all buffers of this completion have been lent and given back.
     pub(super) fn lend(&self, first: u16, len: u32, rest: &mut VecDeque<RecvBuffer>) -> RecvBuffer {
         assert!(first < self.memory.buffers, "the kernel named a buffer it never got");
-        let entries = self.memory.entries();
-        let (mut place, mut left) = (self.places[usize::from(first)], len);
-        let mut next = || {
-            let entry = &entries[usize::from(place) & (entries.len() - 1)];
-            let len = entry.len.load(Ordering::Relaxed).min(left);
-            (place, left) = (place.wrapping_add(1), left - len);
-            (self.lend_one(entry.buffer.load(Ordering::Relaxed), len), left)
-        };
-        let (bytes, mut left) = next();
+        let mut place = self.places[usize::from(first)];
+        let bytes = self.lend_at(place, len);
+        let mut left = len - bytes.len;
         while left > 0 {
-            let before = left;
-            let (more, still_left) = next();
-            assert!(still_left < before, "the kernel filled a buffer it never got");
+            place = place.wrapping_add(1);
+            let more = self.lend_at(place, left);
+            assert!(more.len > 0, "the kernel filled a buffer it never got");
+            left -= more.len;
             rest.push_back(more);
-            left = still_left;
         }
         bytes
     }
 
-    fn lend_one(&self, buffer: u16, len: u32) -> RecvBuffer {
+    /// The buffer that was published at this place, filled as far as `most` bytes fill it.
+    fn lend_at(&self, place: u16, most: u32) -> RecvBuffer {
+        let entries = self.memory.entries();
+        let entry = &entries[usize::from(place) & (entries.len() - 1)];
+        let (buffer, len) = (entry.buffer.load(Ordering::Relaxed), entry.len.load(Ordering::Relaxed).min(most));
         assert!(len <= self.memory.buffer_size, "the kernel filled more than there is");
         asan::take_back(self.memory.address(buffer).as_ptr(), len as usize);
         RecvBuffer { memory: Rc::clone(&self.memory), buffer, len }

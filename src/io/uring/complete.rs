@@ -66,17 +66,19 @@ impl Uring {
     fn received(&mut self, conn: ConnKey, completion: &cqueue::Entry, bytes: Option<RecvBuffer>) -> Yield {
         let Some(record) = self.records.get(conn) else { return self.stale() };
         let armed = has_more(completion);
+        // Only the last buffer says that no more will come.
+        let first_armed = armed || !self.more.is_empty();
+        while let Some(bytes) = self.more.pop_front() {
+            let armed = armed || !self.more.is_empty();
+            self.deferred.push_back(Deferred::Received { conn, bytes, armed });
+        }
         if !armed {
             record.clear(flag::RECEIVE | flag::ARMED | flag::PAUSING);
             self.holding -= 1;
             self.close_if_over(conn);
         }
-        let last = self.more.pop_back();
-        let is_last = last.is_none();
-        let more = self.more.drain(..).map(|bytes| Deferred::Received { conn, bytes, armed: true });
-        self.deferred.extend(more.chain(last.map(|bytes| Deferred::Received { conn, bytes, armed })));
         Some(match (completion.result(), bytes) {
-            (1.., Some(bytes)) => Completion::Received { conn, bytes, armed: armed || !is_last },
+            (1.., Some(bytes)) => Completion::Received { conn, bytes, armed: first_armed },
             (result, _) => self.receive_ended(conn, result),
         })
     }
@@ -392,6 +394,29 @@ mod tests {
         }
         let most = if io.features().bounded_receives { BUFFERS_AT_ONCE } else { 60 };
         assert!(before <= most, "{before} buffers were filled first, {}", io.features());
+    }
+
+    /// A connection's end comes last, also behind all buffers of the completion that ends its receive.
+    #[test]
+    fn nothing_comes_after_the_end() {
+        let mut io = driver(ReceiveMode::Recv, 16);
+        let mut peer = connect(&mut io, CONN);
+        io.receive(CONN);
+        io.wait(Wait::No).unwrap();
+        io.records.get(CONN).unwrap().set(flag::CLOSING); // its close was over before
+        const BYTES: usize = 8 * 64; // as many buffers as one request brings
+        peer.write_all(&[7; BYTES]).unwrap();
+        drop(peer);
+        let (mut bytes_in, mut closed) = (0, 0);
+        while let Some(completion) = next(&mut io) {
+            assert_eq!(closed, 0, "{completion:?} comes after the end");
+            match completion {
+                Completion::Received { bytes, .. } => bytes_in += bytes.len(),
+                Completion::Closed { conn: CONN } => closed += 1,
+                _ => {}
+            }
+        }
+        assert_eq!((bytes_in, closed), (BYTES, 1));
     }
 
     #[test]
