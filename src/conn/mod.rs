@@ -187,7 +187,7 @@ pub struct Conn {
     pub phase: Phase,
     /// An incomplete message, and what it has spent of its rates; nothing if it has been quiet.
     pub intake: Option<Box<Intake>>,
-    /// What was received and may not be acted on yet; reading is paused meanwhile.
+    /// What was received and may not be acted on yet; reading is paused meanwhile, or will be if more comes.
     pub held: Option<Box<Held>>,
     /// What waits to be sent and what is being sent.
     pub outbound: Outbound,

@@ -55,8 +55,8 @@ impl Fairness {
         self.is_stopped
     }
 
-    fn grant(&mut self, until_ns: u64, unwatched: u32) {
-        (self.until_ns, self.unwatched, self.is_stopped) = (until_ns, unwatched, false);
+    fn grant(&mut self, until_ns: u64) {
+        (self.until_ns, self.unwatched, self.is_stopped) = (until_ns, UNWATCHED, false);
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -69,10 +69,8 @@ impl<I: Io> Shard<I> {
     /// are not few. A newcomer's request takes much work however short it is.
     pub(super) fn share_arrival(&mut self, bytes: usize, is_newcomer: bool) -> bool {
         let until_ns = self.fair.turn_until_ns;
-        self.fair.grant(until_ns, UNWATCHED);
-        if (is_newcomer || bytes > FEW_BYTES) && self.io.clock_ns() >= until_ns {
-            self.fair.is_stopped = true;
-        }
+        self.fair.grant(until_ns);
+        self.fair.is_stopped = (is_newcomer || bytes > FEW_BYTES) && self.io.clock_ns() >= until_ns;
         !self.fair.is_stopped
     }
 
@@ -90,42 +88,52 @@ impl<I: Io> Shard<I> {
         true
     }
 
-    /// Puts a connection whose bytes are held in line for its next share, if it is in no line yet.
-    pub(super) fn wait_for_share(&mut self, key: ConnKey) {
+    /// Puts a connection that has something held at the end of one of the lines, if it stands in none yet.
+    pub(super) fn stand_in_line(&mut self, key: ConnKey, what: WaitsFor) {
         let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.as_mut()) else { return };
-        if held.waits_for == WaitsFor::Itself {
-            held.waits_for = WaitsFor::Share;
-            self.metrics.shares.add(1);
-            let conns = &self.conns;
-            self.fair.line.push(key, conns.len(), |key| waits_for(conns, key) == Some(WaitsFor::Share));
+        if held.waits_for != WaitsFor::Itself {
+            return;
         }
+        held.waits_for = what;
+        let line = match what {
+            WaitsFor::Itself => return,
+            WaitsFor::Share => &mut self.fair.line,
+            WaitsFor::Room => &mut self.held,
+        };
+        if what == WaitsFor::Share {
+            self.metrics.shares.add(1);
+        }
+        let conns = &self.conns;
+        line.push(key, conns.len(), |key| waits_for(conns, key) == Some(what));
     }
 
-    /// Gives the next in a line its share; something of it is worked on in any case.
-    pub(super) fn share_line(&mut self) {
-        let until_ns = self.fair.line_until_ns.min(self.io.clock_ns() + SHARE_NS);
-        self.fair.grant(until_ns, UNWATCHED);
+    /// Gives the next in a line its share of the turn, in which it may make so many publishes; something of it is worked on in
+    /// any case. False if it has gone.
+    pub(super) fn serve(&mut self, key: ConnKey, what: WaitsFor, publishes: u32) -> bool {
+        let waits = waits_for(&self.conns, key) == Some(what);
+        if waits {
+            self.share = publishes;
+            let until_ns = self.fair.line_until_ns.min(self.io.clock_ns() + SHARE_NS);
+            self.fair.grant(until_ns);
+            self.resume(key);
+        }
+        waits
     }
 
     /// Serves the line: one at least, and each that is there now at most once.
     pub(super) fn serve_line(&mut self) {
         for _ in 0..self.fair.line.len() {
-            let Some(key) = self.fair.line.pop() else { break };
-            if waits_for(&self.conns, key) != Some(WaitsFor::Share) {
-                continue;
-            }
-            self.share = if self.held.is_empty() { SHARE } else { 0 }; // publishers have a line of their own
-            self.share_line();
-            self.resume(key);
-            if self.io.clock_ns() >= self.fair.line_until_ns {
-                break;
+            let Some(key) = self.fair.line.pop() else { return };
+            let publishes = if self.held.is_empty() { SHARE } else { 0 }; // publishers have a line of their own
+            if self.serve(key, WaitsFor::Share, publishes) && self.io.clock_ns() >= self.fair.line_until_ns {
+                return;
             }
         }
     }
 }
 
 /// What the connection's held bytes wait for, if it has some.
-pub(super) fn waits_for(conns: &ConnPool, key: ConnKey) -> Option<WaitsFor> {
+fn waits_for(conns: &ConnPool, key: ConnKey) -> Option<WaitsFor> {
     conns.get(key)?.held.as_ref().map(|held| held.waits_for)
 }
 

@@ -1,10 +1,11 @@
 //! What was received and has to wait: for the connection's own queue or handlers to get shorter, for room on the bus, or
 //! for the publishes before it to be answered.
 //!
-//! Law: while something waits the connection is not read from, and nothing that follows overtakes it. Whoever waits for
-//! room that is shared stands in one line, in order; who comes later stands behind, and nobody takes more than a share
-//! at a time. Nothing but publishes waits for that room: a ping is answered whatever the bus does. Bound: one request,
-//! and what was on its way when reading was paused, at most the shard's receive buffers.
+//! Law: nothing that follows overtakes what waits, and the connection is not read from meanwhile, unless it only waits for
+//! its next share of a turn (`fair.rs`) and has sent little. Whoever waits for room that is shared stands in one line, in
+//! order, and nobody takes more than a share at a time; who has not waited finds a part of the turn's publishes left. Nothing
+//! but publishes waits for that room: a ping is answered whatever the bus does. Bound: one request, and what was on its
+//! way when reading was paused, at most the shard's receive buffers.
 
 use crate::app::envelope::Publish;
 use crate::conn::{Deferred, Held, Phase, WaitsFor};
@@ -13,7 +14,6 @@ use crate::io::Io;
 use crate::metrics::CloseReason;
 
 use super::Shard;
-use super::fair::waits_for;
 use super::inbound::Gate;
 use super::settings::{READ_ON_BYTES, SHARE};
 
@@ -33,7 +33,7 @@ impl<I: Io> Shard<I> {
     /// only waits for its share and has sent little.
     fn keep_waiting(&mut self, key: ConnKey) {
         if self.fair.has_stopped() {
-            self.wait_for_share(key);
+            self.stand_in_line(key, WaitsFor::Share);
         }
         let Some(held) = self.conns.get(key).and_then(|conn| conn.held.as_ref()) else { return };
         if held.waits_for != WaitsFor::Share || held.bytes.len() - held.from > READ_ON_BYTES {
@@ -55,7 +55,7 @@ impl<I: Io> Shard<I> {
         let (topic, data, of) = (topic.into(), data.into(), of.map(Box::from));
         self.defer(key, Deferred::Publish { id, topic, data, of, exclude_self });
         self.metrics.bus_full.add(1);
-        self.stand_in_line(key);
+        self.stand_in_line(key, WaitsFor::Room);
     }
 
     /// Whether a client's publish has to wait.
@@ -73,7 +73,7 @@ impl<I: Io> Shard<I> {
     /// Something that the connection's held messages were waiting for has changed: they are tried when it is their turn, not
     /// from within the handling of another message.
     pub(super) fn want_resume(&mut self, key: ConnKey) {
-        self.wait_for_share(key);
+        self.stand_in_line(key, WaitsFor::Share);
     }
 
     /// Tries held messages again: those that wait for room while there is some, and those that wait for their share.
@@ -89,11 +89,7 @@ impl<I: Io> Shard<I> {
                 return;
             }
             let Some(key) = self.held.pop() else { return };
-            if waits_for(&self.conns, key) == Some(WaitsFor::Room) {
-                self.share = self.share_in_line();
-                self.share_line();
-                self.resume(key);
-            }
+            self.serve(key, WaitsFor::Room, self.share_in_line());
         }
     }
 
@@ -112,7 +108,7 @@ impl<I: Io> Shard<I> {
         let waits = match held.request {
             _ if !is_open => false,
             Some(Deferred::Subscribe { .. }) => conn.receipts.is_some(),
-            Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key),
+            Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key, WaitsFor::Room),
             Some(Deferred::Publish { .. }) | None => self.is_full(key),
         };
         if waits {
@@ -181,16 +177,5 @@ impl<I: Io> Shard<I> {
         let held = Held { request: Some(request), ..Held::default() };
         self.inbound_bytes += held.waiting_bytes();
         conn.held = Some(Box::new(held));
-    }
-
-    fn stand_in_line(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if let Some(held) = &mut conn.held
-            && held.waits_for != WaitsFor::Room
-        {
-            held.waits_for = WaitsFor::Room;
-            let conns = &self.conns;
-            self.held.push(key, conns.len(), |key| waits_for(conns, key) == Some(WaitsFor::Room));
-        }
     }
 }

@@ -56,27 +56,14 @@ impl<I: Io> Shard<I> {
             self.want_more(key);
         }
         self.share = if self.held.is_empty() { SHARE } else { 1 };
-        match self.share_arrival(bytes.len(), is_newcomer) {
-            true => self.on_bytes(key, &mut bytes),
-            false => self.keep(key, &bytes),
-        }
-    }
-
-    fn on_bytes(&mut self, key: ConnKey, bytes: &mut [u8]) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        match &mut conn.phase {
+        let has_share = self.share_arrival(bytes.len(), is_newcomer);
+        let Some(conn) = self.conns.get(key) else { return };
+        match conn.phase {
             Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
             // Nothing overtakes what is held.
-            _ if conn.held.is_some() => self.hold(key, bytes),
-            Phase::Open | Phase::Settling(_) | Phase::Closing => self.on_frames(key, bytes),
-            Phase::Handshake { .. } => self.shake_hands(key, bytes),
-        }
-    }
-
-    /// Puts off what has just arrived, if it is of interest at all.
-    fn keep(&mut self, key: ConnKey, bytes: &[u8]) {
-        if self.conns.get(key).is_some_and(Conn::is_listened_to) {
-            self.hold(key, bytes);
+            _ if !has_share || conn.held.is_some() => self.hold(key, &bytes),
+            Phase::Open | Phase::Settling(_) | Phase::Closing => self.on_frames(key, &mut bytes),
+            Phase::Handshake(_) => self.shake_hands(key, &mut bytes),
         }
     }
 
