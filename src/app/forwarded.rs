@@ -21,8 +21,8 @@ pub fn client_of(peer: SocketAddr, request: &Upgrade<'_>, trusted: &[Network]) -
         let lines: Vec<&[u8]> = request.raw_headers(name).collect();
         let hops = lines.iter().rev().flat_map(|line| Backwards { rest: Some(line), separator: b',' });
         let mut client = peer;
-        for hop in hops.filter(|hop| !hop.is_empty()) {
-            let Some(address) = address_of(hop) else { break };
+        for hop in hops.filter(|hop| hop.is_none_or(|hop| !hop.is_empty())) {
+            let Some(address) = hop.and_then(address_of) else { break };
             client = address;
             if !is_trusted(client, trusted) {
                 break;
@@ -43,41 +43,64 @@ pub fn is_trusted(peer: SocketAddr, trusted: &[Network]) -> bool {
     trusted.iter().any(|network| network.contains(peer.ip()))
 }
 
-/// The parts of a list from the last to the first, without spaces around them. A separator in quotes is none.
+/// The parts of a list from the last to the first, without spaces around them. A separator in quotes is none; `None`, as
+/// the last, for a part whose quotes are not as they must be (RFC 9110 §5.6.4).
 ///
-/// From the right, because what is left of the last trusted hop may be anything, quotes that never end included.
+/// From the right, because what is left of the last trusted hop may be anything, quotes that never end included. So a quote
+/// counts only where one can be: a trusted hop with a stray one would else become one part with what stands left of it.
 struct Backwards<'a> {
     rest: Option<&'a [u8]>,
     separator: u8,
 }
 
 impl<'a> Iterator for Backwards<'a> {
-    type Item = &'a [u8];
+    type Item = Option<&'a [u8]>;
 
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let rest = self.rest?;
-        let mut quoted = false;
-        let at = rest.iter().rposition(|&byte| {
-            quoted ^= byte == b'"';
-            byte == self.separator && !quoted
-        });
-        let (before, part) = match at {
-            Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
-            None => (None, rest),
-        };
-        self.rest = before;
-        Some(part.trim_ascii())
+    fn next(&mut self) -> Option<Option<&'a [u8]>> {
+        let rest = self.rest.take()?;
+        let is_apart = |byte: Option<&u8>| byte.is_none_or(|byte| b",; \t".contains(byte));
+        let (mut quoted, mut at) = (false, rest.len());
+        while let Some(before) = at.checked_sub(1) {
+            at = before;
+            match (rest[at], quoted) {
+                (b'"', _) if is_escaped(&rest[..at]) => {
+                    if !quoted {
+                        return Some(None);
+                    }
+                }
+                (b'"', false) if is_apart(rest.get(at + 1)) => quoted = true,
+                (b'"', true) if is_apart(rest[..at].last()) || rest[..at].ends_with(b"=") => quoted = false,
+                (b'"', _) => return Some(None),
+                (byte, false) if byte == self.separator => {
+                    self.rest = Some(&rest[..at]);
+                    return Some(Some(rest[at + 1..].trim_ascii()));
+                }
+                _ => {}
+            }
+        }
+        Some((!quoted).then(|| rest.trim_ascii()))
     }
+}
+
+/// Whether what follows these bytes has a backslash before it that is not itself behind one.
+fn is_escaped(before: &[u8]) -> bool {
+    before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1
 }
 
 /// The parameter `for` of an element of `Forwarded`, which must be there once.
 fn forwarded_for(element: &[u8]) -> Option<SocketAddr> {
-    let mut values = Backwards { rest: Some(element), separator: b';' }.filter_map(|pair| {
-        let (name, value) = pair.split_at_checked(memchr::memchr(b'=', pair)?)?;
-        name.eq_ignore_ascii_case(b"for").then_some(&value[1..])
-    });
-    let value = values.next()?;
-    if values.next().is_some() { None } else { node(value) }
+    let mut found = None;
+    for pair in (Backwards { rest: Some(element), separator: b';' }) {
+        let pair = pair?;
+        let (name, value) = match memchr::memchr(b'=', pair) {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => continue,
+        };
+        if name.eq_ignore_ascii_case(b"for") && found.replace(value).is_some() {
+            return None;
+        }
+    }
+    node(found?)
 }
 
 /// An address as proxies write it: IPv6 with or without brackets, with or without a port, in quotes or not.
@@ -217,6 +240,18 @@ mod tests {
         check("Forwarded: for=1.1.1.1, for=", PEER);
         check("Forwarded: 192.0.2.9", PEER);
         check("X-Forwarded-For: for=192.0.2.9", PEER);
+    }
+
+    /// What a proxy quotes may hold quotes itself; what it writes wrong is not believed, and does not reach out to the left.
+    #[test]
+    fn quotes_within_quotes() {
+        for left in ["", "for=1.1.1.1;x=\", ", "for=1.1.1.1;x=\"\\\", ", "\", ", "\\, "] {
+            check(&format!("Forwarded: {left}for=192.0.2.9;host=\"a\\\"b\""), "192.0.2.9:0");
+            check(&format!("Forwarded: {left}host=\"a\\\", for=2.2.2.2;\\\\\";for=192.0.2.9"), "192.0.2.9:0");
+            for stray in ["a\"b", "\"a\"b", "\"a\\\"", "a\\\""] {
+                check(&format!("Forwarded: {left}for=192.0.2.9;host={stray}"), PEER);
+            }
+        }
     }
 
     /// What the client sends itself stands left of what the proxy adds, and changes nothing.
