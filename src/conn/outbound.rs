@@ -375,20 +375,19 @@ impl Outbound {
         let front = self.front.take()?;
         let Some(backlog) = &mut self.backlog else { return Some(front) };
         backlog.moved = true;
-        let behind = match &mut backlog.waiting {
+        match &mut backlog.waiting {
             Waiting::Ring(ring) => {
                 backlog.taken = backlog.taken.wrapping_add(1);
                 self.front = ring.pop_front();
-                ring.len()
             }
             Waiting::Lossy(queue) => {
                 backlog.taken = backlog.taken.wrapping_add(u32::from(palette.stream(front).is_none()));
                 queue.pop_front(palette);
                 self.front = queue.front();
-                queue.len().saturating_sub(1)
             }
-        };
-        if behind == 0 {
+        }
+        // The last one that waits has an age too, and may have forgotten its key.
+        if self.front.is_none() {
             self.backlog = None;
         }
         Some(front)
@@ -610,6 +609,19 @@ mod tests {
         assert_eq!(b.queue.over_age(&LIMITS, 6_000), Err(Aged));
         b.queue.on_sent(&mut b.palette, 1);
         assert_eq!(b.drain(), "bc");
+    }
+
+    #[test]
+    fn the_last_behind_a_send_has_an_age() {
+        let mut b = Bench::new();
+        b.reply(&"x".repeat(GATHER_FRAME_MAX));
+        b.reply("last");
+        assert!(b.queue.next_send(&mut b.palette, &mut b.gather).is_some());
+        assert_eq!((b.queue.frames(), b.queue.watch(&LIMITS)), (1, Some(1_000)));
+        assert_eq!(b.queue.over_age(&LIMITS, 1_000), Ok(Some(2_000)), "the one before it has only just left");
+        assert_eq!(b.queue.over_age(&LIMITS, 2_000), Err(Aged));
+        b.queue.on_sent(&mut b.palette, GATHER_FRAME_MAX as u32);
+        assert_eq!(b.drain(), "last");
     }
 
     #[test]
