@@ -46,7 +46,9 @@ pub struct Link(ClientConnection);
 impl Link {
     pub fn new(dice: &mut Dice) -> Self {
         let config = SIDES.1[dice.below(2)].clone();
-        Self(ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap())
+        let mut client = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
+        client.set_buffer_limit(None); // of what is said before there are keys
+        Self(client)
     }
 
     /// Both sides do not have keys yet.
