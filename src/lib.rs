@@ -15,6 +15,7 @@
 //! | L5 | [`shard`] | the loop: [`shard::Shard::turn`] is the order of work on one page |
 //! | L6 | [`control`] | signals, admin HTTP, metrics text, the page |
 //! | top | [`server`] | pins shards, wires bus and control plane, drains in order |
+//! | top | [`bench`] | the other side of the wire: many clients that verify what they get |
 //!
 //! # Laws
 //! 1. Nothing above `io/` makes a syscall or holds `unsafe`.
@@ -33,6 +34,7 @@
 
 // Modules in suggested reading order, top layer last.
 pub mod app;
+pub mod bench;
 pub mod config;
 pub mod conn;
 pub mod contain;

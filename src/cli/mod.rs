@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 //! Law: a subcommand returns what went wrong; only this file turns that into an exit code.
 
+mod bench;
 mod check;
 mod config;
 mod development;
@@ -46,6 +47,9 @@ enum Command {
     /// Make tokens for clients.
     #[command(subcommand)]
     Token(token::Token),
+    /// Put load on a WebSocket server, verify what comes back, and report what it cost.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Print the version and what the kernel offers.
     Version,
 }
@@ -116,6 +120,7 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Config(print) => print.run(),
         Command::Token(token) => token.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Version => version::run(),
     };
     let (text, code) = match outcome {

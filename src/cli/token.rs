@@ -167,5 +167,5 @@ fn parse_ttl(text: &str) -> Result<u64, String> {
     seconds.ok_or_else(|| "at least a second and at most a hundred years".into())
 }
 
-const SECRET_VARIABLE: &str = "TIDEWHEEL_AUTH_SECRET";
+pub(super) const SECRET_VARIABLE: &str = "TIDEWHEEL_AUTH_SECRET";
 const TTL_MAX_S: u64 = 100 * 366 * 24 * 60 * 60;

@@ -16,6 +16,7 @@ pub mod affinity;
 mod asan;
 pub mod bell;
 pub mod clock;
+pub mod dial;
 pub mod listener;
 mod palette;
 pub mod probe;

@@ -1,0 +1,270 @@
+//! Clients that lie idle, and are then all touched: each by a ping, and by one message for all.
+//! Law: each of them answers, and each gets the message exactly once.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Setup;
+use super::counts::Count;
+use super::crew::{Crew, Progress, Share};
+use super::lanes::{Lanes, Part};
+use super::native::{self, Message, Said};
+use super::observe::Look;
+use super::report::{Durations, Report};
+use crate::id::ConnKey;
+use crate::ws::Opcode;
+
+/// What is asked of the server.
+#[derive(Clone, Debug)]
+pub struct Idle {
+    /// How long they lie idle.
+    pub time: Duration,
+    /// Topic that all subscribe to, for the message to all; none: any WebSocket server will do.
+    pub topic: Option<String>,
+}
+
+const TOUCH: u32 = 2;
+const BROADCAST: u32 = 3;
+const LEAVE: u32 = 4;
+const HOLD: u32 = 1;
+
+/// Runs it.
+///
+/// # Errors
+/// The server does not let the clients in, this machine lacks something, or nothing happens for too long.
+pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Report> {
+    let setup = Arc::new(setup);
+    let topic: Option<Arc<str>> = idle.topic.as_deref().map(Arc::from);
+    let empty = Look::at(setup.process);
+    let start = Instant::now();
+    let mut crew = Crew::start(&setup, watch, |share| IdlePart {
+        share,
+        setup: Arc::clone(&setup),
+        topic: topic.clone(),
+        stage: None,
+        at: 0,
+        found: Found::default(),
+    })?;
+    let all = u64::from(setup.connections);
+    crew.until("connecting", all, |crew| crew.sum(Count::Ready))?;
+    let connected = start.elapsed();
+    let opened = Look::at(setup.process);
+    crew.go(HOLD);
+    crew.for_a_while("settling", SETTLE)?;
+    let (before, start, pings) = (Look::at(setup.process), Instant::now(), crew.sum(Count::Pings));
+    crew.for_a_while("idle", idle.time)?;
+    let (after, held, pings) = (Look::at(setup.process), start.elapsed(), crew.sum(Count::Pings) - pings);
+
+    crew.go(TOUCH);
+    let start = Instant::now();
+    let mut failed = crew.until("touching each", all, |crew| crew.sum(Count::Received)).err();
+    let (touched, answered) = (start.elapsed(), crew.sum(Count::Received));
+    let mut broadcast = None;
+    if topic.is_some() && failed.is_none() {
+        let (before, start) = (Look::at(setup.process), Instant::now());
+        crew.go(BROADCAST);
+        failed = crew.until("one message for all", all, |crew| crew.sum(Count::Received) - answered).err();
+        let reached = start.elapsed();
+        crew.for_a_while("whatever comes twice", SETTLE)?;
+        broadcast = Some((before, Look::at(setup.process), reached));
+    }
+    let reached = crew.sum(Count::Received) - answered;
+    crew.go(LEAVE);
+    let start = Instant::now();
+    let gone = |crew: &Crew<'_, Found>| crew.sum(Count::Left) + crew.sum(Count::Closed) + crew.sum(Count::Lost);
+    let left = crew.until("leaving", all, gone);
+    let leaving = start.elapsed();
+    crew.for_a_while("settling", SETTLE)?;
+    let last = Look::at(setup.process);
+
+    let mut report = Report::new("idle");
+    let each = |after: Option<u64>, before: Option<u64>| Some((after? as f64 - before? as f64) / all as f64);
+    let cpu_ns = |after: &Look, before: &Look| Some((after.cpu? - before.cpu?).as_nanos() as f64);
+    report.figure("connections", all as f64);
+    report.figure("seconds_to_connect", connected.as_secs_f64());
+    report.figure("server_cpu_us_to_connect_one", cpu_ns(&opened, &empty).map(|ns| ns / 1e3 / all as f64));
+    report.figure("server_user_bytes_each", each(before.user_bytes, empty.user_bytes));
+    report.figure("kernel_bytes_each_of_both_ends", each(before.kernel_bytes, empty.kernel_bytes));
+    report.figure("machine_bytes_in_use", before.machine_bytes.map(|bytes| bytes as f64));
+    report.figure("idle_seconds", held.as_secs_f64());
+    report.figure("server_pings_while_idle", pings as f64);
+    report.figure("server_cpu_percent_while_idle", cpu_ns(&after, &before).map(|ns| ns / 1e7 / held.as_secs_f64()));
+    report.figure("answered_a_ping", answered as f64);
+    report.figure("seconds_for_all_pings", touched.as_secs_f64());
+    if let Some((before, after, elapsed)) = &broadcast {
+        report.figure("reached_by_one_message", reached as f64);
+        report.figure("seconds_until_all_had_it", elapsed.as_secs_f64());
+        report.figure("server_cpu_ns_per_delivery", cpu_ns(after, before).map(|ns| ns / all as f64));
+    }
+    report.figure("seconds_to_leave", leaving.as_secs_f64());
+    report.figure("server_user_bytes_left_each", each(last.user_bytes, empty.user_bytes));
+    report.figure("kernel_bytes_left_each", each(last.kernel_bytes, empty.kernel_bytes));
+    report.find(crew.sum(Count::Wrong), "answers or messages were not what had to come");
+    report.find(crew.sum(Count::Again), "answers or messages came twice");
+    report.find(crew.sum(Count::Errors), "requests were refused");
+    report.find(all.saturating_sub(answered), "clients did not answer a ping");
+    if topic.is_some() {
+        report.find(all.saturating_sub(reached), "clients did not get the message");
+    }
+    report.find_ends(&crew);
+    report.findings.extend(failed.into_iter().chain(left.err()).map(|error| error.to_string()));
+    let mut found = Found::default();
+    for own in crew.finish()? {
+        found.connect.merge(&own.connect);
+        found.touch.merge(&own.touch);
+        found.broadcast.merge(&own.broadcast);
+    }
+    report.durations("connect_until_ready", found.connect);
+    report.durations("ping_to_pong", found.touch);
+    report.durations("publish_to_delivery", found.broadcast);
+    Ok(report)
+}
+
+#[derive(Default)]
+struct Client {
+    since_ns: u64,
+    is_ready: bool,
+    has_answered: bool,
+    has_message: bool,
+}
+
+#[derive(Default)]
+struct Found {
+    connect: Durations,
+    touch: Durations,
+    broadcast: Durations,
+}
+
+struct IdlePart {
+    share: Share,
+    setup: Arc<Setup>,
+    topic: Option<Arc<str>>,
+    stage: Option<u32>,
+    /// The next slot of a walk around all.
+    at: u32,
+    found: Found,
+}
+
+impl IdlePart {
+    fn ready(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
+        let now_ns = lanes.clock_ns();
+        let Some((_, client)) = lanes.client(conn) else { return };
+        if !std::mem::replace(&mut client.is_ready, true) {
+            self.found.connect.record(now_ns.saturating_sub(client.since_ns));
+            lanes.counts().add(Count::Ready, 1);
+        }
+    }
+
+    /// Some of all, in each turn, until all have had their turn.
+    fn walk(&mut self, lanes: &mut Lanes<Client>, mut each: impl FnMut(&mut Lanes<Client>, ConnKey)) -> Option<u64> {
+        let until = (self.at + STEP).min(lanes.slots());
+        for slot in self.at..until {
+            if let Some(conn) = lanes.open_at(slot) {
+                each(lanes, conn);
+            }
+        }
+        self.at = until;
+        (until < lanes.slots()).then_some(0)
+    }
+}
+
+impl Part for IdlePart {
+    type Client = Client;
+    type Outcome = Found;
+
+    fn token(&mut self, number: u32) -> Option<String> {
+        self.setup.credentials.token(number)
+    }
+
+    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, since_ns: u64) {
+        if let Some((_, client)) = lanes.client(conn) {
+            client.since_ns = since_ns;
+        }
+        match &self.topic {
+            Some(topic) => lanes.send(conn, Opcode::Text, native::subscribe(topic).as_bytes()),
+            None => self.ready(lanes, conn),
+        }
+    }
+
+    fn message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+        let now_ns = lanes.clock_ns();
+        let Some((number, client)) = lanes.client(conn) else { return };
+        let count = if opcode == Opcode::Pong {
+            let Ok(payload) = <[u8; 12]>::try_from(payload) else { return lanes.counts().add(Count::Wrong, 1) };
+            let (sent_ns, of) = payload.split_at(8);
+            let is_mine = of == number.to_be_bytes();
+            match std::mem::replace(&mut client.has_answered, true) {
+                false if is_mine => {
+                    let sent_ns = u64::from_be_bytes(sent_ns.try_into().unwrap_or_default());
+                    self.found.touch.record(now_ns.saturating_sub(sent_ns));
+                    Count::Received
+                }
+                true if is_mine => Count::Again,
+                _ => Count::Wrong,
+            }
+        } else {
+            match native::said(payload) {
+                Said::Ack(_) if !client.is_ready => return self.ready(lanes, conn),
+                Said::Ack(_) | Said::Other => return,
+                Said::Message(Message { publisher: 0, number: 1, due_ns }) => {
+                    match std::mem::replace(&mut client.has_message, true) {
+                        false => {
+                            self.found.broadcast.record(now_ns.saturating_sub(due_ns));
+                            Count::Received
+                        }
+                        true => Count::Again,
+                    }
+                }
+                Said::Refused(_) => Count::Errors,
+                Said::Message(_) | Said::Changed => Count::Wrong,
+            }
+        };
+        lanes.counts().add(count, 1);
+    }
+
+    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, client: Client) {
+        // One that was not ready yet is not counted as one of all.
+        if !client.is_ready {
+            lanes.want(number, lanes.now_ns() + AGAIN_NS);
+        }
+    }
+
+    fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
+        let before = self.stage.replace(stage);
+        if before.is_none() {
+            self.share.numbers().for_each(|number| lanes.want(number, 0));
+        }
+        if before != Some(stage) {
+            self.at = 0;
+        }
+        match stage {
+            TOUCH => self.walk(lanes, |lanes, conn| {
+                let Some((number, _)) = lanes.client(conn) else { return };
+                let mut payload = [0; 12];
+                payload[..8].copy_from_slice(&lanes.clock_ns().to_be_bytes());
+                payload[8..].copy_from_slice(&number.to_be_bytes());
+                lanes.send(conn, Opcode::Ping, &payload);
+            }),
+            BROADCAST if before != Some(stage) && self.share.thread == 0 => {
+                let topic = self.topic.as_deref()?;
+                let conn = (0..lanes.slots()).find_map(|slot| lanes.open_at(slot))?;
+                let message = Message { publisher: 0, number: 1, due_ns: lanes.clock_ns() };
+                lanes.send(conn, Opcode::Text, native::publish(topic, &message, 0).as_bytes());
+                None
+            }
+            LEAVE => self.walk(lanes, Lanes::leave),
+            _ => None,
+        }
+    }
+
+    fn finish(self) -> Found {
+        self.found
+    }
+}
+
+/// Clients that a thread touches, or leaves with, in one turn.
+const STEP: u32 = 512;
+/// When a client comes again that was closed before it was served.
+const AGAIN_NS: u64 = 1_000_000_000;
+const SETTLE: Duration = Duration::from_secs(2);
