@@ -5,8 +5,10 @@ mod bench;
 mod check;
 mod config;
 mod development;
+mod doctor;
 mod drain;
 mod output;
+mod plan;
 mod serve;
 mod token;
 mod version;
@@ -41,6 +43,23 @@ enum Command {
     ///
     /// The file and the environment are read as `serve` reads them; every problem is named with its line and remedy.
     Check(check::Check),
+    /// Say what this machine needs for a number of connections, what it has, and what fits.
+    ///
+    /// Counts with the same figures as the server, which reads them at its start: descriptors, memory and processor time of
+    /// idle and busy connections. Memory is what can still be had now, so a server that runs counts as used. Nothing is
+    /// changed on the machine.
+    ///
+    /// Exit code: 0 it fits, 1 it does not or something is not known, 2 wrong usage or configuration.
+    Plan(plan::Plan),
+    /// Say what of this machine will break, at how many connections, and the command that mends it.
+    ///
+    /// Looks at io_uring, limits, memory, the kernel's network settings, clocks and cores. Nothing is changed on the
+    /// machine, and a value that cannot be read is unknown, not good. Run it as the server runs: in its container, as its
+    /// user.
+    ///
+    /// Exit code: 0 all is well, 1 something will break, 2 wrong usage or configuration, 3 nothing will break, but there
+    /// are warnings or something is not known.
+    Doctor(doctor::Doctor),
     /// Print every key of the configuration.
     #[command(subcommand)]
     Config(config::Print),
@@ -60,6 +79,10 @@ enum Failure {
     Usage(String),
     /// Everything was understood and something failed.
     Run(String),
+    /// What was asked about is bad. The result has said so.
+    Bad,
+    /// What was asked about may be bad. The result has said so.
+    Doubtful,
 }
 
 impl From<Problems> for Failure {
@@ -118,6 +141,8 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Drain(drain) => drain.run(),
         Command::Check(check) => check.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Config(print) => print.run(),
         Command::Token(token) => token.run(),
         Command::Bench(bench) => bench.run(),
@@ -127,6 +152,8 @@ pub fn run() -> ExitCode {
         Ok(()) => return ExitCode::from(SUCCESS),
         Err(Failure::Usage(text)) => (text, USAGE),
         Err(Failure::Run(text)) => (text, RUN),
+        Err(Failure::Bad) => return ExitCode::from(RUN),
+        Err(Failure::Doubtful) => return ExitCode::from(DOUBT),
     };
     output::complain(&text);
     ExitCode::from(code)
@@ -135,3 +162,4 @@ pub fn run() -> ExitCode {
 const SUCCESS: u8 = 0;
 const RUN: u8 = 1;
 const USAGE: u8 = 2;
+const DOUBT: u8 = 3;

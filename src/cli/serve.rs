@@ -10,6 +10,7 @@ use std::thread;
 use clap::Args;
 use tidewheel::config::{Flag, LogFormat};
 use tidewheel::control::logging::{self, Format};
+use tidewheel::server::Cost;
 use tidewheel::{Config, Engine};
 
 use super::development::Access;
@@ -137,9 +138,10 @@ fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
     };
     lines.push(("capacity", format!("{} connections, {origin}", capacity.connections)));
     let buffers_bytes = shards * config.io.receive_buffers * config.io.receive_buffer_size.0;
-    let (buffers_mib, idle_bytes) = (buffers_bytes as f64 / MIB, tidewheel::server::IDLE_CONNECTION_BYTES);
+    let (buffers_mib, idle) = (buffers_bytes as f64 / MIB, Cost::idle(config, shards));
     let memory = format!(
-        "{buffers_mib:.1} MiB of receive buffers, {idle_bytes} bytes an idle connection and 4 KB in the kernel"
+        "{buffers_mib:.1} MiB of receive buffers, {} bytes an idle connection and {} in the kernel",
+        idle.user_bytes, idle.kernel_bytes
     );
     lines.push(("memory", memory));
 

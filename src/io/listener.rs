@@ -62,10 +62,10 @@ fn listen_on(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     socket.listen(BACKLOG)
 }
 
-/// Connections that wait for an accept; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 65_535;
+/// Connections that wait for an accept, for each listening socket; the kernel caps it at net.core.somaxconn.
+pub const BACKLOG: i32 = 65_535;
 /// Bytes that may wait unsent in the kernel before a socket stops being writable.
-const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
+pub const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,13 @@
 //! What the machine can hold: descriptors and memory, in connections.
 
 use std::io;
+use std::path::Path;
 
 use crate::config::{Auto, Config};
 use crate::io::probe;
+
+use super::cost::{Cost, fixed_bytes};
+use super::host::Memory;
 
 /// How many connections fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +23,13 @@ pub struct Capacity {
 impl Capacity {
     /// What this machine's descriptors and memory allow, or the configured number if that is less.
     pub(super) fn of_machine(config: &Config, shards: usize) -> io::Result<Self> {
-        let descriptors = probe::raise_descriptor_limit()?.min(TABLE_MAX);
+        let room = Memory::of(Path::new("/")).known_room();
+        Self::compute(config, shards, probe::raise_descriptor_limit()?, room.map_or(MEMORY_BYTES, |room| room.bytes))
+    }
+
+    /// The same of a machine with so many descriptors for each process and so much memory that can still be had.
+    fn compute(config: &Config, shards: usize, descriptors: u64, memory_bytes: u64) -> io::Result<Self> {
+        let descriptors = descriptors.min(TABLE_MAX);
         // Direct descriptors: the limit holds for each ring's table, not for all together.
         if descriptors <= TABLE_SPARE {
             return Err(io::Error::other(format!(
@@ -29,9 +39,18 @@ impl Capacity {
             )));
         }
         let by_descriptors = (descriptors - TABLE_SPARE).saturating_mul(shards as u64);
+        let by_memory =
+            memory_share(memory_bytes).saturating_sub(fixed_bytes(config, shards)) / Cost::idle(config, shards).bytes();
         let (connections, computed) = match config.websocket.max_total_connections {
             Auto::Value(connections) => (u64::from(connections), false),
-            Auto::Auto => (by_descriptors.min(available_memory_bytes() * 4 / 5 / CONNECTION_BYTES), true),
+            Auto::Auto if by_memory == 0 => {
+                return Err(io::Error::other(format!(
+                    "{memory_bytes} bytes of memory can still be had, which is too little to serve anyone; free some, raise \
+                     the limit of the control group (MemoryMax=, docker run --memory), or set \
+                     websocket.max_total_connections"
+                )));
+            }
+            Auto::Auto => (by_descriptors.min(by_memory), true),
         };
         if connections > by_descriptors {
             return Err(io::Error::other(format!(
@@ -45,12 +64,9 @@ impl Capacity {
     }
 }
 
-/// Memory that can still be had, from /proc/meminfo; a gigabyte if that cannot be read.
-fn available_memory_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.map_or(1 << 30, |kib| kib * 1024)
+/// What idle connections may take of the memory that can be had; the rest is for what they do.
+pub(super) fn memory_share(bytes: u64) -> u64 {
+    bytes / 5 * 4
 }
 
 /// User memory of an idle connection with a token and one subscription, in bytes: the connection and its slot, timer,
@@ -60,8 +76,54 @@ pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 +
 const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
 
 /// Largest descriptor table the kernel makes.
-const TABLE_MAX: u64 = 1 << 20;
+pub(super) const TABLE_MAX: u64 = 1 << 20;
 /// Table places beyond the connections: those that are closing, and those that are told that the server is full.
-const TABLE_SPARE: u64 = 128;
-/// What an idle connection costs: about 4.5 KB in the kernel and 0.3 KB here.
-const CONNECTION_BYTES: u64 = 4_800;
+pub(super) const TABLE_SPARE: u64 = 128;
+/// Taken for what can be had where the machine does not say.
+const MEMORY_BYTES: u64 = 1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compute(yaml: &str, descriptors: u64, memory_bytes: u64) -> Result<Capacity, String> {
+        let config = Config::parse(&format!("auth: {{required: false}}\n{yaml}")).unwrap();
+        Capacity::compute(&config, 2, descriptors, memory_bytes).map_err(|error| error.to_string())
+    }
+
+    const TLS: &str = "tls: {listen: 127.0.0.1:0, cert_file: a, key_file: b}";
+
+    #[test]
+    fn descriptors_bound_each_shard() {
+        let check = |yaml: &str, descriptors: u64, connections: u32, table: u32, computed: bool| {
+            let capacity = compute(yaml, descriptors, 1 << 40);
+            assert_eq!(capacity, Ok(Capacity { connections, table, computed }), "{yaml}, {descriptors}");
+        };
+        check("", 20_000, 39_744, 20_000, true);
+        check("", u64::MAX, 2 * ((1 << 20) - 128), 1 << 20, true);
+        check("websocket: {max_total_connections: 39744}", 20_000, 39_744, 20_000, false);
+        check("websocket: {max_total_connections: 1000}", 20_000, 1_000, 1_128, false);
+        assert!(compute("", 128, 1 << 40).unwrap_err().contains("raise `nofile`"));
+        let too_many = compute("websocket: {max_total_connections: 39745}", 20_000, 1 << 40).unwrap_err();
+        assert!(too_many.contains("39745 need more descriptors"), "{too_many}");
+    }
+
+    /// A connection over TLS costs user memory that one without does not, and the server counts on it.
+    #[test]
+    fn memory_bounds_all_and_tls_takes_its_part() {
+        let connections = |yaml: &str| compute(yaml, u64::MAX, 1 << 30).unwrap().connections;
+        let (plain, tls) = (connections(""), connections(TLS));
+        let left = (1u64 << 30) / 5 * 4 - fixed_bytes(&Config::default(), 2);
+        let idle = Cost::idle(&Config::default(), 2).bytes();
+        assert_eq!(u64::from(plain), left / idle);
+        assert_eq!(u64::from(tls), left / (idle + 1_081));
+        assert!(connections("io: {wait: poll}") > plain);
+        assert!(connections("io: {receive_buffers: 16384}") < plain);
+    }
+
+    #[test]
+    fn no_memory_at_all_is_said() {
+        assert!(compute("", 20_000, 20 << 20).unwrap_err().contains("MemoryMax="));
+        assert!(compute("websocket: {max_total_connections: 10}", 20_000, 20 << 20).is_ok());
+    }
+}

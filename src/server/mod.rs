@@ -25,7 +25,9 @@
 //! ```
 
 mod capacity;
+mod cost;
 mod errands;
+pub mod host;
 mod launch;
 mod listen;
 
@@ -54,6 +56,7 @@ use crate::pubsub::{Bus, Delivery};
 use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::{DrainOrder, Shared};
 pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
+pub use cost::{Cost, Traffic};
 use launch::{Plan, ShardThread, launch};
 use listen::{bind_admin, listen};
 
