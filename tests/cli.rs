@@ -34,6 +34,14 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("token make --sub ada --key k --ttl 99999999999999999d", "at most a hundred years");
     check("token make --sub ada --key k --algorithm none", "invalid value 'none'");
     check("token make --sub ada --key k --algorithm RS256", "cannot sign with this key");
+    check("plan", "--connections <N>");
+    check("plan --connections some", "invalid value 'some'");
+    check("plan --connections 1 --rate -1", "unexpected argument");
+    check("plan --connections 1 --rate=-1", "a number from 0 to 1000000");
+    check("plan --connections 1 --rate NaN", "a number from 0 to 1000000");
+    check("plan --connections 1 --set shards=0", "shards: 0 is out of range");
+    check("doctor --connections -5", "unexpected argument");
+    check("doctor --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
 }
 
 #[test]
@@ -49,6 +57,7 @@ fn results_go_to_stdout_and_end_with_0() {
     check("--version", concat!("tidewheel ", env!("CARGO_PKG_VERSION")));
     check("version", "\nkernel ");
     check("help serve", "--admin-listen <ADDR>");
+    check("help plan", "0 it fits, 1 it does not");
 }
 
 #[test]
@@ -196,6 +205,94 @@ fn a_key_can_be_set_on_the_command_line() {
     check(&["hunter2"], "5", 2, "write KEY=VALUE");
     check(&["auth.secrt=hunter2"], "5", 2, "did you mean `auth.secret`?");
     check(&["auth.secret="], "5", 0, "valid");
+}
+
+/// What the program prints as JSON, and its exit code.
+fn judged(arguments: &str) -> (serde_json::Value, Option<i32>) {
+    let Output { status, stdout, stderr } = tidewheel(arguments).output().unwrap();
+    assert!(stderr.is_empty(), "{arguments}: {}", String::from_utf8_lossy(&stderr));
+    (serde_json::from_slice(&stdout).expect(arguments), status.code())
+}
+
+#[test]
+fn a_plan_fits_or_does_not() {
+    let (plan, code) = judged("plan --connections 10 --json");
+    assert_eq!((code, plan["connections"].as_u64()), (Some(0), Some(10)), "{plan}");
+    let fitting = plan["fits"]["connections"].as_u64().unwrap();
+    let limits = plan["limits"].as_array().unwrap();
+    let limit = |what: &str| limits.iter().find(|limit| limit["what"] == what).expect(what);
+    for what in ["nofile", "shards", "fs.nr_open", "fs.file-max", "memory", "net.ipv4.tcp_mem", "net.core.somaxconn"] {
+        let limit = limit(what);
+        assert!(limit["needed"].is_u64() && limit["has"].is_u64() && limit["unit"].is_string(), "{limit}");
+        assert!(limit["needed"].as_u64() <= limit["has"].as_u64() && limit["verdict"] == "ok", "{limit}");
+    }
+    let (plan, code) = judged(&format!("plan --connections {} --rate 2 --json", 2 * fitting));
+    assert_eq!((code, plan["verdict"].as_str()), (Some(1), Some("bad")), "{plan}");
+    let bad = plan["limits"].as_array().unwrap().iter().find(|limit| limit["verdict"] == "bad").unwrap();
+    assert!(bad["mend"].is_string() && plan["fits"]["limited_by"][0].is_string(), "{plan}");
+    let user = |more: &str| {
+        let (plan, _) = judged(&format!("plan --connections 1000 --json {more}"));
+        plan["idle"]["user"].as_u64().unwrap()
+    };
+    assert!(user("--tls") - user("") > 1_000_000, "TLS takes a kilobyte each");
+    assert_eq!(user("--set tls.listen=127.0.0.1:0 --set tls.cert_file=a --set tls.key_file=b"), user("--tls"));
+
+    let text = String::from_utf8(tidewheel("plan --connections 10").output().unwrap().stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("ok       nofile ")) && text.contains("\nfits: "), "{text}");
+}
+
+#[test]
+fn a_doctor_s_exit_code_is_the_worst_that_was_found() {
+    let check = |arguments: &str| {
+        let (diagnosis, code) = judged(arguments);
+        let findings = diagnosis["findings"].as_array().unwrap();
+        let has = |verdict: &str| findings.iter().any(|finding| finding["verdict"] == verdict);
+        let expected = match (has("bad"), has("unknown") || has("warning")) {
+            (true, _) => 1,
+            (false, true) => 3,
+            (false, false) => 0,
+        };
+        assert_eq!(code, Some(expected), "{diagnosis}");
+        diagnosis
+    };
+    let diagnosis = check("doctor --connections 10 --json");
+    assert_eq!(diagnosis["connections"], 10);
+    let findings = diagnosis["findings"].as_array().unwrap();
+    let ring = &findings[0];
+    assert_eq!((&ring["what"], ring["verdict"] == "bad"), (&"io_uring".into(), false), "{ring}");
+    assert!(findings.len() > 15 && findings.iter().all(|finding| finding["effect"].is_string()), "{findings:?}");
+
+    let diagnosis = check("doctor --connections 60000000 --json");
+    assert_eq!(diagnosis["verdict"], "bad");
+    let mended = |finding: &serde_json::Value| finding["mend"].is_string() && finding["breaks_at"].is_u64();
+    let findings = diagnosis["findings"].as_array().unwrap();
+    assert!(findings.iter().filter(|finding| finding["verdict"] == "bad").all(mended), "{findings:?}");
+
+    let help = String::from_utf8(tidewheel("doctor --help").output().unwrap().stdout).unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("Exit code: 0 all is well, 1 something will break, 2 wrong usage"), "{help}");
+    let text = String::from_utf8(tidewheel("doctor --connections 10").output().unwrap().stdout).unwrap();
+    assert!(text.starts_with("for 10 connections\n"), "{text}");
+}
+
+/// What the doctor takes for what the server admits is what the server says at its start.
+#[test]
+fn the_doctor_counts_as_the_server_does() {
+    let (diagnosis, _) = judged("doctor --json");
+    assert_eq!(diagnosis["computed"], true);
+    let admitted = diagnosis["connections"].as_u64().unwrap();
+    let mut server = tidewheel("serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.starts_with("capacity")).unwrap();
+    signal(&server, "-TERM");
+    assert_eq!(wait(&mut server), Some(0));
+    let connections: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // Memory that can be had changes meanwhile; descriptors do not.
+    assert!(connections.abs_diff(admitted) <= admitted / 5, "{connections} and {admitted}");
 }
 
 #[test]

@@ -29,11 +29,8 @@ impl Doctor {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = read_config(self.config, self.settings)?;
         let host = Host::read(Path::new("/"));
-        let mut demand = Demand { connections: 0, traffic: Some(TO_EVERYBODY), config: &config };
-        demand.connections = match self.connections {
-            Some(connections) => connections.into(),
-            None => doctor::admitted(&host, &demand),
-        };
+        let connections = self.connections.map_or_else(|| doctor::admitted(&host, &config), u64::from);
+        let demand = Demand { connections, traffic: Some(TO_EVERYBODY), config: &config };
         let diagnosis = doctor::examine(&host, &demand, &probe::check(), self.connections.is_none());
         output::print(&if self.json { json(&diagnosis)? } else { diagnosis.to_string() })?;
         match diagnosis.verdict {

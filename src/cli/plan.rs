@@ -39,7 +39,7 @@ impl Plan {
         let mut config = read_config(self.config, self.settings)?;
         if self.tls && config.tls.addresses().is_empty() {
             // Only counted with: nothing is listened on.
-            config.tls.listen = Some(config.listen.clone());
+            config.tls.listen = Some(std::mem::take(&mut config.listen));
         }
         let traffic = self.rate.map(|rate| Traffic { rate, message_bytes: self.message_bytes });
         let demand = Demand { connections: self.connections.into(), traffic, config: &config };

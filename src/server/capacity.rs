@@ -28,7 +28,7 @@ impl Capacity {
     }
 
     /// The same of a machine with so many descriptors for each process and so much memory that can still be had.
-    fn compute(config: &Config, shards: usize, descriptors: u64, memory_bytes: u64) -> io::Result<Self> {
+    pub(super) fn compute(config: &Config, shards: usize, descriptors: u64, memory_bytes: u64) -> io::Result<Self> {
         let descriptors = descriptors.min(TABLE_MAX);
         // Direct descriptors: the limit holds for each ring's table, not for all together.
         if descriptors <= TABLE_SPARE {
@@ -50,7 +50,7 @@ impl Capacity {
                      websocket.max_total_connections"
                 )));
             }
-            Auto::Auto => (by_descriptors.min(by_memory), true),
+            Auto::Auto => (connections_for(descriptors, shards as u64).min(by_memory), true),
         };
         if connections > by_descriptors {
             return Err(io::Error::other(format!(
@@ -62,6 +62,24 @@ impl Capacity {
         let table = (connections + TABLE_SPARE).min(descriptors) as u32;
         Ok(Self { connections: connections as u32, table, computed })
     }
+}
+
+/// Places that each shard's table needs for so many connections on all: its share, and as much again as chance gives it
+/// more than that. Where a table is full its shard accepts nobody, and who comes to it waits unanswered while others have room.
+pub(super) fn table_for(connections: u64, shards: u64) -> u64 {
+    let share = connections.div_ceil(shards);
+    let by_chance = if shards > 1 { SIGMAS * share.isqrt() } else { 0 };
+    share.saturating_add(by_chance).saturating_add(TABLE_SPARE)
+}
+
+/// The most connections for which tables of so many places are large enough.
+pub(super) fn connections_for(places: u64, shards: u64) -> u64 {
+    let most = places.saturating_sub(TABLE_SPARE);
+    let chance = if shards > 1 { SIGMAS * most.isqrt() } else { 0 };
+    // Of the share chance takes a little less than of all places.
+    let share =
+        (most.saturating_sub(chance)..=most).take_while(|share| table_for(share * shards, shards) <= places).last();
+    share.unwrap_or(0) * shards
 }
 
 /// What idle connections may take of the memory that can be had; the rest is for what they do.
@@ -79,8 +97,11 @@ const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
 pub(super) const TABLE_MAX: u64 = 1 << 20;
 /// Table places beyond the connections: those that are closing, and those that are told that the server is full.
 pub(super) const TABLE_SPARE: u64 = 128;
+/// Connections are spread by hash, so a shard's share has the variance of a binomial distribution, at most its mean; more than
+/// six standard deviations beyond the mean happens once in a billion times.
+const SIGMAS: u64 = 6;
 /// Taken for what can be had where the machine does not say.
-const MEMORY_BYTES: u64 = 1 << 30;
+pub(super) const MEMORY_BYTES: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {
@@ -99,13 +120,27 @@ mod tests {
             let capacity = compute(yaml, descriptors, 1 << 40);
             assert_eq!(capacity, Ok(Capacity { connections, table, computed }), "{yaml}, {descriptors}");
         };
-        check("", 20_000, 39_744, 20_000, true);
-        check("", u64::MAX, 2 * ((1 << 20) - 128), 1 << 20, true);
+        check("", 20_000, 38_088, 20_000, true);
+        check("", u64::MAX, 2_084_656, 1 << 20, true);
+        check("", 256, 160, 256, true);
         check("websocket: {max_total_connections: 39744}", 20_000, 39_744, 20_000, false);
         check("websocket: {max_total_connections: 1000}", 20_000, 1_000, 1_128, false);
         assert!(compute("", 128, 1 << 40).unwrap_err().contains("raise `nofile`"));
         let too_many = compute("websocket: {max_total_connections: 39745}", 20_000, 1 << 40).unwrap_err();
         assert!(too_many.contains("39745 need more descriptors"), "{too_many}");
+    }
+
+    /// Chance gives some shards more than their share; with the computed number even theirs fits.
+    #[test]
+    fn no_table_is_full_before_the_engine_is() {
+        for shards in [1, 2, 7, 255] {
+            for places in [129, 130, 256, 1_000, 20_000, 1 << 20] {
+                let most = connections_for(places, shards);
+                assert!(most.is_multiple_of(shards) && (most == 0 || table_for(most, shards) <= places), "{places}, {shards}");
+                assert!(table_for(most + 1, shards) > places, "{places}, {shards}: {most}");
+            }
+        }
+        assert_eq!(table_for(38_088, 2), 19_044 + 6 * 138 + 128);
     }
 
     /// A connection over TLS costs user memory that one without does not, and the server counts on it.

@@ -4,10 +4,12 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::config::{Auto, Config};
 use crate::io::probe::{Features, Unavailable};
+use crate::server::capacity::{Capacity, MEMORY_BYTES};
 
 use super::limits::{self, Demand, Judge};
-use super::plan::{first, fits};
+use super::plan::first;
 use super::verdict::{amount, thousands};
 use super::{Host, Verdict, machine};
 
@@ -62,8 +64,15 @@ pub struct Diagnosis {
 }
 
 /// As many connections as a server would admit here: as configured, or what descriptors and memory allow.
-pub fn admitted(host: &Host, demand: &Demand<'_>) -> u64 {
-    fits(host, demand, &[limits::configured, limits::nofile, limits::memory]).connections
+pub fn admitted(host: &Host, config: &Config) -> u64 {
+    if let Auto::Value(connections) = config.websocket.max_total_connections {
+        return connections.into();
+    }
+    let shards = Demand { connections: 0, traffic: None, config }.shards(host);
+    let descriptors = host.nofile.as_ref().map_or(u64::MAX, |nofile| nofile.hard);
+    let memory_bytes = host.memory.known_room().map_or(MEMORY_BYTES, |room| room.bytes);
+    let capacity = Capacity::compute(config, shards as usize, descriptors, memory_bytes);
+    capacity.map_or(0, |capacity| capacity.connections.into())
 }
 
 /// Looks at everything. `ring` is what [`probe::check`](crate::io::probe::check) said.
@@ -128,16 +137,10 @@ impl fmt::Display for Diagnosis {
                 writeln!(f, "         mend: {mend}")?;
             }
         }
+        let all = [Verdict::Ok, Verdict::Note, Verdict::Warning, Verdict::Unknown, Verdict::Bad];
         let count = |verdict| self.findings.iter().filter(|finding| finding.verdict == verdict).count();
-        writeln!(
-            f,
-            "\n{} ok, {} to note, {} warnings, {} unknown, {} bad",
-            count(Verdict::Ok),
-            count(Verdict::Note),
-            count(Verdict::Warning),
-            count(Verdict::Unknown),
-            count(Verdict::Bad)
-        )
+        let counts = all.map(|verdict| format!("{} {}", count(verdict), verdict.as_str()));
+        writeln!(f, "\n{}", counts.join(", "))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::config::{Auto, Config};
 use crate::io::listener::BACKLOG;
 use crate::server::SHARDS_MAX;
-use crate::server::capacity::{TABLE_MAX, TABLE_SPARE, memory_share};
+use crate::server::capacity::{TABLE_MAX, TABLE_SPARE, memory_share, table_for};
 use crate::server::cost::{Cost, Traffic, bounds_bytes, fixed_bytes, has_tls};
 
 use super::files::Fact;
@@ -51,13 +51,6 @@ impl Demand<'_> {
         let Some(traffic) = self.traffic else { return 0 };
         let kernel = self.connections.saturating_mul(traffic.kernel_bytes(has_tls(self.config)));
         kernel.saturating_add(traffic.user_bytes(self.connections, self.config))
-    }
-
-    /// Places that each shard's table needs: its share, and as much again as it may get more than that by chance.
-    fn table(&self, shards: u64) -> u64 {
-        let share = self.connections.div_ceil(shards);
-        let by_chance = if shards > 1 { SIGMAS * share.isqrt() } else { 0 };
-        share.saturating_add(by_chance).saturating_add(TABLE_SPARE)
     }
 }
 
@@ -141,13 +134,13 @@ pub(super) fn configured(_: &Host, demand: &Demand<'_>) -> Option<Limit> {
 pub(super) fn nofile(host: &Host, demand: &Demand<'_>) -> Option<Limit> {
     let shards = demand.shards(host);
     let has = host.nofile.clone().map(|nofile| nofile.hard.min(TABLE_MAX));
-    let needed = demand.table(shards);
+    let needed = table_for(demand.connections, shards);
     // The kernel spreads connections by hash, so with less than that it is a matter of luck.
     let enough = demand.connections.div_ceil(shards).saturating_add(TABLE_SPARE);
     let beyond = if has.as_ref().is_ok_and(|&has| enough <= has) { Verdict::Warning } else { Verdict::Bad };
     let why = format!(
         "the hard limit of open files, which each of {shards} rings' tables may have: its share of the connections, and \
-         what it gets more than that by chance; at most 1,048,576. Beyond it newcomers are answered 503"
+         what it gets more than that by chance; at most 1,048,576. A shard whose table is full accepts nobody; who comes to it waits"
     );
     let limit = Limit::new("nofile", "descriptors", needed, has, beyond, why);
     Some(limit.mended_by(|| match needed <= TABLE_MAX {
@@ -160,7 +153,7 @@ pub(super) fn shards(host: &Host, demand: &Demand<'_>) -> Option<Limit> {
     let nofile = host.nofile.clone().map(|nofile| nofile.hard.min(TABLE_MAX));
     let has = nofile.as_ref().map(|_| demand.shards(host)).map_err(Clone::clone);
     let table = nofile.unwrap_or(TABLE_MAX);
-    let needed = (1..=u64::from(SHARDS_MAX)).find(|&shards| demand.table(shards) <= table);
+    let needed = (1..=u64::from(SHARDS_MAX)).find(|&shards| table_for(demand.connections, shards) <= table);
     let why = match needed {
         Some(_) => format!("so many tables of {}", amount(table, "descriptors")),
         None => format!("even {SHARDS_MAX} tables of {} are too few", amount(table, "descriptors")),
@@ -179,7 +172,7 @@ fn nofile_verdict(host: &Host, demand: &Demand<'_>) -> Verdict {
 }
 
 pub(super) fn nr_open(host: &Host, demand: &Demand<'_>) -> Option<Limit> {
-    let needed = demand.table(demand.shards(host)).min(TABLE_MAX);
+    let needed = table_for(demand.connections, demand.shards(host)).min(TABLE_MAX);
     let why = "the most that nofile can be raised to".to_owned();
     let limit = Limit::new("fs.nr_open", "descriptors", needed, host.nr_open.clone(), Verdict::Bad, why);
     Some(limit.mended_by(|| sysctl::command("fs.nr_open", needed)))
@@ -379,8 +372,6 @@ pub(super) fn ports(host: &Host, demand: &Demand<'_>) -> Option<Limit> {
     })
 }
 
-/// A share that is larger than the mean by so many standard deviations has not been seen by anybody.
-const SIGMAS: u64 = 6;
 /// Files that a machine opens beside the connections.
 const FILES_SPARE: u64 = 1024;
 /// The value of `vm.overcommit_memory` that promises no more than there is.

@@ -125,8 +125,9 @@ fn buffers(key: &'static str, sizes: &Fact<[u64; 3]>, whose: &str, host: &Host, 
     let breaks_at = all_bytes.checked_div(initial).map(|fitting| fitting + 1);
     let a_second = most.saturating_mul(ROUND_TRIPS_A_SECOND);
     let mut effect = format!(
-        "from {} connections {whose} on, their {initial} bytes each fill net.ipv4.tcp_mem, and packets are dropped",
-        thousands(breaks_at.unwrap_or(0))
+        "{} connections {whose}, at {} each, fill net.ipv4.tcp_mem; with one more, packets are dropped",
+        thousands(breaks_at.map_or(0, |breaks_at| breaks_at - 1)),
+        amount(initial, "bytes"),
     );
     let mut verdict = Verdict::Ok;
     if breaks_at.is_none_or(|breaks_at| breaks_at <= demand.connections) {

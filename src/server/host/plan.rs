@@ -91,7 +91,7 @@ pub fn plan(host: &Host, demand: &Demand<'_>) -> Plan {
 }
 
 /// The most connections for which none of these limits is bad.
-pub(super) fn fits(host: &Host, demand: &Demand<'_>, judges: &[Judge]) -> Fits {
+fn fits(host: &Host, demand: &Demand<'_>, judges: &[Judge]) -> Fits {
     let of = |connections: u64, verdict: Verdict| {
         let demand = Demand { connections, ..*demand };
         let limits = judges.iter().filter_map(move |judge| judge(host, &demand));
@@ -132,7 +132,7 @@ impl fmt::Display for Plan {
             let (kernel, user) = (bytes(busy.kernel), bytes(busy.user));
             writeln!(
                 f,
-                "with {rate} messages of {} bytes a second each: {kernel} in the kernel, {user} here more",
+                "busy, {rate} a second of {} bytes each: {kernel} in the kernel and {user} here more",
                 thousands(message)
             )?;
         }
@@ -224,10 +224,7 @@ mod tests {
         let traffic = Traffic { rate: 5.0, message_bytes: 128 };
         let busy = planned(&Tree::good(), 1000, Some(traffic), "");
         assert_eq!(busy.busy, Some(MemoryBytes { kernel: 1_226_000, user: 104_000 }));
-        assert!(
-            busy.to_string().contains("with 5 messages of 128 bytes a second each: 1.2 MiB in the kernel"),
-            "{busy}"
-        );
+        assert!(busy.to_string().contains("busy, 5 a second of 128 bytes each: 1.2 MiB in the kernel"), "{busy}");
     }
 
     /// Each line: what, needed, has, verdict, and the command that mends it.

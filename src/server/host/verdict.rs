@@ -50,6 +50,9 @@ pub(super) fn amount(number: u64, unit: &str) -> String {
         return "unlimited".to_owned();
     }
     if unit != "bytes" {
+        let plural = [("entries", "entry"), ("addresses", "address")];
+        let one = || plural.iter().find_map(|(many, one)| Some(format!("{}{one}", unit.strip_suffix(many)?)));
+        let unit = if number == 1 { one().unwrap_or_else(|| unit.trim_end_matches('s').into()) } else { unit.into() };
         return format!("{} {unit}", thousands(number));
     }
     let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -72,6 +75,11 @@ mod tests {
             assert_eq!(amount(number, "bytes"), text);
         }
         assert_eq!(amount(65_535, "connections"), "65,535 connections");
+        for (unit, one) in
+            [("shards", "1 shard"), ("entries", "1 entry"), ("listening addresses", "1 listening address")]
+        {
+            assert_eq!(amount(1, unit), one);
+        }
     }
 
     #[test]
