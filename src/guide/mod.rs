@@ -6,6 +6,9 @@ pub mod protocol {}
 #[doc = include_str!("operate.md")]
 pub mod operate {}
 
+#[doc = include_str!("host.md")]
+pub mod host {}
+
 #[doc = include_str!("drain.md")]
 pub mod drain {}
 

@@ -38,6 +38,7 @@ mod tests {
                 Some((key, _)) if !line.starts_with('#') => {
                     assert!(reason, "{line}");
                     keys.push(key.trim());
+                    reason = false;
                 }
                 _ => reason = line.starts_with('#'),
             }

@@ -305,6 +305,13 @@ fn the_default_is_what_the_server_admits() {
     assert_eq!(admitted(&tree(), &config), 8 * 19_044);
     let few = Config::parse("auth: {required: false}\nwebsocket: {max_total_connections: 77}").unwrap();
     assert_eq!(admitted(&tree(), &few), 77);
+    // A limit of a group above its own binds the server, too.
+    let group = "/sys/fs/cgroup/system.slice";
+    let limited = tree()
+        .with(&format!("{group}/memory.max"), "104857600")
+        .with(&format!("{group}/memory.current"), "0")
+        .with(&format!("{group}/memory.stat"), "inactive_file 0\n");
+    assert!((1..20_000).contains(&admitted(&limited, &config)));
     assert!(admitted(&tree().with("/proc/meminfo", "MemAvailable: 102400 kB\n"), &config) < 20_000);
 }
 
