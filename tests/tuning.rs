@@ -54,6 +54,9 @@ fn under(profile: &str, arguments: &str) -> Command {
     let mut command = Command::new("python3");
     command.arg(format!("{}/tests/clients/under_seccomp.py", env!("CARGO_MANIFEST_DIR"))).arg(profile);
     command.arg(env!("CARGO_BIN_EXE_tidewheel")).args(arguments.split_whitespace());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TIDEWHEEL_")) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -136,7 +136,10 @@ mod tests {
         for shards in [1, 2, 7, 255] {
             for places in [129, 130, 256, 1_000, 20_000, 1 << 20] {
                 let most = connections_for(places, shards);
-                assert!(most.is_multiple_of(shards) && (most == 0 || table_for(most, shards) <= places), "{places}, {shards}");
+                assert!(
+                    most.is_multiple_of(shards) && (most == 0 || table_for(most, shards) <= places),
+                    "{places}, {shards}"
+                );
                 assert!(table_for(most + 1, shards) > places, "{places}, {shards}: {most}");
             }
         }
