@@ -39,7 +39,11 @@ const RESERVED: &[(&str, &[&str], &[&str])] = &[
         &["io", "control", "server", "cli", "main"],
     ),
     // The configuration and the keys of `app` are read once, at the start.
-    ("a file", &["std::fs", "fs::read", "File::open"], &["config", "io", "app", "control", "server", "bench/observe", "cli", "main"]),
+    (
+        "a file",
+        &["std::fs", "fs::read", "File::open"],
+        &["config", "io", "app", "control", "server", "bench/observe", "cli", "main"],
+    ),
     ("a clock", &["Instant::now", "SystemTime::now"], &["io", "control", "server", "bench", "cli", "main"]),
     (
         "a lock or an await",

@@ -63,12 +63,8 @@ impl<'a> Iterator for Backwards<'a> {
         while let Some(before) = at.checked_sub(1) {
             at = before;
             match (rest[at], quoted) {
-                (b'"', _) if is_escaped(&rest[..at]) => {
-                    if !quoted {
-                        return Some(None);
-                    }
-                }
-                (b'"', false) if is_apart(rest.get(at + 1)) => quoted = true,
+                (b'"', true) if is_escaped(&rest[..at]) => {}
+                (b'"', false) if is_apart(rest.get(at + 1)) && !is_escaped(&rest[..at]) => quoted = true,
                 (b'"', true) if is_apart(rest[..at].last()) || rest[..at].ends_with(b"=") => quoted = false,
                 (b'"', _) => return Some(None),
                 (byte, false) if byte == self.separator => {

@@ -1,7 +1,7 @@
 //! What a run counts, for its progress and its verdict.
 //! Law: each thread has counters of its own, and only the sums are looked at.
 
-use crate::sync::{AtomicU64, OnceLock, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ const COUNTS: usize = Count::Errors as usize + 1;
 #[repr(align(128))] // no two threads' in one pair of cache lines
 pub struct Counts {
     counters: [AtomicU64; COUNTS],
+    /// The stage that the thread is in.
+    pub(super) stage: AtomicU32,
     /// How the first connection ended that nobody wanted to end.
     pub(super) first_end: OnceLock<String>,
 }

@@ -105,9 +105,14 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
         Ok(crew)
     }
 
-    /// Has all threads go on to a stage.
-    pub(super) fn go(&self, stage: u32) {
+    /// Has all threads go on to a stage; they are in it when this returns.
+    ///
+    /// # Errors
+    /// A thread has ended, or one does not get there.
+    pub(super) fn go(&mut self, stage: u32) -> io::Result<()> {
         self.stage.store(stage, Ordering::Release);
+        let is_there = |counts: &&Arc<Counts>| counts.stage.load(Ordering::Acquire) == stage;
+        self.until("all threads", self.counts.len() as u64, |crew| crew.counts.iter().filter(is_there).count() as u64)
     }
 
     /// How many, of all threads.
@@ -137,7 +142,7 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
                     "{what}: {now} of {total}, and nothing more in {waited_s} s{ends}"
                 )));
             }
-            thread::sleep(LOOK);
+            thread::sleep(if since.elapsed() < LOOK { LOOK / 20 } else { LOOK });
         }
     }
 
@@ -160,7 +165,7 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
     /// # Errors
     /// A thread has ended with one.
     pub(super) fn finish(mut self) -> io::Result<Vec<O>> {
-        self.go(OVER);
+        self.stage.store(OVER, Ordering::Release);
         std::mem::take(&mut self.threads).into_iter().map(joined).collect()
     }
 
@@ -204,6 +209,7 @@ fn run<P: Part>(mut part: P, mut lanes: Lanes<P::Client>, stage: &AtomicU32) -> 
             return Ok(part.finish());
         }
         let due_ns = part.turn(&mut lanes, stage);
+        lanes.counts().stage.store(stage, Ordering::Release);
         let now_ns = lanes.clock_ns();
         let due_ns = due_ns.into_iter().chain(lanes.next_dial_ns()).min().unwrap_or(u64::MAX);
         let wait = match Duration::from_nanos(due_ns.saturating_sub(now_ns)).min(LOOK) {

@@ -56,13 +56,13 @@ pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Rep
     })?;
     let all = u64::from(setup.connections);
     crew.until("connecting", all, |crew| crew.sum(Count::Opened))?;
-    crew.go(WARM_UP);
+    crew.go(WARM_UP)?;
     crew.for_a_while("warming up", echo.warm_up)?;
-    crew.go(RUN);
+    crew.go(RUN)?;
     let (before, start, came) = (Look::at(setup.process), std::time::Instant::now(), crew.sum(Count::Received));
     crew.for_a_while("measuring", echo.time)?;
     let (came, elapsed, after) = (crew.sum(Count::Received) - came, start.elapsed(), Look::at(setup.process));
-    crew.go(END);
+    crew.go(END)?;
     let ended = crew.until("the last ones", crew.sum(Count::Sent), |crew| crew.sum(Count::Received));
 
     let mut report = Report::new("echo");

@@ -81,15 +81,15 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
         durations: Durations::default(),
     })?;
     crew.until("connecting", u64::from(setup.connections), |crew| crew.sum(Count::Ready))?;
-    crew.go(WARM_UP);
+    crew.go(WARM_UP)?;
     crew.for_a_while("warming up", fanout.warm_up)?;
-    crew.go(RUN);
+    crew.go(RUN)?;
     let counted = |crew: &Crew<'_, Durations>| [Count::Received, Count::Receipts].map(|count| crew.sum(count));
     let (before, start, [came, published]) = (Look::at(setup.process), Instant::now(), counted(&crew));
     crew.for_a_while("measuring", fanout.time)?;
     let (elapsed, after, counts) = (start.elapsed(), Look::at(setup.process), counted(&crew));
     let [came, published] = [counts[0] - came, counts[1] - published].map(|count| count as f64);
-    crew.go(END);
+    crew.go(END)?;
     let answered = crew.until("the last receipts", crew.sum(Count::Sent), |crew| crew.sum(Count::Receipts));
     crew.for_a_while("settling", SETTLE)?;
     // Who was parted from has not got what was on its queue.

@@ -44,33 +44,34 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
         topic: topic.clone(),
         stage: None,
         at: 0,
+        unanswered: 0,
         found: Found::default(),
     })?;
     let all = u64::from(setup.connections);
     crew.until("connecting", all, |crew| crew.sum(Count::Ready))?;
     let connected = start.elapsed();
     let opened = Look::at(setup.process);
-    crew.go(HOLD);
+    crew.go(HOLD)?;
     crew.for_a_while("settling", SETTLE)?;
     let (before, start, pings) = (Look::at(setup.process), Instant::now(), crew.sum(Count::Pings));
     crew.for_a_while("idle", idle.time)?;
     let (after, held, pings) = (Look::at(setup.process), start.elapsed(), crew.sum(Count::Pings) - pings);
 
-    crew.go(TOUCH);
+    crew.go(TOUCH)?;
     let start = Instant::now();
     let mut failed = crew.until("touching each", all, |crew| crew.sum(Count::Received)).err();
     let (touched, answered) = (start.elapsed(), crew.sum(Count::Received));
     let mut broadcast = None;
     if topic.is_some() && failed.is_none() {
         let (before, start) = (Look::at(setup.process), Instant::now());
-        crew.go(BROADCAST);
+        crew.go(BROADCAST)?;
         failed = crew.until("one message for all", all, |crew| crew.sum(Count::Received) - answered).err();
         let reached = start.elapsed();
         crew.for_a_while("whatever comes twice", SETTLE)?;
         broadcast = Some((before, Look::at(setup.process), reached));
     }
     let reached = crew.sum(Count::Received) - answered;
-    crew.go(LEAVE);
+    crew.go(LEAVE)?;
     let start = Instant::now();
     let gone = |crew: &Crew<'_, Found>| crew.sum(Count::Left) + crew.sum(Count::Closed) + crew.sum(Count::Lost);
     let left = crew.until("leaving", all, gone);
@@ -80,7 +81,7 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
 
     let mut report = Report::new("idle");
     let each = |after: Option<u64>, before: Option<u64>| Some((after? as f64 - before? as f64) / all as f64);
-    let cpu_ns = |after: &Look, before: &Look| Some((after.cpu? - before.cpu?).as_nanos() as f64);
+    let cpu_ns = |after: &Look, before: &Look| Some(after.cpu?.checked_sub(before.cpu?)?.as_nanos() as f64);
     report.figure("connections", all as f64);
     report.figure("seconds_to_connect", connected.as_secs_f64());
     report.figure("server_cpu_us_to_connect_one", cpu_ns(&opened, &empty).map(|ns| ns / 1e3 / all as f64));
@@ -143,6 +144,8 @@ struct IdlePart {
     stage: Option<u32>,
     /// The next slot of a walk around all.
     at: u32,
+    /// Pings that have not been answered.
+    unanswered: u32,
     found: Found,
 }
 
@@ -156,9 +159,14 @@ impl IdlePart {
         }
     }
 
-    /// Some of all, in each turn, until all have had their turn.
-    fn walk(&mut self, lanes: &mut Lanes<Client>, mut each: impl FnMut(&mut Lanes<Client>, ConnKey)) -> Option<u64> {
-        let until = (self.at + STEP).min(lanes.slots());
+    /// So many of all, in each turn, until all have had their turn.
+    fn walk(
+        &mut self,
+        lanes: &mut Lanes<Client>,
+        step: u32,
+        mut each: impl FnMut(&mut Lanes<Client>, ConnKey),
+    ) -> Option<u64> {
+        let until = (self.at + step).min(lanes.slots());
         for slot in self.at..until {
             if let Some(conn) = lanes.open_at(slot) {
                 each(lanes, conn);
@@ -196,6 +204,7 @@ impl Part for IdlePart {
             let is_mine = of == number.to_be_bytes();
             match std::mem::replace(&mut client.has_answered, true) {
                 false if is_mine => {
+                    self.unanswered = self.unanswered.saturating_sub(1);
                     let sent_ns = u64::from_be_bytes(sent_ns.try_into().unwrap_or_default());
                     self.found.touch.record(now_ns.saturating_sub(sent_ns));
                     Count::Received
@@ -239,13 +248,21 @@ impl Part for IdlePart {
             self.at = 0;
         }
         match stage {
-            TOUCH => self.walk(lanes, |lanes, conn| {
-                let Some((number, _)) = lanes.client(conn) else { return };
-                let mut payload = [0; 12];
-                payload[..8].copy_from_slice(&lanes.clock_ns().to_be_bytes());
-                payload[8..].copy_from_slice(&number.to_be_bytes());
-                lanes.send(conn, Opcode::Ping, &payload);
-            }),
+            TOUCH => {
+                // All at once would be a storm, and what they wait for would be each other.
+                let step = STEP.saturating_sub(self.unanswered);
+                let mut sent = 0;
+                let next = self.walk(lanes, step, |lanes, conn| {
+                    let Some((number, _)) = lanes.client(conn) else { return };
+                    let mut payload = [0; 12];
+                    payload[..8].copy_from_slice(&lanes.clock_ns().to_be_bytes());
+                    payload[8..].copy_from_slice(&number.to_be_bytes());
+                    lanes.send(conn, Opcode::Ping, &payload);
+                    sent += 1;
+                });
+                self.unanswered += sent;
+                next.filter(|_| step > 0)
+            }
             BROADCAST if before != Some(stage) && self.share.thread == 0 => {
                 let topic = self.topic.as_deref()?;
                 let conn = (0..lanes.slots()).find_map(|slot| lanes.open_at(slot))?;
@@ -253,7 +270,7 @@ impl Part for IdlePart {
                 lanes.send(conn, Opcode::Text, native::publish(topic, &message, 0).as_bytes());
                 None
             }
-            LEAVE => self.walk(lanes, Lanes::leave),
+            LEAVE => self.walk(lanes, STEP, Lanes::leave),
             _ => None,
         }
     }
@@ -264,7 +281,7 @@ impl Part for IdlePart {
 }
 
 /// Clients that a thread touches, or leaves with, in one turn.
-const STEP: u32 = 512;
+const STEP: u32 = 128;
 /// When a client comes again that was closed before it was served.
 const AGAIN_NS: u64 = 1_000_000_000;
 const SETTLE: Duration = Duration::from_secs(2);

@@ -73,6 +73,8 @@ pub(super) struct Lanes<C> {
     dirty: Vec<ConnKey>,
     /// Lanes whose receive must be armed again.
     rearm: Vec<ConnKey>,
+    /// Lanes that have the server's close frame, and until when it may end the stream; in order.
+    parting: VecDeque<(u64, ConnKey)>,
     counts: Arc<Counts>,
     setup: Arc<Setup>,
     pace: Pace,
@@ -159,6 +161,7 @@ impl<C: Default> Lanes<C> {
             shaking: 0,
             dirty: Vec::new(),
             rearm: Vec::new(),
+            parting: VecDeque::new(),
             counts,
             setup,
             pace,
@@ -293,6 +296,11 @@ impl<C: Default> Lanes<C> {
                 Completion::AcceptStopped(error) => return Err(error),
                 Completion::Closed { conn } => self.closed(part, conn)?,
                 Completion::Rang => {}
+            }
+        }
+        while self.parting.front().is_some_and(|(until_ns, _)| *until_ns <= self.now_ns) {
+            if let Some((_, conn)) = self.parting.pop_front() {
+                self.end(conn, End::Dropped);
             }
         }
         self.dial()?;
@@ -438,7 +446,8 @@ impl<C: Default> Lanes<C> {
         match (Opcode::from_bits(frame.opcode), frame.fin) {
             (Some(Opcode::Close), true) => {
                 let code = frame.payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                // The server ends the stream (RFC 6455 §7.1.1).
+                // The server ends the stream (RFC 6455 §7.1.1); who does not is not waited for.
+                self.parting.push_back((self.now_ns + PARTING_NS, conn));
                 lane.end.get_or_insert_with(|| Box::new(if is_open { End::Closed(code) } else { End::Left }));
                 if is_open {
                     lane.stage = Stage::Leaving;
@@ -609,6 +618,8 @@ fn backoff_ns(attempt: u8) -> u64 {
     (100_000_000 << attempt.min(6)).min(5_000_000_000)
 }
 
+/// How long a server may take to end the stream behind its close frame.
+const PARTING_NS: u64 = 1_000_000_000;
 /// How often a client dials that is not let in, until the run is given up.
 const ATTEMPTS_MAX: u8 = 20;
 /// Sockets that are made in one turn, so that those there are get theirs.

@@ -62,7 +62,7 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
     report.figure("connections", all as f64);
     match newcomers {
         Newcomers::Connect { time, .. } => {
-            crew.go(COME_AND_GO);
+            crew.go(COME_AND_GO)?;
             crew.for_a_while("warming up", WARM_UP)?;
             let (before, start, ready) = (Look::at(setup.process), Instant::now(), crew.sum(Count::Ready));
             crew.for_a_while("measuring", time)?;
@@ -73,7 +73,7 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
         }
         Newcomers::Storm { .. } => {
             let (before, start, ready) = (Look::at(setup.process), Instant::now(), crew.sum(Count::Ready));
-            crew.go(STORM);
+            crew.go(STORM)?;
             let back = crew.until("coming back", all, |crew| crew.sum(Count::Ready) - ready);
             let elapsed = start.elapsed();
             let served = (crew.sum(Count::Ready) - ready) as f64;
@@ -84,7 +84,7 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
             report.findings.extend(back.err().map(|error| error.to_string()));
         }
     }
-    crew.go(END);
+    crew.go(END)?;
     report.figure("refused_with_retry_after", crew.sum(Count::RefusedUntil) as f64);
     report.figure("attempts_that_did_not_connect", crew.sum(Count::NotConnected) as f64);
     report.find(crew.sum(Count::Refused), "refusals did not say when to come back");

@@ -12,9 +12,9 @@ pub struct Process(pub u32);
 /// What was seen at a moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
-    /// CPU time of all the process's threads, in the scheduler's nanoseconds.
+    /// CPU time of the threads that the process has now, in the scheduler's nanoseconds.
     pub cpu: Option<Duration>,
-    /// The process's proportional set size in bytes.
+    /// The process's own memory in bytes: anonymous and shared, without the text of its program.
     pub user_bytes: Option<u64>,
     /// The kernel's memory for sockets, files and requests on the whole machine, in bytes: of both ends of connections
     /// within it. Needs root.
@@ -43,7 +43,8 @@ impl Process {
     }
 
     fn user_bytes(self) -> Option<u64> {
-        kib(&fs::read_to_string(self.proc("smaps_rollup")).ok()?, "Pss:")
+        let rollup = fs::read_to_string(self.proc("smaps_rollup")).ok()?;
+        Some(kib(&rollup, "Pss_Anon:")? + kib(&rollup, "Pss_Shmem:").unwrap_or(0))
     }
 
     fn proc(self, file: &str) -> String {

@@ -89,7 +89,7 @@ impl Report {
 
     /// What the server spent between two looks, in all and for each of so many.
     pub(super) fn spent(&mut self, before: &Look, after: &Look, elapsed: Duration, (each, name): (f64, &'static str)) {
-        let cpu = || Some((after.cpu? - before.cpu?).as_secs_f64());
+        let cpu = || Some(after.cpu?.checked_sub(before.cpu?)?.as_secs_f64());
         self.figure(name, cpu().map(|seconds| seconds * 1e9 / each));
         self.figure("server_cpu_percent_of_a_core", cpu().map(|seconds| seconds * 100.0 / elapsed.as_secs_f64()));
         self.figure("server_user_bytes", after.user_bytes.map(|bytes| bytes as f64));

@@ -65,6 +65,7 @@ impl<I: Io> Shard<I> {
     /// The earliest thing that can fall due, and when; past times are due now.
     fn next_due(&mut self, key: ConnKey) -> Option<(u64, Due)> {
         let lifetime_ms = self.lifetime_ms(key);
+        let together_ms = together_ms(self.settings.ping_interval_ms, self.conns.len());
         let conn = self.conns.get_mut(key)?;
         let settings = &self.settings;
         let now_ms = self.now.monotonic_ms();
@@ -111,7 +112,7 @@ impl<I: Io> Shard<I> {
             if conn.ping == Ping::Awaited {
                 consider(at(conn.pinged, settings.pong_timeout_ms).max(lenient_ms), Due::Pong);
             } else {
-                consider(at(conn.heard, settings.ping_interval_ms), Due::Ping);
+                consider(at(conn.heard, settings.ping_interval_ms).next_multiple_of(together_ms), Due::Ping);
             }
         }
         if let Some(expires_ms) = conn.identity.as_ref().and_then(|identity| identity.expires_ms()) {
@@ -193,5 +194,34 @@ impl<I: Io> Shard<I> {
         conn.expiry_announced = true;
         let Some(expires_at) = conn.identity.as_ref().and_then(|identity| identity.expires_at) else { return };
         self.push(key, |envelope| envelope.token_expiring(expires_at.get()));
+    }
+}
+
+/// Pings are sent together, some at a time: a turn for each of them, and one for its pong, would cost more than the ping. They
+/// are late for it by less than a hundredth of the interval, and no more of them come together than a turn does in passing.
+fn together_ms(interval_ms: u64, connections: usize) -> u64 {
+    (interval_ms * PINGS_TOGETHER / (connections as u64).max(1)).clamp(1, (interval_ms / 128).max(1))
+}
+
+/// Pings of one turn, where there are as many connections that all are silent.
+const PINGS_TOGETHER: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_come_together() {
+        let check = |interval_ms, connections, expected| {
+            assert_eq!(together_ms(interval_ms, connections), expected, "{connections} every {interval_ms} ms");
+        };
+        check(30_000, 0, 234);
+        check(30_000, 1_000, 234);
+        check(30_000, 20_000, 96);
+        check(30_000, 500_000, 3);
+        check(30_000, 10_000_000, 1);
+        check(1_000, 10, 7);
+        check(100, 10, 1);
+        check(3_600_000, 100, 28_125);
     }
 }

@@ -7,6 +7,7 @@ mod api_bounds;
 mod auth;
 mod backpressure;
 mod bad_input;
+mod bench;
 mod boundaries;
 mod churn;
 mod client;

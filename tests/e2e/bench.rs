@@ -1,0 +1,255 @@
+//! The load generator: it finds nothing where nothing is wrong, and what is wrong where something is.
+//! Law: each finding is shown once by a server that makes the mistake.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings};
+use tidewheel::bench::echo::{self, Echo};
+use tidewheel::bench::fanout::{self, Fanout, Life};
+use tidewheel::bench::idle::{self, Idle};
+use tidewheel::bench::newcomers::{self, Newcomers};
+use tidewheel::bench::observe::Process;
+use tidewheel::bench::{Credentials, Report, Setup};
+use tidewheel::metrics::CloseReason;
+
+use super::server::Server;
+
+const SECRET: &str = "a-secret-of-32-bytes-for-the-tests";
+const OPEN: &str = "echo_path: /echo\n\
+    limits: {connection_attempts: null, messages: null, bytes: null}\n\
+    auth: {secret: a-secret-of-32-bytes-for-the-tests}\n";
+
+fn setup(address: SocketAddr, path: &str, connections: u32) -> Setup {
+    let key =
+        KeySettings { id: None, algorithm: Algorithm::HS256, key: KeyMaterial::Secret(SECRET.as_bytes().to_vec()) };
+    Setup {
+        targets: vec![address],
+        host: address.to_string(),
+        path: path.to_owned(),
+        sources: vec!["127.0.0.9".parse().unwrap(), "127.0.0.10".parse().unwrap()],
+        connections,
+        threads: 2,
+        handshakes_at_once: 64,
+        dials_per_second: None,
+        credentials: Credentials::Key { name: "bench".into(), key, expires_at: u64::from(u32::MAX) },
+        process: Some(Process(std::process::id())),
+        patience: super::PATIENCE,
+    }
+}
+
+fn echo(in_flight: u32, rate: Option<f64>, size: usize) -> Echo {
+    Echo { in_flight, size, rate, time: WHILE, warm_up: Duration::from_millis(50) }
+}
+
+fn fanout(topics: u32, publishers: u32, rate: Option<f64>, life: Option<Life>) -> Fanout {
+    let warm_up = Duration::from_millis(50);
+    Fanout { topics, publishers, rate, in_flight: 2, size: 200, time: WHILE, warm_up, life }
+}
+
+#[track_caller]
+fn clean(report: std::io::Result<Report>) -> Report {
+    let report = report.unwrap();
+    assert!(report.findings.is_empty(), "{report}");
+    report
+}
+
+#[test]
+fn echoes_are_all_there() {
+    let server = Server::start(OPEN);
+    let own = |echo| clean(echo::run(setup(server.address, "/echo", 50), echo, &|_| {}));
+    for report in [own(echo(3, None, 16)), own(echo(1, None, 20_000)), own(echo(1, Some(2_000.0), 100))] {
+        assert!(report.get("messages").unwrap() > 0.0, "{report}");
+        assert!(report.get("server_cpu_ns_per_message").unwrap() > 0.0, "{report}");
+    }
+    server.rest();
+}
+
+/// One topic for each publisher, several topics of one publisher, several publishers of one topic.
+#[test]
+fn what_is_published_reaches_everybody_once() {
+    let server = Server::start(OPEN);
+    for (topics, publishers, rate) in [(1, 1, None), (3, 3, Some(300.0)), (7, 2, None), (2, 5, Some(300.0))] {
+        let run = fanout(topics, publishers, rate, None);
+        let report = clean(fanout::run(setup(server.address, "/ws", 60), run, &|_| {}));
+        assert!(report.get("delivered").unwrap() > report.get("published").unwrap(), "{report}");
+    }
+    server.rest();
+}
+
+#[test]
+fn a_day_in_the_life() {
+    let server = Server::start(OPEN);
+    let life = Life { leavers_per_second: 200.0, slow_per_second: 50.0, pause: Duration::from_millis(50) };
+    let run = fanout(3, 2, Some(200.0), Some(life));
+    let report = clean(fanout::run(setup(server.address, "/ws", 80), run, &|_| {}));
+    assert!(report.get("left").unwrap() > 10.0 && report.get("came").unwrap() > 90.0, "{report}");
+    server.rest();
+}
+
+#[test]
+fn idle_clients_answer_and_are_all_reached() {
+    let server = Server::start(&format!("{OPEN}websocket: {{ping_interval_seconds: 1}}\n"));
+    let of = |topic: Option<&str>| Idle { time: Duration::from_millis(1_500), topic: topic.map(str::to_owned) };
+    let report = clean(idle::run(setup(server.address, "/ws", 300), of(Some("all")), &|_| {}));
+    for (name, expected) in [("connections", 300.0), ("answered_a_ping", 300.0), ("reached_by_one_message", 300.0)] {
+        assert_eq!(report.get(name), Some(expected), "{report}");
+    }
+    assert!(report.get("server_pings_while_idle").unwrap() >= 300.0, "{report}");
+    assert_eq!(server.closed(CloseReason::Peer), 300, "all have left");
+    let report = clean(idle::run(setup(server.address, "/echo", 10), of(None), &|_| {}));
+    assert_eq!(report.get("reached_by_one_message"), None, "any server will do");
+    server.rest();
+}
+
+/// With as many as the rate lets in: who is refused is told when to come back, and comes.
+#[test]
+fn newcomers_and_storms_are_served() {
+    let server = Server::start(&format!("{OPEN}websocket: {{max_connections_per_client: 1}}\n"));
+    let come = Newcomers::Connect { time: WHILE, topic: Some("all".into()) };
+    let report = clean(newcomers::run(setup(server.address, "/ws", 20), come, &|_| {}));
+    assert!(report.get("served").unwrap() > 20.0, "{report}");
+    let storm = Newcomers::Storm { topic: Some("all".into()) };
+    let report = clean(newcomers::run(setup(server.address, "/ws", 200), storm, &|_| {}));
+    assert_eq!(report.get("back"), Some(200.0), "{report}");
+    server.rest();
+
+    let narrow = "echo_path: /echo\nauth: {secret: a-secret-of-32-bytes-for-the-tests}\n\
+        limits: {connection_attempts: {per_second: 20, burst: 10}}\n";
+    let server = Server::start(narrow);
+    let report = clean(newcomers::run(setup(server.address, "/ws", 24), Newcomers::Storm { topic: None }, &|_| {}));
+    assert_eq!(report.get("back"), Some(24.0), "{report}");
+    assert!(report.get("refused_with_retry_after").unwrap() > 0.0, "{report}");
+}
+
+#[test]
+fn who_is_never_let_in_is_named() {
+    let server = Server::start(&OPEN.replace(SECRET, "another-secret-of-32-bytes-and-more"));
+    let mut setup = setup(server.address, "/ws", 1);
+    setup.patience = Duration::from_secs(2);
+    let error = echo::run(setup, echo(1, None, 16), &|_| {}).unwrap_err().to_string();
+    assert!(error.contains("connecting: 0 of 1"), "{error}");
+}
+
+/// What becomes of a client's messages, by the mistake of a server.
+fn findings(in_flight: u32, answer: fn(&mut TcpStream, u32, Vec<u8>)) -> Vec<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            thread::spawn(move || lie(socket, answer));
+        }
+    });
+    let mut setup = setup(address, "/", 2);
+    setup.patience = Duration::from_secs(2);
+    echo::run(setup, echo(in_flight, None, 64), &|_| {}).unwrap().findings
+}
+
+/// Serves one client; each message of it is answered by `answer`, which is told the how-manieth it is.
+fn lie(mut socket: TcpStream, answer: fn(&mut TcpStream, u32, Vec<u8>)) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match socket.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    let text = String::from_utf8(head).unwrap();
+    let key = text.split("Sec-WebSocket-Key: ").nth(1).unwrap().lines().next().unwrap();
+    let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+    let answer_head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    let _ = socket.write_all(answer_head.as_bytes());
+    for number in 0.. {
+        let mut frame = [0; 6 + 64];
+        if socket.read_exact(&mut frame).is_err() {
+            return;
+        }
+        let (mask, payload) = (&frame[2..6], &frame[6..]);
+        answer(&mut socket, number, payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect());
+    }
+}
+
+fn say(socket: &mut TcpStream, payload: &[u8]) {
+    let _ = socket.write_all(&[&[0x82, payload.len() as u8], payload].concat()); // the client may have had enough
+}
+
+#[test]
+fn mistakes_are_found() {
+    let check = |answer: fn(&mut TcpStream, u32, Vec<u8>), expected: &str| {
+        let found = findings(4, answer);
+        match expected {
+            "" => assert!(found.is_empty(), "{found:?}"),
+            _ => assert!(found.iter().any(|found| found.contains(expected)), "{expected}: {found:?}"),
+        }
+    };
+    check(|socket, _, payload| say(socket, &payload), "");
+    check(
+        |socket, number, mut payload| {
+            payload[40] ^= u8::from(number == 20);
+            say(socket, &payload);
+        },
+        "came back changed, or to someone else",
+    );
+    check(
+        |socket, number, payload| {
+            say(socket, &payload);
+            if number == 20 {
+                say(socket, &payload);
+            }
+        },
+        "came twice or out of order",
+    );
+    check(
+        |socket, number, payload| {
+            if number != 20 {
+                say(socket, &payload);
+            }
+        },
+        "never came back",
+    );
+    check(
+        |socket, number, payload| match number {
+            20 => drop(socket.write_all(b"\x88\x02\x03\xe9")),
+            _ => say(socket, &payload),
+        },
+        "Closed(1001)",
+    );
+    check(
+        |socket, number, payload| match number {
+            20 => drop(socket.write_all(b"\x82\x81\x01\x02\x03\x04\x05")),
+            _ => say(socket, &payload),
+        },
+        "Masked",
+    );
+    check(
+        |socket, number, payload| match number {
+            20 => drop(socket.shutdown(std::net::Shutdown::Both)),
+            _ => say(socket, &payload),
+        },
+        "connections ended by themselves",
+    );
+}
+
+/// A message in several frames, with a ping in between, is a message.
+#[test]
+fn fragments_of_a_server_are_put_together() {
+    let found = findings(1, |socket, _, payload| {
+        let (first, rest) = payload.split_at(10);
+        let fragments = [&[0x02, 10][..], first, &[0x89, 1, b'?'], &[0x80, 54], rest].concat();
+        for piece in fragments.chunks(7) {
+            let _ = socket.write_all(piece);
+        }
+        // The answer to the ping.
+        let mut pong = [0; 7];
+        let _ = socket.read_exact(&mut pong);
+        assert_eq!(pong[..2], [0x8a, 0x81]);
+    });
+    assert!(found.iter().all(|found| !found.contains("changed")), "{found:?}");
+}
+
+const WHILE: Duration = Duration::from_millis(300);
