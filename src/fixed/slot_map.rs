@@ -3,7 +3,7 @@
 //!
 //! "Lock-free" here means what it costs: one thread owns the pool, so there is no lock, no atomic and no retry.
 //!
-//! Memory follows the peak in chunks of 512 entries and is kept. An entry costs 8 bytes beside its value (generation
+//! Memory follows the peak in chunks of 512 entries and is kept until the pool is empty and [`SlotMap::give_back`] is called. An entry costs 8 bytes beside its value (generation
 //! and free list), plus a discriminant if the value has no niche; anything that holds a `Vec`, a `Box`, a `bool` or an
 //! enum has one.
 
@@ -91,6 +91,13 @@ impl<T> SlotMap<T> {
         }
         self.len += 1;
         Ok(key)
+    }
+
+    /// Gives back the memory of an empty pool. Keys of before go on finding nothing.
+    pub fn give_back(&mut self) {
+        if self.is_empty() {
+            *self = Self::starting_at(self.capacity, self.next_generation());
+        }
     }
 
     /// The value of `key`; `None` if the key is stale, forged or beyond the pool.
@@ -249,6 +256,20 @@ mod tests {
         new = SlotMap::starting_at(1, GENERATION_MAX);
         new.insert_with(|_| ()).unwrap();
         assert_eq!(new.next_generation(), 1);
+    }
+
+    #[test]
+    fn an_empty_pool_gives_its_memory_back_and_stale_keys_stay_stale() {
+        let mut map = SlotMap::new(2_000);
+        let keys: Vec<_> = (0..2_000).map(|number| map.insert_with(|_| number).unwrap()).collect();
+        let bytes = map.bytes();
+        map.give_back();
+        assert_eq!((map.bytes(), map.get(keys[7])), (bytes, Some(&7)), "it is not empty");
+        keys.iter().for_each(|&key| assert!(map.remove(key).is_some()));
+        map.give_back();
+        assert_eq!((map.bytes(), map.slots(), map.len()), (0, 0, 0));
+        let again: Vec<_> = (0..2_000).map(|number| map.insert_with(|_| number).unwrap()).collect();
+        assert!(keys.iter().all(|&key| map.get(key).is_none() && !again.contains(&key)));
     }
 
     #[test]

@@ -86,6 +86,13 @@ impl TimerWheel {
         self.len += 1;
     }
 
+    /// Gives back the memory of a wheel without timers.
+    pub fn give_back(&mut self) {
+        if self.len == 0 {
+            self.links = Chunked::new();
+        }
+    }
+
     /// Removes the timer of `slot`, due or not; harmless if it has none.
     pub fn cancel(&mut self, slot: u32) {
         let Some(&Link { next, prev, .. }) = self.links.get(slot) else { return };

@@ -18,6 +18,7 @@ pub mod bell;
 pub mod clock;
 pub mod dial;
 pub mod listener;
+mod memory;
 mod palette;
 pub mod probe;
 mod random;
@@ -187,6 +188,9 @@ pub trait Io {
     fn overflows(&self) -> u64 {
         0
     }
+
+    /// Nothing is left of many connections: gives memory that they needed back to the system.
+    fn give_back(&mut self) {}
 
     /// 64 bits that nobody can guess.
     fn random(&mut self) -> u64;

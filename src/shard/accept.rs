@@ -155,8 +155,17 @@ impl<I: Io> Shard<I> {
         if self.conns.remove(key).is_some() && self.shared.tally.leave(1) {
             self.bus.wake_others(); // it was the last of all, and they wait for that to end
         }
+        if self.conns.is_empty() && self.conns.slots() >= GIVE_BACK_SLOTS {
+            self.conns.give_back();
+            self.wheel.give_back();
+            self.sessions.give_back();
+            self.io.give_back();
+        }
         if let Accepting::Paused { .. } = self.accepting {
             self.open();
         }
     }
 }
+
+/// A shard that had at least so many connections, and has none any more, gives their memory back. Fewer come and go.
+const GIVE_BACK_SLOTS: u32 = 4096;

@@ -137,6 +137,11 @@ impl Sessions {
         self.ended.iter().rev()
     }
 
+    /// Gives back the memory of the slots; no connection is left.
+    pub fn give_back(&mut self) {
+        self.live = Chunked::new();
+    }
+
     /// Memory of the slots, what sessions keep elsewhere left out.
     pub fn bytes(&self) -> usize {
         self.live.bytes()

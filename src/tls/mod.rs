@@ -495,6 +495,13 @@ impl<I: Io> Io for Layer<I> {
         self.io.overflows()
     }
 
+    fn give_back(&mut self) {
+        if self.live == 0 {
+            self.conns = Chunked::new();
+        }
+        self.io.give_back();
+    }
+
     fn random(&mut self) -> u64 {
         self.io.random()
     }

@@ -104,6 +104,25 @@ fn idle_clients_answer_and_are_all_reached() {
     server.rest();
 }
 
+/// When the last of many has gone, nothing of them is left but what is remembered of the latest.
+#[test]
+fn memory_of_many_goes_back() {
+    let server = Server::build(1, &format!("{OPEN}websocket: {{max_total_connections: 6000}}\n"), |builder| builder);
+    let pool_bytes = || server.sum(|shard| &shard.pool_bytes);
+    super::until("a turn", || pool_bytes() > 0);
+    let empty = pool_bytes();
+    for _ in 0..2 {
+        let idle = Idle { time: Duration::from_millis(10), topic: Some("all".into()) };
+        let report = clean(idle::run(setup(server.address, "/ws", 4_500), idle, &|_| {}));
+        assert_eq!(report.get("answered_a_ping"), Some(4_500.0));
+        super::until("the pools to be given back", || pool_bytes() == empty);
+    }
+    let few = Idle { time: Duration::from_millis(10), topic: None };
+    clean(idle::run(setup(server.address, "/ws", 10), few, &|_| {}));
+    assert!(pool_bytes() > empty, "those of few are kept");
+    server.rest();
+}
+
 /// With as many as the rate lets in: who is refused is told when to come back, and comes.
 #[test]
 fn newcomers_and_storms_are_served() {

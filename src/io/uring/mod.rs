@@ -33,7 +33,7 @@ use super::probe::Features;
 use super::random::Random;
 use super::recv_ring::{GROUP, RecvBuffer, RecvRing, bounded_receive};
 use super::token::{Op, Token};
-use super::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait, clock};
+use super::{Completion, Doorbell, FrameKey, Io, Now, Palette, Socket, Wait, clock, memory};
 use crate::id::{ConnKey, ShardId};
 
 /// How a connection waits for input. The completions are the same.
@@ -471,6 +471,11 @@ impl Io for Uring {
 
     fn overflows(&self) -> u64 {
         self.ring.counters.overflows
+    }
+
+    fn give_back(&mut self) {
+        self.records.give_back();
+        memory::give_back();
     }
 
     fn random(&mut self) -> u64 {

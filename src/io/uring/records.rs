@@ -111,6 +111,13 @@ impl Records {
         }
     }
 
+    /// Gives back the memory of records that are all free; nothing otherwise.
+    pub(super) fn give_back(&mut self) {
+        if self.chunks.iter().all(|chunk| chunk.iter().all(|record| record.generation == 0)) {
+            self.chunks = Vec::new();
+        }
+    }
+
     /// Memory in use, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.chunks.len() * size_of::<[Record; CHUNK]>()
@@ -154,6 +161,22 @@ mod tests {
         assert!(records.get(CONN).is_none());
         records.open(ConnKey { generation: 10, ..CONN }, 3);
         assert!(records.get(CONN).is_none(), "stale");
+    }
+
+    #[test]
+    fn memory_goes_back_when_all_are_free() {
+        let mut records = Records::default();
+        records.open(CONN, 3);
+        let bytes = records.bytes();
+        records.give_back();
+        assert_eq!(records.bytes(), bytes, "one is open");
+        records.get(CONN).unwrap().set(flag::CLOSING);
+        assert!(records.free_if_over(CONN));
+        records.give_back();
+        assert_eq!(records.bytes(), 0);
+        assert!(records.get(CONN).is_none());
+        records.open(ConnKey { generation: 10, ..CONN }, 3);
+        assert!(records.get(CONN).is_none() && records.bytes() == bytes);
     }
 
     #[test]
