@@ -109,17 +109,15 @@ fn idle_clients_answer_and_are_all_reached() {
 fn memory_of_many_goes_back() {
     let server = Server::build(1, &format!("{OPEN}websocket: {{max_total_connections: 6000}}\n"), |builder| builder);
     let pool_bytes = || server.sum(|shard| &shard.pool_bytes);
-    super::until("a turn", || pool_bytes() > 0);
-    let empty = pool_bytes();
     for _ in 0..2 {
         let idle = Idle { time: Duration::from_millis(10), topic: Some("all".into()) };
         let report = clean(idle::run(setup(server.address, "/ws", 4_500), idle, &|_| {}));
         assert_eq!(report.get("answered_a_ping"), Some(4_500.0));
-        super::until("the pools to be given back", || pool_bytes() == empty);
+        super::until("the pools to be given back", || (1..EMPTY).contains(&pool_bytes()));
     }
     let few = Idle { time: Duration::from_millis(10), topic: None };
     clean(idle::run(setup(server.address, "/ws", 10), few, &|_| {}));
-    assert!(pool_bytes() > empty, "those of few are kept");
+    assert!(pool_bytes() > EMPTY, "those of few are kept");
     server.rest();
 }
 
@@ -271,4 +269,6 @@ fn fragments_of_a_server_are_put_together() {
     assert!(found.iter().all(|found| !found.contains("changed")), "{found:?}");
 }
 
+/// More than a wheel without timers takes, and less than one chunk of anything.
+const EMPTY: u64 = 4096;
 const WHILE: Duration = Duration::from_millis(300);
