@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use tidewheel::app::CLIENT_BYTES;
 use tidewheel::conn::{CONN_BYTES, Identity, SESSION_BYTES};
 
 use super::child::Server;
@@ -160,6 +161,7 @@ fn accounts(connections: usize) -> io::Result<()> {
         ("identity, shared with handlers: two counts, a short user id, the expiry", identity * connections),
         ("what the allocator adds to that", 8 * connections),
         ("its place in the topic's list of members", 4 * members),
+        ("its client's entry in the list of who has which connections", CLIENT_BYTES * connections),
     ];
     for (name, bytes) in rows {
         table.row(name, &[each(bytes)], 1);

@@ -41,6 +41,10 @@ type Part = BTreeMap<Name, Places>;
 /// 1.5 in 10^21 (SipHash, Aumasson and Bernstein 2012).
 type Name = (u64, u64);
 
+/// What a client with one connection costs, in bytes: a name and where the connection is, in nodes that are two thirds full.
+pub const CLIENT_BYTES: usize = 49;
+const _: () = assert!((size_of::<Name>() + size_of::<Places>()) * 3 / 2 < CLIENT_BYTES);
+
 impl Default for Clients {
     /// Nobody is here yet.
     fn default() -> Self {

@@ -16,7 +16,7 @@ mod places;
 pub mod router;
 
 pub use attempts::ConnectionAttempts;
-pub use clients::Clients;
+pub use clients::{CLIENT_BYTES, Clients};
 pub use context::Context;
 pub use handler::{HandlerError, IntoReply, MessageHandler};
 pub use message::{OutgoingMessage, PublishOptions};

@@ -88,10 +88,11 @@ pub(super) fn memory_share(bytes: u64) -> u64 {
 }
 
 /// User memory of an idle connection with a token and one subscription, in bytes: the connection and its slot, timer,
-/// driver record, identity (with what the allocator adds), session with three events, and place in the topic's list.
-/// `measure idle` finds it.
-pub const IDLE_CONNECTION_BYTES: usize = crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + crate::conn::SESSION_BYTES + 7;
-const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
+/// driver record, identity (with what the allocator adds), session with three events, its place in the topic's list, and its
+/// client's in the list of who has which connections. `measure idle` finds it.
+pub const IDLE_CONNECTION_BYTES: usize =
+    crate::conn::CONN_BYTES + 8 + 12 + 12 + 64 + crate::conn::SESSION_BYTES + 7 + crate::app::CLIENT_BYTES;
+const _: () = assert!(IDLE_CONNECTION_BYTES <= 304);
 
 /// Largest descriptor table the kernel makes.
 pub(super) const TABLE_MAX: u64 = 1 << 20;
