@@ -4,21 +4,22 @@
 //! refused or not let in comes again when it was told to, or after a while that grows, a number of times. A connection has at
 //! most one send in flight, and all that is written meanwhile leaves in the next one.
 
+mod dial;
+mod frames;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::Setup;
 use super::counts::{Count, Counts};
-use super::wire::{self, Answer, WireError};
+use super::wire::{self, WireError};
 use crate::fixed::SlotMap;
 use crate::id::{ConnKey, ShardId};
 use crate::io::bell::Bell;
-use crate::io::dial::dial;
 use crate::io::uring::{ReceiveMode, Uring, UringConfig};
-use crate::io::{Completion, FrameKey, Io, Socket, Wait};
+use crate::io::{Completion, FrameKey, Io, Wait};
 use crate::ws::Opcode;
 
 /// What the connections of one thread do. Every call may write, leave and dial through `lanes`.
@@ -293,7 +294,7 @@ impl<C: Default> Lanes<C> {
                     }
                 }
                 Completion::Accepted(socket) => self.adopt(part, socket),
-                Completion::AcceptStopped(error) => return Err(error),
+                Completion::AcceptStopped(_) => self.no_place()?,
                 Completion::Closed { conn } => self.closed(part, conn)?,
                 Completion::Rang => {}
             }
@@ -318,175 +319,6 @@ impl<C: Default> Lanes<C> {
         self.masks ^= self.masks >> 7;
         self.masks ^= self.masks << 17;
         (self.masks as u32).to_be_bytes()
-    }
-
-    fn dial(&mut self) -> io::Result<()> {
-        for _ in 0..DIALS_A_TURN {
-            let Some(&Reverse(wanted)) = self.wanted.peek() else { return Ok(()) };
-            if wanted.due_ns > self.now_ns || self.shaking() >= self.pace.handshakes_at_once {
-                return Ok(());
-            }
-            if let Some(per_second) = self.pace.dials_per_second {
-                if self.pace_ns > self.now_ns {
-                    return Ok(());
-                }
-                self.pace_ns = self.pace_ns.max(self.now_ns.saturating_sub(PACE_SLACK_NS)) + (1e9 / per_second) as u64;
-            }
-            self.wanted.pop();
-            let (from, to) = self.setup.ends(self.dialed);
-            self.dialed += 1;
-            let now_ns = self.io.clock_ns();
-            match dial(from, to) {
-                Ok(socket) => {
-                    self.io.take(socket)?;
-                    self.dialing.push_back((wanted, now_ns));
-                }
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    self.again(wanted.number, wanted.attempt, &End::Lost(error.kind()))?;
-                }
-                Err(error) => return Err(named(error, from, to)),
-            }
-        }
-        Ok(())
-    }
-
-    fn adopt<P: Part<Client = C>>(&mut self, part: &mut P, socket: Socket) {
-        let (wanted, since_ns) = self.dialing.pop_front().expect("every socket was dialed");
-        let Wanted { number, attempt, .. } = wanted;
-        let lane = Lane {
-            number,
-            attempt,
-            stage: Stage::Shaking,
-            let_in: false,
-            sending: false,
-            paused: false,
-            pending: None,
-            since_ns,
-            partial: None,
-            end: None,
-            client: C::default(),
-        };
-        let Ok(conn) = self.lanes.insert_with(|_| lane) else { return self.io.refuse(socket) };
-        self.io.adopt(socket, conn);
-        self.io.receive(conn);
-        self.shaking += 1;
-        let token = part.token(number);
-        let setup = Arc::clone(&self.setup);
-        self.write(conn, |out| wire::request(out, &setup.host, &setup.path, nonce(conn, since_ns), token.as_deref()));
-    }
-
-    fn received<P: Part<Client = C>>(&mut self, part: &mut P, conn: ConnKey, bytes: &[u8]) {
-        let Some(lane) = self.lanes.get_mut(conn) else { return };
-        self.counts.add(Count::BytesIn, bytes.len() as u64);
-        let outcome = match lane.partial.take() {
-            None => self.read(part, conn, bytes).map(|taken| (taken, None)),
-            Some(mut partial) => {
-                partial.bytes.extend_from_slice(bytes);
-                let bytes = std::mem::take(&mut partial.bytes);
-                if let Some(lane) = self.lanes.get_mut(conn) {
-                    lane.partial = (partial.opcode != 0).then_some(partial);
-                }
-                self.read(part, conn, &bytes).map(|taken| (taken, Some(bytes)))
-            }
-        };
-        match outcome {
-            Ok((taken, gathered)) => {
-                let rest = gathered.as_deref().unwrap_or(bytes).get(taken..).unwrap_or_default();
-                let Some(lane) = self.lanes.get_mut(conn).filter(|lane| lane.stage != Stage::Closing) else { return };
-                if !rest.is_empty() {
-                    lane.partial.get_or_insert_default().bytes.extend_from_slice(rest);
-                }
-            }
-            Err(error) => self.end(conn, End::Broken(error)),
-        }
-    }
-
-    /// Reads what is whole of the bytes; returns how many those were.
-    fn read<P: Part<Client = C>>(&mut self, part: &mut P, conn: ConnKey, bytes: &[u8]) -> Result<usize, WireError> {
-        let mut taken = 0;
-        loop {
-            let Some(lane) = self.lanes.get_mut(conn) else { return Ok(taken) };
-            match lane.stage {
-                Stage::Closing => return Ok(bytes.len()),
-                Stage::Shaking => match wire::response(bytes, nonce(conn, lane.since_ns))? {
-                    None => return Ok(0),
-                    Some(Answer::Refused { status, retry_after_s }) => {
-                        self.end(conn, End::Refused { status, retry_after_s });
-                        return Ok(bytes.len());
-                    }
-                    Some(Answer::Switched(len)) => {
-                        let since_ns = lane.since_ns;
-                        (lane.stage, lane.let_in) = (Stage::Open, true);
-                        self.shaking -= 1;
-                        self.counts.add(Count::Opened, 1);
-                        part.opened(self, conn, since_ns);
-                        taken = len;
-                    }
-                },
-                Stage::Open | Stage::Leaving => match wire::split(&bytes[taken..])? {
-                    None => return Ok(taken),
-                    Some(frame) => {
-                        taken += frame.len;
-                        self.on_frame(part, conn, &frame)?;
-                    }
-                },
-            }
-        }
-    }
-
-    fn on_frame<P: Part<Client = C>>(
-        &mut self,
-        part: &mut P,
-        conn: ConnKey,
-        frame: &wire::Frame<'_>,
-    ) -> Result<(), WireError> {
-        let Some(lane) = self.lanes.get_mut(conn) else { return Ok(()) };
-        let is_open = lane.stage == Stage::Open;
-        let is_within = lane.partial.is_some();
-        match (Opcode::from_bits(frame.opcode), frame.fin) {
-            (Some(Opcode::Close), true) => {
-                let code = frame.payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                // The server ends the stream (RFC 6455 §7.1.1); who does not is not waited for.
-                self.parting.push_back((self.now_ns + PARTING_NS, conn));
-                lane.end.get_or_insert_with(|| Box::new(if is_open { End::Closed(code) } else { End::Left }));
-                if is_open {
-                    lane.stage = Stage::Leaving;
-                    self.send(conn, Opcode::Close, &frame.payload[..frame.payload.len().min(2)]);
-                }
-            }
-            (Some(Opcode::Ping), true) => {
-                self.counts.add(Count::Pings, 1);
-                self.send(conn, Opcode::Pong, frame.payload);
-            }
-            (Some(opcode @ (Opcode::Text | Opcode::Binary | Opcode::Pong)), true)
-                if opcode == Opcode::Pong || !is_within =>
-            {
-                if is_open {
-                    part.message(self, conn, opcode, frame.payload);
-                }
-            }
-            (Some(Opcode::Text | Opcode::Binary), false) if !is_within => {
-                lane.partial = Some(Box::new(Partial {
-                    bytes: Vec::new(),
-                    opcode: frame.opcode,
-                    message: frame.payload.to_vec(),
-                }));
-            }
-            (Some(Opcode::Continuation), fin) if is_within => {
-                let Some(mut partial) = lane.partial.take() else { return Ok(()) };
-                partial.message.extend_from_slice(frame.payload);
-                if partial.message.len() > wire::MESSAGE_BYTES_MAX {
-                    return Err(WireError::TooLong);
-                }
-                match (fin, Opcode::from_bits(partial.opcode)) {
-                    (true, Some(opcode)) if is_open => part.message(self, conn, opcode, &partial.message),
-                    (true, _) => {}
-                    (false, _) => lane.partial = Some(partial),
-                }
-            }
-            _ => return Err(WireError::Fragments),
-        }
-        Ok(())
     }
 
     /// A connection is over, for this reason unless there is one before it.
@@ -519,37 +351,6 @@ impl<C: Default> Lanes<C> {
         }
         self.counts.add(count, 1);
         part.ended(self, number, client);
-        Ok(())
-    }
-
-    /// Has a client that was not let in come again.
-    fn again(&mut self, number: u32, attempt: u8, end: &End) -> io::Result<()> {
-        let wait_ns = match end {
-            End::Refused { retry_after_s: Some(seconds), .. } => {
-                self.counts.add(Count::RefusedUntil, 1);
-                // All at once would be refused again.
-                seconds * 1_000_000_000 + self.io.random() % 1_000_000_000
-            }
-            End::Refused { .. } => {
-                self.counts.add(Count::Refused, 1);
-                backoff_ns(attempt)
-            }
-            _ => {
-                self.counts.add(Count::NotConnected, 1);
-                backoff_ns(attempt)
-            }
-        };
-        if attempt >= ATTEMPTS_MAX {
-            let why = match end {
-                End::Refused { status, .. } => format!("HTTP status {status}"),
-                End::Lost(kind) => kind.to_string(),
-                End::Broken(error) => error.to_string(),
-                other => format!("{other:?}"),
-            };
-            return Err(io::Error::other(format!("client {number} was not let in {attempt} times, at last: {why}")));
-        }
-        let due_ns = self.now_ns + wait_ns;
-        self.wanted.push(Reverse(Wanted { due_ns, number, attempt: attempt + 1 }));
         Ok(())
     }
 
@@ -590,42 +391,8 @@ impl<C: Default> Lanes<C> {
     }
 }
 
-/// Names the ends of a connection that could not be dialed, and what to do about it.
-fn named(error: io::Error, from: Option<IpAddr>, to: SocketAddr) -> io::Error {
-    let from = from.map_or_else(|| "this machine".to_owned(), |from| from.to_string());
-    let remedy = match error.kind() {
-        ErrorKind::AddrNotAvailable => {
-            "; the address is not this machine's, or all its ports to that server are taken: name more with --from, or \
-             widen net.ipv4.ip_local_port_range"
-        }
-        _ => "",
-    };
-    io::Error::new(error.kind(), format!("cannot connect from {from} to {to}: {error}{remedy}"))
-}
-
-/// The nonce of a handshake: sixteen bytes that no other one has.
-fn nonce(conn: ConnKey, since_ns: u64) -> [u8; 16] {
-    let words = [since_ns, u64::from(conn.slot) << 32 | u64::from(conn.generation)];
-    let mut nonce = [0; 16];
-    for (bytes, word) in nonce.chunks_exact_mut(8).zip(words) {
-        bytes.copy_from_slice(&word.to_be_bytes());
-    }
-    nonce
-}
-
-/// How long a client waits that was not let in and not told for how long.
-fn backoff_ns(attempt: u8) -> u64 {
-    (100_000_000 << attempt.min(6)).min(5_000_000_000)
-}
-
 /// How long a server may take to end the stream behind its close frame.
 const PARTING_NS: u64 = 1_000_000_000;
-/// How often a client dials that is not let in, until the run is given up.
-const ATTEMPTS_MAX: u8 = 20;
-/// Sockets that are made in one turn, so that those there are get theirs.
-const DIALS_A_TURN: u32 = 64;
-/// How far dials that have a rate catch up.
-const PACE_SLACK_NS: u64 = 20_000_000;
 /// Receive buffers of a thread.
 const BUFFERS: u16 = 512;
 const BUFFER_BYTES: u32 = 4096;
