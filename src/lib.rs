@@ -15,7 +15,7 @@
 //! | L5 | [`shard`] | the loop: [`shard::Shard::turn`] is the order of work on one page |
 //! | L6 | [`control`] | signals, admin HTTP, metrics text, the page |
 //! | top | [`server`] | pins shards, wires bus and control plane, drains in order; [`server::host`]: what the machine has |
-//! | top | [`bench`] | the other side of the wire: many clients that verify what they get |
+//! | top | [`mod@bench`] | the other side of the wire: many clients that verify what they get |
 //!
 //! # Laws
 //! 1. Nothing above `io/` makes a syscall or holds `unsafe`.
