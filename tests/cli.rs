@@ -40,6 +40,17 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("plan --connections 1 --rate=-1", "a number from 0 to 1000000");
     check("plan --connections 1 --rate NaN", "a number from 0 to 1000000");
     check("plan --connections 1 --set shards=0", "shards: 0 is out of range");
+    check("bench echo", "<URL>...");
+    check("bench echo http://127.0.0.1:1/", "write ws://HOST:PORT/PATH");
+    check("bench echo wss://127.0.0.1:1/", "does not speak TLS");
+    check("bench echo ws://127.0.0.1:1/a ws://127.0.0.1:2/b", "the same path");
+    check("bench echo ws://127.0.0.1:1/ --size 3", "16 to 16777216 bytes");
+    check("bench echo ws://127.0.0.1:1/ --rate 0", "a number a second, more than 0");
+    check("bench echo ws://127.0.0.1:1/ --rate 5 --in-flight 2", "cannot be used with");
+    check("bench echo ws://127.0.0.1:1/ --time 5", "a number with a unit is needed");
+    check("bench echo ws://127.0.0.1:1/ --from 127.0.0.0/8", "at most a /16");
+    check("bench echo ws://127.0.0.1:1/ --pid 4294967295", "there is no process 4294967295");
+    check("bench echo ws://127.0.0.1:1/ -c 0", "invalid value '0'");
     check("doctor --connections -5", "unexpected argument");
     check("doctor --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
 }
@@ -329,6 +340,46 @@ fn serve_says_where_it_is_and_keeps_tokens_out_of_its_log() {
     assert!(log.lines().last().unwrap().contains("served 0 connections"), "{log}");
     let begin = log.lines().find(|line| line.contains(r#""message":"serving""#)).expect("where it is, for a log alone");
     assert!(begin.contains(r#""listen":"127.0.0.1:"#) && begin.contains(r#""connections_max":"#), "{begin}");
+}
+
+/// The load generator beside the server, as the README has it; and where there is no server.
+#[test]
+fn bench_reports_what_it_found() {
+    const SECRET: &str = "a-secret-of-32-bytes-for-the-bench";
+    let address = free_address();
+    let serve = format!(
+        "serve --shards 1 --listen {address} --admin-listen 127.0.0.1:0 --echo --set auth.secret={SECRET} \
+         --set limits.connection_attempts=null --set limits.messages=null --set limits.bytes=null"
+    );
+    let mut server = tidewheel(&serve).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    while !lines.next().expect("a banner").unwrap().starts_with("websocket") {}
+    let pid = server.id();
+    for (run, figure) in [
+        (format!("bench echo ws://{address}/echo -c 20 --time 200ms --pid {pid}"), "server_cpu_ns_per_message"),
+        (format!("bench echo ws://{address}/echo -c 20 --time 200ms --rate 500 --from 127.0.7.0/30"), "messages"),
+        (format!("bench fanout ws://{address}/ws -c 20 --topics 2 --publishers 2 --time 200ms"), "delivered"),
+        (format!("bench mixed ws://{address}/ws -c 20 --rate 50 --time 200ms"), "delivered"),
+        (format!("bench idle ws://{address}/ws -c 20 --time 100ms"), "reached_by_one_message"),
+        (format!("bench connect ws://{address}/ws -c 4 --time 200ms --plain"), "served_per_second"),
+        (format!("bench storm ws://{address}/ws -c 20"), "back"),
+    ] {
+        let output = tidewheel(&format!("{run} --json")).env("TIDEWHEEL_AUTH_SECRET", SECRET).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{run}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["figures"][figure].as_f64().unwrap() > 0.0, "{run}: {report}");
+        assert_eq!(report["findings"], serde_json::json!([]), "{run}");
+    }
+    signal(&server, "-TERM");
+    assert_eq!(wait(&mut server), Some(0));
+
+    let output = tidewheel(&format!("bench echo ws://{address}/ --patience 300ms")).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("connecting: 0 of 100, and nothing more in 300ms") && stderr.contains("not connected"),
+        "{stderr}"
+    );
 }
 
 #[test]

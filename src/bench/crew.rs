@@ -136,10 +136,9 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
             if now != before {
                 (before, since) = (now, Instant::now());
             } else if since.elapsed() > self.patience {
-                let waited_s = self.patience.as_secs();
-                let ends = self.ends();
+                let (ends, patience) = (self.ends(), self.patience);
                 return Err(io::Error::other(format!(
-                    "{what}: {now} of {total}, and nothing more in {waited_s} s{ends}"
+                    "{what}: {now} of {total}, and nothing more in {patience:?}{ends}"
                 )));
             }
             thread::sleep(if since.elapsed() < LOOK { LOOK / 20 } else { LOOK });
