@@ -93,9 +93,13 @@ impl Handshake {
             out.extend_from_slice(NOT_PLAIN);
             return Err(Failed::Plain);
         }
+        // Record by record: what follows the handshake's last one is not rustls' any more. It would answer a key update there
+        // with a message that its keys are taken away from.
         let mut taken = 0;
+        let mut end = record_end(&self.received, taken);
         let progress = loop {
-            let UnbufferedStatus { mut discard, state } = self.rustls.process_tls_records(&mut self.received[taken..]);
+            let UnbufferedStatus { mut discard, state } =
+                self.rustls.process_tls_records(&mut self.received[taken..end]);
             let progress = match state {
                 Ok(ConnectionState::EncodeTlsData(data)) => {
                     encode(data, out);
@@ -125,9 +129,14 @@ impl Handshake {
                 }
             };
             taken += discard;
-            if let Some(progress) = progress {
-                self.received.drain(..taken);
-                break progress;
+            match progress {
+                // A message may be longer than a record.
+                Some(Progress::NeedMore) if end < self.received.len() => end = record_end(&self.received, end),
+                Some(progress) => {
+                    self.received.drain(..taken);
+                    break progress;
+                }
+                None => {}
             }
         };
         let is_too_long = progress == Progress::NeedMore && self.received.len() > RECEIVED_MAX;
@@ -172,6 +181,15 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) 
         out.resize(from + required_size, 0);
         data.encode(&mut out[from..]).expect("as much room as it asked for");
     }
+}
+
+/// Where the record that begins at `from` ends (RFC 8446 §5.1); where all ends, if not all of it is there.
+fn record_end(received: &[u8], from: usize) -> usize {
+    let end = match received.get(from..).and_then(|record| record.get(3..5)) {
+        Some(&[high, low]) => from + 5 + usize::from(u16::from_be_bytes([high, low])),
+        _ => received.len(),
+    };
+    end.min(received.len())
 }
 
 /// Whether this is the beginning of an HTTP request: a method in capitals, where TLS has the number 22.

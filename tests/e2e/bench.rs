@@ -11,7 +11,6 @@ use tidewheel::bench::echo::{self, Echo};
 use tidewheel::bench::fanout::{self, Fanout, Life};
 use tidewheel::bench::idle::{self, Idle};
 use tidewheel::bench::newcomers::{self, Newcomers};
-use tidewheel::bench::observe::Process;
 use tidewheel::bench::{Credentials, Report, Setup};
 use tidewheel::metrics::CloseReason;
 
@@ -35,7 +34,7 @@ fn setup(address: SocketAddr, path: &str, connections: u32) -> Setup {
         handshakes_at_once: 64,
         dials_per_second: None,
         credentials: Credentials::Key { name: "bench".into(), key, expires_at: u64::from(u32::MAX) },
-        process: Some(Process(std::process::id())),
+        process: None, // the threads of other tests come and go in this one
         patience: super::PATIENCE,
     }
 }
@@ -62,7 +61,6 @@ fn echoes_are_all_there() {
     let own = |echo| clean(echo::run(setup(server.address, "/echo", 50), echo, &|_| {}));
     for report in [own(echo(3, None, 16)), own(echo(1, None, 20_000)), own(echo(1, Some(2_000.0), 100))] {
         assert!(report.get("messages").unwrap() > 0.0, "{report}");
-        assert!(report.get("server_cpu_ns_per_message").unwrap() > 0.0, "{report}");
     }
     server.rest();
 }
