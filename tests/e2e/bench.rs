@@ -95,7 +95,7 @@ fn idle_clients_answer_and_are_all_reached() {
     for (name, expected) in [("connections", 300.0), ("answered_a_ping", 300.0), ("reached_by_one_message", 300.0)] {
         assert_eq!(report.get(name), Some(expected), "{report}");
     }
-    assert!(report.get("server_pings_while_idle").unwrap() >= 300.0, "{report}");
+    assert!(report.get("server_pings_while_idle").unwrap() > 0.0, "{report}");
     assert_eq!(server.closed(CloseReason::Peer), 300, "all have left");
     let report = clean(idle::run(setup(server.address, "/echo", 10), of(None), &|_| {}));
     assert_eq!(report.get("reached_by_one_message"), None, "any server will do");
@@ -132,10 +132,10 @@ fn newcomers_and_storms_are_served() {
     server.rest();
 
     let narrow = "echo_path: /echo\nauth: {secret: a-secret-of-32-bytes-for-the-tests}\n\
-        limits: {connection_attempts: {per_second: 20, burst: 10}}\n";
+        limits: {connection_attempts: {per_second: 1, burst: 3}}\n";
     let server = Server::start(narrow);
-    let report = clean(newcomers::run(setup(server.address, "/ws", 24), Newcomers::Storm { topic: None }, &|_| {}));
-    assert_eq!(report.get("back"), Some(24.0), "{report}");
+    let report = clean(newcomers::run(setup(server.address, "/ws", 8), Newcomers::Storm { topic: None }, &|_| {}));
+    assert_eq!(report.get("back"), Some(8.0), "{report}");
     assert!(report.get("refused_with_retry_after").unwrap() > 0.0, "{report}");
 }
 
