@@ -1,7 +1,7 @@
 //! What a run counts, for its progress and its verdict.
 //! Law: each thread has counters of its own, and only the sums are looked at.
 
-use crate::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Counts {
     /// The stage that the thread is in.
     pub(super) stage: AtomicU32,
     /// How the first connection ended that nobody wanted to end.
-    pub(super) first_end: OnceLock<String>,
+    pub(super) first_end: Mutex<Option<String>>,
 }
 
 impl Counts {

@@ -175,7 +175,7 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
         let counted = counted.map(|(count, what)| (self.sum(count), what));
         let mut text: String =
             counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("; {count} {what}")).collect();
-        if let Some(first) = self.counts.iter().find_map(|counts| counts.first_end.get()) {
+        if let Some(first) = self.counts.iter().find_map(|counts| counts.first_end.lock().clone()) {
             text += &format!("; one of them: {first}");
         }
         text

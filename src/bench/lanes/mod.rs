@@ -347,7 +347,7 @@ impl<C: Default> Lanes<C> {
             _ => Count::Lost,
         };
         if count != Count::Left {
-            self.counts.first_end.get_or_init(|| format!("client {number}: {end:?}"));
+            self.counts.first_end.lock().get_or_insert_with(|| format!("client {number}: {end:?}"));
         }
         self.counts.add(count, 1);
         part.ended(self, number, client);
