@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::version::TLS13;
+use tidewheel::bench::observe::Process;
 
 use super::secure::{Authority, Socket};
 use super::server::Kind;
@@ -108,7 +109,8 @@ impl Server {
     /// It has ended.
     pub fn spent(&mut self) -> io::Result<Spent> {
         let counts = self.counts()?;
-        Ok(Spent { cpu: self.cpu()?, turns: counts[0], starved: counts[1] })
+        let cpu = Process(self.process.id()).cpu().ok_or_else(|| io::Error::other("it has no threads in /proc"))?;
+        Ok(Spent { cpu, turns: counts[0], starved: counts[1] })
     }
 
     /// Deliveries dropped so far, for each cause.
@@ -133,16 +135,6 @@ impl Server {
             return Err(io::Error::other(format!("{} has ended", self.kind.label())));
         }
         Ok(counts)
-    }
-
-    /// CPU time of all its threads, in the scheduler's nanoseconds; up to a tick old for a thread that runs just now.
-    fn cpu(&self) -> io::Result<Duration> {
-        let mut sum_ns = 0;
-        for thread in fs::read_dir(self.proc("task"))? {
-            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
-            sum_ns += stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(Duration::from_nanos(sum_ns))
     }
 
     /// Its proportional set size in bytes: its own pages, and its share of those it has in common with others.

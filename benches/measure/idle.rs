@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tidewheel::app::CLIENT_BYTES;
+use tidewheel::bench::observe;
 use tidewheel::conn::{CONN_BYTES, Identity, SESSION_BYTES};
 
 use super::child::Server;
@@ -98,7 +99,8 @@ struct Look {
 
 impl Look {
     fn at(server: &mut Server) -> io::Result<Self> {
-        Ok(Self { user_bytes: server.pss_bytes()?, kernel_bytes: kernel_bytes()?, cpu: server.spent()?.cpu })
+        let kernel_bytes = observe::Look::at(None).kernel_bytes.unwrap_or(0);
+        Ok(Self { user_bytes: server.pss_bytes()?, kernel_bytes, cpu: server.spent()?.cpu })
     }
 }
 
@@ -128,21 +130,6 @@ fn connect(server: &Server, index: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Bytes in use of the slabs that sockets and requests come from, on the whole machine; needs root.
-fn kernel_bytes() -> io::Result<u64> {
-    let Ok(slabs) = std::fs::read_to_string("/proc/slabinfo") else { return Ok(0) };
-    let bytes = |line: &str| -> Option<u64> {
-        let mut fields = line.split_whitespace();
-        if !SLABS.contains(&fields.next()?) {
-            return None;
-        }
-        let active: u64 = fields.next()?.parse().ok()?;
-        let size: u64 = fields.nth(1)?.parse().ok()?;
-        Some(active * size)
-    };
-    Ok(slabs.lines().filter_map(bytes).sum())
-}
-
 /// Where the user memory goes, as far as it can be computed.
 fn accounts(connections: usize) -> io::Result<()> {
     let each = |bytes: usize| bytes as f64 / connections as f64;
@@ -170,9 +157,6 @@ fn accounts(connections: usize) -> io::Result<()> {
     table.print()
 }
 
-/// Of Linux 6: sockets, their files, requests that wait, and what those allocate.
-const SLABS: &[&str] =
-    &["TCP", "sock_inode_cache", "filp", "lsm_file_cache", "io_kiocb", "kmalloc-96", "kmalloc-192", "kmalloc-512"];
 /// Entries of the pool, and of the timer wheel, that are allocated at a time.
 const POOL_CHUNK: usize = 512;
 /// Records of the driver that are allocated at a time.

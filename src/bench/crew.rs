@@ -39,7 +39,7 @@ pub(super) struct Share {
 
 impl Share {
     /// The clients' numbers.
-    pub(super) fn numbers(self) -> impl Iterator<Item = u32> {
+    fn numbers(self) -> impl Iterator<Item = u32> {
         (self.thread..self.connections).step_by(self.threads as usize)
     }
 
@@ -95,11 +95,16 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
             dials_per_second: setup.dials_per_second.map(|rate| rate / f64::from(threads)),
         };
         for thread in 0..threads {
-            let part = make(Share { thread, threads, connections: setup.connections });
+            let share = Share { thread, threads, connections: setup.connections };
+            let part = make(share);
             let counts = Arc::new(Counts::default());
             crew.counts.push(Arc::clone(&counts));
             let (setup, stage) = (Arc::clone(setup), Arc::clone(&crew.stage));
-            let run = move || run(part, Lanes::new(setup, counts, pace, descriptors)?, &stage);
+            let run = move || {
+                let mut lanes = Lanes::new(setup, counts, pace, descriptors)?;
+                share.numbers().for_each(|number| lanes.want(number, 0));
+                run(part, lanes, &stage)
+            };
             crew.threads.push(thread::Builder::new().name(format!("bench-{thread}")).spawn(run)?);
         }
         Ok(crew)

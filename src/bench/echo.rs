@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Setup;
 use super::counts::Count;
-use super::crew::{CONNECT, Crew, Progress, Share};
+use super::crew::{CONNECT, Crew, Progress};
 use super::lanes::{Lanes, Part};
 use super::observe::Look;
 use super::report::{Durations, Report};
@@ -41,8 +41,6 @@ pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Rep
     let (setup, size) = (Arc::new(setup), echo.size.max(HEAD_BYTES));
     let pattern: Arc<[u8]> = (0..size + PATTERNS).map(|at| (at * 7 % 251) as u8).collect();
     let mut crew = Crew::start(&setup, watch, |share| EchoPart {
-        share,
-        setup: Arc::clone(&setup),
         rate: echo.rate.map(|rate| share.of(rate)),
         in_flight: echo.in_flight.max(1),
         size,
@@ -93,8 +91,6 @@ struct Client {
 }
 
 struct EchoPart {
-    share: Share,
-    setup: Arc<Setup>,
     /// Messages a second of this thread.
     rate: Option<f64>,
     in_flight: u32,
@@ -149,11 +145,7 @@ impl Part for EchoPart {
     type Client = Client;
     type Outcome = Durations;
 
-    fn token(&mut self, number: u32) -> Option<String> {
-        self.setup.credentials.token(number)
-    }
-
-    fn opened(&mut self, _: &mut Lanes<Client>, _: ConnKey, _: u64) {}
+    fn opened(&mut self, _: &mut Lanes<Client>, _: ConnKey) {}
 
     fn message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         let Some((number, client)) = lanes.client(conn) else { return };
@@ -184,9 +176,6 @@ impl Part for EchoPart {
 
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
-        if before.is_none() {
-            self.share.numbers().for_each(|number| lanes.want(number, 0));
-        }
         if before == Some(CONNECT) && stage != CONNECT {
             self.began_ns = lanes.clock_ns();
             if self.rate.is_none() {

@@ -70,7 +70,6 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
     let is_lively = fanout.life.is_some();
     let mut crew = Crew::start(&setup, watch, |share| FanoutPart {
         share,
-        setup: Arc::clone(&setup),
         fanout: Arc::clone(&fanout),
         stage: None,
         publishing: Vec::new(),
@@ -177,7 +176,6 @@ impl Schedule {
 
 struct FanoutPart {
     share: Share,
-    setup: Arc<Setup>,
     fanout: Arc<Fanout>,
     stage: Option<u32>,
     /// The publishers of this thread that are connected.
@@ -327,11 +325,7 @@ impl Part for FanoutPart {
     type Client = Client;
     type Outcome = Durations;
 
-    fn token(&mut self, number: u32) -> Option<String> {
-        self.setup.credentials.token(number)
-    }
-
-    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, _: u64) {
+    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
         let Some((number, client)) = lanes.client(conn) else { return };
         let Fanout { topics, publishers, .. } = *self.fanout;
         if number < publishers {
@@ -366,9 +360,6 @@ impl Part for FanoutPart {
 
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
-        if before.is_none() {
-            self.share.numbers().for_each(|number| lanes.want(number, 0));
-        }
         if before == Some(CONNECT) && stage != CONNECT {
             let now_ns = lanes.clock_ns();
             for schedule in [&mut self.schedule, &mut self.leavers, &mut self.slow] {

@@ -40,7 +40,6 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
     let start = Instant::now();
     let mut crew = Crew::start(&setup, watch, |share| IdlePart {
         share,
-        setup: Arc::clone(&setup),
         topic: topic.clone(),
         stage: None,
         at: 0,
@@ -124,7 +123,6 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
 
 #[derive(Default)]
 struct Client {
-    since_ns: u64,
     is_ready: bool,
     has_answered: bool,
     has_message: bool,
@@ -139,7 +137,6 @@ struct Found {
 
 struct IdlePart {
     share: Share,
-    setup: Arc<Setup>,
     topic: Option<Arc<str>>,
     stage: Option<u32>,
     /// The next slot of a walk around all.
@@ -151,10 +148,10 @@ struct IdlePart {
 
 impl IdlePart {
     fn ready(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        let now_ns = lanes.clock_ns();
+        let (now_ns, since_ns) = (lanes.clock_ns(), lanes.since_ns(conn));
         let Some((_, client)) = lanes.client(conn) else { return };
         if !std::mem::replace(&mut client.is_ready, true) {
-            self.found.connect.record(now_ns.saturating_sub(client.since_ns));
+            self.found.connect.record(now_ns.saturating_sub(since_ns));
             lanes.counts().add(Count::Ready, 1);
         }
     }
@@ -181,14 +178,7 @@ impl Part for IdlePart {
     type Client = Client;
     type Outcome = Found;
 
-    fn token(&mut self, number: u32) -> Option<String> {
-        self.setup.credentials.token(number)
-    }
-
-    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, since_ns: u64) {
-        if let Some((_, client)) = lanes.client(conn) {
-            client.since_ns = since_ns;
-        }
+    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
         match &self.topic {
             Some(topic) => lanes.send(conn, Opcode::Text, native::subscribe(topic).as_bytes()),
             None => self.ready(lanes, conn),
@@ -241,9 +231,6 @@ impl Part for IdlePart {
 
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
-        if before.is_none() {
-            self.share.numbers().for_each(|number| lanes.want(number, 0));
-        }
         if before != Some(stage) {
             self.at = 0;
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Setup;
 use super::counts::Count;
-use super::crew::{CONNECT, Crew, Progress, Share};
+use super::crew::{CONNECT, Crew, Progress};
 use super::lanes::{Lanes, Part};
 use super::native::{self, Said};
 use super::observe::Look;
@@ -44,9 +44,7 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
     let setup = Arc::new(setup);
     let (Newcomers::Connect { topic, .. } | Newcomers::Storm { topic }) = &newcomers;
     let topic: Option<Arc<str>> = topic.as_deref().map(Arc::from);
-    let mut crew = Crew::start(&setup, watch, |share| NewcomersPart {
-        share,
-        setup: Arc::clone(&setup),
+    let mut crew = Crew::start(&setup, watch, |_| NewcomersPart {
         topic: topic.clone(),
         stage: None,
         storm_ns: 0,
@@ -99,13 +97,10 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
 
 #[derive(Default)]
 struct Client {
-    since_ns: u64,
     is_ready: bool,
 }
 
 struct NewcomersPart {
-    share: Share,
-    setup: Arc<Setup>,
     topic: Option<Arc<str>>,
     stage: Option<u32>,
     /// When all were dropped.
@@ -115,12 +110,12 @@ struct NewcomersPart {
 
 impl NewcomersPart {
     fn ready(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        let now_ns = lanes.clock_ns();
+        let (now_ns, since_ns) = (lanes.clock_ns(), lanes.since_ns(conn));
         let Some((_, client)) = lanes.client(conn) else { return };
         if std::mem::replace(&mut client.is_ready, true) {
             return;
         }
-        let since_ns = if self.stage == Some(STORM) { self.storm_ns } else { client.since_ns };
+        let since_ns = if self.stage == Some(STORM) { self.storm_ns } else { since_ns };
         lanes.counts().add(Count::Ready, 1);
         if self.stage != Some(CONNECT) {
             self.durations.record(now_ns.saturating_sub(since_ns));
@@ -135,14 +130,7 @@ impl Part for NewcomersPart {
     type Client = Client;
     type Outcome = Durations;
 
-    fn token(&mut self, number: u32) -> Option<String> {
-        self.setup.credentials.token(number)
-    }
-
-    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, since_ns: u64) {
-        if let Some((_, client)) = lanes.client(conn) {
-            client.since_ns = since_ns;
-        }
+    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
         match &self.topic {
             Some(topic) => lanes.send(conn, Opcode::Text, native::subscribe(topic).as_bytes()),
             None => self.ready(lanes, conn),
@@ -166,9 +154,6 @@ impl Part for NewcomersPart {
 
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
-        if before.is_none() {
-            self.share.numbers().for_each(|number| lanes.want(number, 0));
-        }
         if before != Some(stage) {
             match stage {
                 COME_AND_GO => lanes.conns().into_iter().for_each(|conn| lanes.leave(conn)),

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{End, Lane, Lanes, Part, Stage, Wanted};
+use super::{End, Lane, Lanes, Stage, Wanted};
 use crate::bench::counts::Count;
 use crate::bench::wire;
 use crate::io::dial::dial;
@@ -45,7 +45,7 @@ impl<C: Default> Lanes<C> {
     }
 
     /// A socket that was dialed is in the table: the client asks for the upgrade.
-    pub(super) fn adopt<P: Part<Client = C>>(&mut self, part: &mut P, socket: Socket) {
+    pub(super) fn adopt(&mut self, socket: Socket) {
         let (wanted, since_ns) = self.dialing.pop_front().expect("every socket was dialed");
         let Wanted { number, attempt, .. } = wanted;
         let lane = Lane {
@@ -69,8 +69,8 @@ impl<C: Default> Lanes<C> {
         self.io.adopt(socket, conn);
         self.io.receive(conn);
         self.shaking += 1;
-        let token = part.token(number);
         let setup = Arc::clone(&self.setup);
+        let token = setup.credentials.token(number);
         self.write(conn, |out| {
             wire::request(out, &setup.host, &setup.path, super::frames::nonce(conn, since_ns), token.as_deref())
         });

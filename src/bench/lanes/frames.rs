@@ -48,11 +48,10 @@ impl<C: Default> Lanes<C> {
                         return Ok(bytes.len());
                     }
                     Some(Answer::Switched(len)) => {
-                        let since_ns = lane.since_ns;
                         (lane.stage, lane.let_in) = (Stage::Open, true);
                         self.shaking -= 1;
                         self.counts.add(Count::Opened, 1);
-                        part.opened(self, conn, since_ns);
+                        part.opened(self, conn);
                         taken = len;
                     }
                 },

@@ -29,10 +29,8 @@ pub(super) trait Part: Send {
     /// What is left at the end.
     type Outcome: Send;
 
-    /// What a client proves who it is with; asked whenever it dials.
-    fn token(&mut self, number: u32) -> Option<String>;
-    /// A client is connected; `since_ns` is when it dialed.
-    fn opened(&mut self, lanes: &mut Lanes<Self::Client>, conn: ConnKey, since_ns: u64);
+    /// A client is connected.
+    fn opened(&mut self, lanes: &mut Lanes<Self::Client>, conn: ConnKey);
     /// A message has come, or a pong.
     fn message(&mut self, lanes: &mut Lanes<Self::Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]);
     /// A connection that was open is over, and has been counted.
@@ -217,6 +215,11 @@ impl<C: Default> Lanes<C> {
         Some((lane.number, &mut lane.client))
     }
 
+    /// When a connection was dialed.
+    pub(super) fn since_ns(&self, conn: ConnKey) -> u64 {
+        self.lanes.get(conn).map_or(self.now_ns, |lane| lane.since_ns)
+    }
+
     /// Has a client connect, at this time or later.
     pub(super) fn want(&mut self, number: u32, due_ns: u64) {
         self.wanted.push(Reverse(Wanted { due_ns, number, attempt: 0 }));
@@ -293,7 +296,7 @@ impl<C: Default> Lanes<C> {
                         Err(kind) => self.end(conn, End::Lost(kind)),
                     }
                 }
-                Completion::Accepted(socket) => self.adopt(part, socket),
+                Completion::Accepted(socket) => self.adopt(socket),
                 Completion::AcceptStopped(_) => self.no_place()?,
                 Completion::Closed { conn } => self.closed(part, conn)?,
                 Completion::Rang => {}
