@@ -4,10 +4,11 @@
 //! entry lives as long as it has a connection. Touched when a connection authenticates, refreshes its token or ends,
 //! never by a message.
 //!
-//! Memory: some 49 bytes for a client with one connection. Ids are not kept, only what nobody can find two ids for; and a tree
+//! Memory: some 37 bytes for a client with one connection. Ids are not kept, only what nobody can find two ids for; and a tree
 //! grows by nodes, where a table would double at once, under its lock, and be half empty then.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::Hash;
 
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -31,19 +32,23 @@ pub struct TooMany(pub u32);
 pub struct Clients {
     /// With the keys of this process.
     hasher: SipHasher24,
-    /// Connections by user id, whoever has to go first in front.
     parts: Box<[Mutex<Part>]>,
 }
 
-type Part = BTreeMap<Name, Places>;
+/// A user id by 96 bits of a hash keyed by random numbers: of a thousand million ids two are taken for one with a probability of
+/// 6 in 10^12 (SipHash, Aumasson and Bernstein 2012).
+type Name = [u32; 3];
 
-/// A user id by 128 bits of a hash keyed by random numbers: of a thousand million ids two are taken for one with a probability of
-/// 1.5 in 10^21 (SipHash, Aumasson and Bernstein 2012).
-type Name = (u64, u64);
+/// Some of the clients. Who has one connection, as most do, lies in a tree of its own, in half the memory.
+#[derive(Debug, Default)]
+struct Part {
+    alone: BTreeMap<Name, Place>,
+    several: BTreeMap<Name, Places>,
+}
 
 /// What a client with one connection costs, in bytes: a name and where the connection is, in nodes that are two thirds full.
-pub const CLIENT_BYTES: usize = 49;
-const _: () = assert!((size_of::<Name>() + size_of::<Places>()) * 3 / 2 < CLIENT_BYTES);
+pub const CLIENT_BYTES: usize = 37;
+const _: () = assert!((size_of::<Name>() + size_of::<Place>()) * 3 / 2 < CLIENT_BYTES);
 
 impl Default for Clients {
     /// Nobody is here yet.
@@ -70,10 +75,20 @@ impl Clients {
     ) -> Result<Vec<Place>, TooMany> {
         let most = most.unwrap_or(u32::MAX);
         let (name, part) = self.part(user_id);
-        let mut part = part.lock();
-        let Some(places) = part.get_mut(&name) else {
-            part.insert(name, Places::One(newcomer));
-            return Ok(Vec::new());
+        let Part { alone, several } = &mut *part.lock();
+        let Some(places) = several.get_mut(&name) else {
+            return match alone.entry(name) {
+                Entry::Vacant(none) => {
+                    none.insert(newcomer);
+                    Ok(Vec::new())
+                }
+                Entry::Occupied(_) if most < 2 && policy == ClientLimitPolicy::Reject => Err(TooMany(most)),
+                Entry::Occupied(mut one) if most < 2 => Ok(vec![one.insert(newcomer)]),
+                Entry::Occupied(one) => {
+                    several.insert(name, Places::of([one.remove(), newcomer]));
+                    Ok(Vec::new())
+                }
+            };
         };
         let surplus = (places.len() + 1).saturating_sub(most as usize);
         if surplus > 0 && policy == ClientLimitPolicy::Reject {
@@ -87,7 +102,7 @@ impl Clients {
     /// A connection has shown that it is in use, by a new token: it is the last to go.
     pub fn touch(&self, user_id: &str, place: Place) {
         let (name, part) = self.part(user_id);
-        if let Some(places) = part.lock().get_mut(&name)
+        if let Some(places) = part.lock().several.get_mut(&name)
             && places.remove(place)
         {
             places.push(place);
@@ -97,24 +112,33 @@ impl Clients {
     /// A connection ends. Harmless for one that is not in the list (any more).
     pub fn release(&self, user_id: &str, place: Place) {
         let (name, part) = self.part(user_id);
-        let mut part = part.lock();
-        let Some(places) = part.get_mut(&name) else { return };
-        places.remove(place);
-        if places.is_empty() {
-            part.remove(&name);
+        let Part { alone, several } = &mut *part.lock();
+        if let Entry::Occupied(one) = alone.entry(name) {
+            if *one.get() == place {
+                one.remove();
+            }
+        } else if let Entry::Occupied(mut places) = several.entry(name) {
+            places.get_mut().remove(place);
+            if places.get().is_empty() {
+                places.remove();
+            }
         }
     }
 
     /// Where the connections of a client are.
     pub fn places(&self, user_id: &str) -> Vec<Place> {
         let (name, part) = self.part(user_id);
-        part.lock().get(&name).map(Places::to_vec).unwrap_or_default()
+        let part = part.lock();
+        let several = part.several.get(&name).map(Places::to_vec);
+        several.unwrap_or_else(|| part.alone.get(&name).copied().into_iter().collect())
     }
 
     /// All connections of a shard end at once.
     pub fn release_all(&self, shard: ShardId) {
         for part in &self.parts {
-            part.lock().retain(|_, places| {
+            let Part { alone, several } = &mut *part.lock();
+            alone.retain(|_, (other, _)| *other != shard);
+            several.retain(|_, places| {
                 places.retain(|(other, _)| other != shard);
                 !places.is_empty()
             });
@@ -123,7 +147,8 @@ impl Clients {
 
     /// How many clients have an entry.
     pub fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.lock().len()).sum()
+        let clients = |Part { alone, several }: &Part| alone.len() + several.len();
+        self.parts.iter().map(|part| clients(&part.lock())).sum()
     }
 
     /// Whether no client has an entry.
@@ -135,7 +160,8 @@ impl Clients {
         let mut hasher = self.hasher;
         user_id.hash(&mut hasher);
         let hash = hasher.finish128();
-        ((hash.h1, hash.h2), &self.parts[hash.h1 as usize % STRIPES])
+        let name = [hash.h1 as u32, hash.h2 as u32, (hash.h2 >> 32) as u32];
+        (name, &self.parts[(hash.h1 >> 32) as usize % STRIPES])
     }
 }
 

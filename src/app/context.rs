@@ -106,7 +106,7 @@ pub struct Context {
     conn: ConnKey,
     since: u64,
     address: Option<IpAddr>,
-    identity: Option<Rc<Identity>>,
+    identity: Option<Identity>,
     desk: Rc<Desk>,
 }
 
@@ -115,7 +115,7 @@ impl Context {
         session: SessionId,
         conn: ConnKey,
         (since, address): (u64, Option<IpAddr>),
-        identity: Option<Rc<Identity>>,
+        identity: Option<Identity>,
         desk: Rc<Desk>,
     ) -> Self {
         Self { session, conn, since, address, identity, desk }
@@ -138,7 +138,7 @@ impl Context {
 
     /// The `sub` of the client's token; `None` where authentication is not required and did not happen.
     pub fn user_id(&self) -> Option<&str> {
-        self.identity.as_deref().map(|identity| &*identity.user_id)
+        self.identity.as_ref().map(|identity| &*identity.user_id)
     }
 
     /// Sends a message to this connection, before the handler's reply. What became of it can be awaited, or ignored. A

@@ -1,5 +1,5 @@
-//! The connections of one client, in the order in which they have to go.
-//! Law: one, which most clients have, lies where it is looked for; few lie in a list, which costs least; many have an index too, so that the end of one costs the same whether its
+//! The connections of one client that has, or had, more than one, in the order in which they have to go.
+//! Law: few lie in a list, which costs least; many have an index too, so that the end of one costs the same whether its
 //! client has ten others or a hundred thousand, and so does making room for a newcomer.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,14 +11,10 @@ use super::clients::Place;
 /// The connections of one client; never none for long.
 #[derive(Debug)]
 pub(super) enum Places {
-    One(Place),
-    /// Whoever has to go first in front. Boxed, or it would be as large where there is one.
-    #[expect(clippy::box_collection, reason = "eight bytes instead of 24 for each client with one connection")]
-    Few(Box<Vec<Place>>),
+    /// Whoever has to go first in front.
+    Few(Vec<Place>),
     Many(Box<Many>),
 }
-
-const _: () = assert!(size_of::<Places>() == 16);
 
 /// Many connections, each with a number: the smaller, the sooner it has to go.
 #[derive(Debug, Default)]
@@ -29,13 +25,13 @@ pub(super) struct Many {
 }
 
 impl Places {
-    fn none() -> Self {
-        Self::Few(Box::default())
+    /// The first ones, in order.
+    pub fn of(first: [Place; 2]) -> Self {
+        Self::Few(first.to_vec())
     }
 
     pub fn len(&self) -> usize {
         match self {
-            Self::One(_) => 1,
             Self::Few(list) => list.len(),
             Self::Many(many) => many.line.len(),
         }
@@ -48,8 +44,7 @@ impl Places {
     /// In order.
     pub fn to_vec(&self) -> Vec<Place> {
         match self {
-            Self::One(place) => vec![*place],
-            Self::Few(list) => list.to_vec(),
+            Self::Few(list) => list.clone(),
             Self::Many(many) => many.line.values().copied().collect(),
         }
     }
@@ -57,7 +52,6 @@ impl Places {
     /// Adds one that is the last to go.
     pub fn push(&mut self, place: Place) {
         match self {
-            Self::One(first) => *self = Self::Few(Box::new(vec![*first, place])),
             Self::Few(list) if list.len() < FEW_MAX => list.push(place),
             Self::Few(list) => {
                 let mut many = Box::<Many>::default();
@@ -71,12 +65,6 @@ impl Places {
     /// Takes out the first `count`, in order.
     pub fn take_first(&mut self, count: usize) -> Vec<Place> {
         match self {
-            Self::One(_) if count == 0 => Vec::new(),
-            Self::One(place) => {
-                let first = vec![*place];
-                *self = Self::none();
-                first
-            }
             Self::Few(list) => list.drain(..count.min(list.len())).collect(),
             Self::Many(many) => std::iter::from_fn(|| many.pop_first()).take(count).collect(),
         }
@@ -85,11 +73,6 @@ impl Places {
     /// Takes one out, if it is there.
     pub fn remove(&mut self, place: Place) -> bool {
         match self {
-            Self::One(one) if *one == place => {
-                *self = Self::none();
-                true
-            }
-            Self::One(_) => false,
             Self::Few(list) => {
                 let at = list.iter().position(|&other| other == place);
                 at.map(|at| list.remove(at)).is_some()
@@ -101,8 +84,6 @@ impl Places {
     /// Keeps those that `is_kept` says.
     pub fn retain(&mut self, is_kept: impl Fn(Place) -> bool) {
         match self {
-            Self::One(place) if is_kept(*place) => {}
-            Self::One(_) => *self = Self::none(),
             Self::Few(list) => list.retain(|&place| is_kept(place)),
             Self::Many(many) => {
                 many.numbers.retain(|&place, _| is_kept(place));

@@ -1,6 +1,6 @@
 //! One connection: everything the engine knows of it.
 //!
-//! Laws: an idle connection holds no buffer (`intake`, `held` and the queue are empty, unless its messages refer to each
+//! Laws: an idle connection holds no buffer (`intake` and the queue are empty, unless its messages refer to each
 //! other); only a connection in
 //! [`Phase::Open`] is a member of a topic; `phase` goes forward only; [`CloseReason`] is decided once.
 
@@ -13,8 +13,6 @@ pub mod permissions;
 mod rate_limiter;
 mod session;
 mod subscriptions;
-
-use std::rc::Rc;
 
 pub use greeting::{Greeting, Seat};
 pub use history::{Event, Note};
@@ -101,6 +99,15 @@ pub struct Intake {
     /// What the messages so far have left for the next one to refer to, from the first compressed one on, where that was
     /// agreed.
     pub inflater: Option<Box<Inflater>>,
+    /// What was received and may not be acted on yet; reading is paused meanwhile, or will be if more comes.
+    pub held: Option<Box<Held>>,
+}
+
+impl Intake {
+    /// Whether nothing is in it but what has been spent of the rates.
+    pub fn holds_nothing(&self) -> bool {
+        self.decoder.is_idle() && self.inflater.is_none() && self.held.is_none()
+    }
 }
 
 /// What was received and has to wait.
@@ -187,12 +194,10 @@ pub struct Conn {
     pub phase: Phase,
     /// An incomplete message, and what it has spent of its rates; nothing if it has been quiet.
     pub intake: Option<Box<Intake>>,
-    /// What was received and may not be acted on yet; reading is paused meanwhile, or will be if more comes.
-    pub held: Option<Box<Held>>,
     /// What waits to be sent and what is being sent.
     pub outbound: Outbound,
     /// Who it is, once authenticated.
-    pub identity: Option<Rc<Identity>>,
+    pub identity: Option<Identity>,
     /// Its topics.
     pub subscriptions: Subscriptions,
     /// When it entered the present phase's first deadline: accepted, upgraded, or began to close.
@@ -231,7 +236,7 @@ pub struct Conn {
 
 /// What a connection costs in the pool; printed with the memory budget.
 pub const CONN_BYTES: usize = size_of::<Conn>();
-const _: () = assert!(CONN_BYTES <= 120, "the memory budget of an idle connection");
+const _: () = assert!(CONN_BYTES <= 144, "the memory budget of an idle connection");
 
 impl Conn {
     /// A connection whose handshake begins.
@@ -239,7 +244,6 @@ impl Conn {
         Self {
             phase: Phase::Handshake(Box::new(greeting)),
             intake: None,
-            held: None,
             outbound: Outbound::default(),
             identity: None,
             subscriptions: Subscriptions::default(),
@@ -307,8 +311,35 @@ impl Conn {
 
     /// Bytes received that wait: for what holds them up, or for the rest of their message.
     pub fn inbound_bytes(&self) -> usize {
-        self.intake.as_ref().map_or(0, |intake| intake.decoder.held_bytes())
-            + self.held.as_ref().map_or(0, |held| held.waiting_bytes())
+        self.intake.as_ref().map_or(0, |intake| {
+            intake.decoder.held_bytes() + intake.held.as_ref().map_or(0, |held| held.waiting_bytes())
+        })
+    }
+
+    /// What was received and has to wait.
+    #[inline]
+    pub fn held(&self) -> Option<&Held> {
+        self.intake.as_ref()?.held.as_deref()
+    }
+
+    /// The same, to change it.
+    pub fn held_mut(&mut self) -> Option<&mut Held> {
+        self.intake.as_mut()?.held.as_deref_mut()
+    }
+
+    /// The same, to begin it if nothing waits yet.
+    pub fn hold(&mut self) -> &mut Held {
+        self.intake.get_or_insert_default().held.get_or_insert_default()
+    }
+
+    /// Nothing waits any more; returns what did.
+    pub fn take_held(&mut self) -> Option<Box<Held>> {
+        let intake = self.intake.as_mut()?;
+        let held = intake.held.take();
+        if intake.holds_nothing() && intake.rates.is_new() {
+            self.intake = None;
+        }
+        held
     }
 
     /// Whether replies are still owed to it.

@@ -30,7 +30,7 @@ pub struct OverRate {
 }
 
 /// What one connection has spent.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionRateLimiter {
     messages: TokenBucket,
     bytes: TokenBucket,
@@ -74,6 +74,11 @@ impl ConnectionRateLimiter {
     pub fn weigh_refusal(&mut self, more: u16) -> OverRate {
         self.refused = self.refused.saturating_add(more);
         OverRate { refused: self.refused }
+    }
+
+    /// Whether nothing was spent yet.
+    pub fn is_new(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Whether it is as good as a new one.

@@ -16,7 +16,7 @@ pub struct Rate {
 }
 
 /// A bucket. Its rate is passed to every call, always the same.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenBucket {
     /// In thousandths of a token, of which `per_second` pass in a millisecond; modulo 2^64.
     full_at: u64,

@@ -98,14 +98,14 @@ fn shard_of(count: u32) -> Shard<Silent> {
     let (inbox, metrics) = (Arc::new(Inbox::default()), Arc::default());
     let mut shard = Shard::new(ShardId(0), io, Arc::new(settings), shared, metrics, inbox, now);
     shard.open();
-    let ann = Rc::new(Identity { user_id: "ann".into(), expires_at: None, permissions: None });
+    let ann = Identity { user_id: "ann".into(), expires_at: None, permissions: None };
     for _ in 0..count {
         open_one(&mut shard, &ann);
     }
     shard
 }
 
-fn open_one(shard: &mut Shard<Silent>, identity: &Rc<Identity>) -> ConnKey {
+fn open_one(shard: &mut Shard<Silent>, identity: &Identity) -> ConnKey {
     let now = shard.ms();
     let key = shard.conns.insert_with(|_| Conn::new(now, Greeting::default())).unwrap();
     shard.shared.tally.arrives();

@@ -184,7 +184,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if matches!(conn.phase, Phase::Closing) {
             conn.phase = Phase::Finishing { linger: false };
-            self.inbound_bytes -= conn.held.take().map_or(0, |held| held.waiting_bytes());
+            self.inbound_bytes -= conn.take_held().map_or(0, |held| held.waiting_bytes());
         }
         self.mark_dirty(key);
     }
@@ -219,7 +219,6 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.phase = Phase::Gone;
         self.inbound_bytes -= conn.inbound_bytes();
-        conn.held = None;
         if conn.intake.take().is_some_and(|intake| intake.inflater.is_some()) {
             self.inflaters -= 1;
         }

@@ -4,7 +4,6 @@
 
 use std::fmt::Display;
 use std::num::NonZeroU64;
-use std::rc::Rc;
 
 use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
@@ -157,7 +156,6 @@ impl<I: Io> Shard<I> {
     fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
         let session = self.session_id(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let identity = Rc::new(identity);
         let is_first = conn.identity.replace(identity.clone()).is_none();
         conn.expiry_announced = false;
         if is_first {
@@ -244,7 +242,7 @@ impl<I: Io> Shard<I> {
         allows: impl Fn(&Identity, &str) -> bool,
     ) -> Result<(), Fault> {
         self.check_name(topic)?;
-        match self.conns.get(key).and_then(|conn| conn.identity.as_deref()) {
+        match self.conns.get(key).and_then(|conn| conn.identity.as_ref()) {
             Some(identity) if !allows(identity, topic) => {
                 Err((ErrorCode::Forbidden, format!("the token does not allow to {what} this topic")))
             }

@@ -108,7 +108,7 @@ impl<I: Io> Shard<I> {
         if let Some(lifetime_ms) = lifetime_ms {
             consider(at(conn.since, lifetime_ms), Due::Lifetime);
         }
-        if settings.ping_interval_ms > 0 && conn.held.is_none() {
+        if settings.ping_interval_ms > 0 && conn.held().is_none() {
             if conn.ping == Ping::Awaited {
                 consider(at(conn.pinged, settings.pong_timeout_ms).max(lenient_ms), Due::Pong);
             } else {

@@ -7,7 +7,7 @@
 //!
 //! A single message is never cut: a turn is longer than its time by at most the longest one.
 
-use crate::conn::{ConnPool, WaitsFor};
+use crate::conn::{Conn, ConnPool, WaitsFor};
 use crate::fixed::Line;
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -90,7 +90,7 @@ impl<I: Io> Shard<I> {
 
     /// Puts a connection that has something held at the end of one of the lines, if it stands in none yet.
     pub(super) fn stand_in_line(&mut self, key: ConnKey, what: WaitsFor) {
-        let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.as_mut()) else { return };
+        let Some(held) = self.conns.get_mut(key).and_then(Conn::held_mut) else { return };
         if held.waits_for != WaitsFor::Itself {
             return;
         }
@@ -134,7 +134,7 @@ impl<I: Io> Shard<I> {
 
 /// What the connection's held bytes wait for, if it has some.
 fn waits_for(conns: &ConnPool, key: ConnKey) -> Option<WaitsFor> {
-    conns.get(key)?.held.as_ref().map(|held| held.waits_for)
+    conns.get(key)?.held().map(|held| held.waits_for)
 }
 
 /// The line's part of a turn.

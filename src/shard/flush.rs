@@ -73,7 +73,7 @@ impl<I: Io> Shard<I> {
             return self.io.send(key, rest.frame, rest.from);
         }
         let more = !conn.outbound.is_empty() || matches!(conn.phase, Phase::Finishing { .. });
-        let held = conn.held.is_some();
+        let held = conn.held().is_some();
         if !more && matches!(conn.phase, Phase::Closing) {
             // The close frame has left: from now on the peer's is awaited.
             conn.since = self.now.monotonic_ms() as u32;

@@ -8,7 +8,7 @@
 //! way when reading was paused, at most the shard's receive buffers.
 
 use crate::app::envelope::Publish;
-use crate::conn::{Deferred, Held, Phase, WaitsFor};
+use crate::conn::{Conn, Deferred, Held, Phase, WaitsFor};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -21,10 +21,10 @@ impl<I: Io> Shard<I> {
     /// Holds bytes behind what waits already, and stops reading, if anything waits at all.
     pub(super) fn hold(&mut self, key: ConnKey, rest: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if rest.is_empty() && conn.held.is_none() {
+        if rest.is_empty() && conn.held().is_none() {
             return;
         }
-        conn.held.get_or_insert_default().bytes.extend_from_slice(rest);
+        conn.hold().bytes.extend_from_slice(rest);
         self.inbound_bytes += rest.len();
         self.keep_waiting(key);
     }
@@ -35,7 +35,7 @@ impl<I: Io> Shard<I> {
         if self.fair.has_stopped() {
             self.stand_in_line(key, WaitsFor::Share);
         }
-        let Some(held) = self.conns.get(key).and_then(|conn| conn.held.as_ref()) else { return };
+        let Some(held) = self.conns.get(key).and_then(Conn::held) else { return };
         if held.waits_for != WaitsFor::Share || held.bytes.len() - held.from > READ_ON_BYTES {
             self.io.pause(key);
         }
@@ -102,19 +102,19 @@ impl<I: Io> Shard<I> {
     pub(super) fn resume(&mut self, key: ConnKey) {
         let must_wait = self.must_wait();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let is_open = conn.is_open();
-        let Some(held) = &mut conn.held else { return };
+        let (is_open, owes) = (conn.is_open(), conn.receipts.is_some());
+        let Some(held) = conn.held_mut() else { return };
         held.waits_for = WaitsFor::Itself;
         let waits = match held.request {
             _ if !is_open => false,
-            Some(Deferred::Subscribe { .. }) => conn.receipts.is_some(),
+            Some(Deferred::Subscribe { .. }) => owes,
             Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key, WaitsFor::Room),
             Some(Deferred::Publish { .. }) | None => self.is_full(key),
         };
         if waits {
             return;
         }
-        let Some(held) = self.conns.get_mut(key).and_then(|conn| conn.held.take()) else { return };
+        let Some(held) = self.conns.get_mut(key).and_then(Conn::take_held) else { return };
         self.inbound_bytes -= held.waiting_bytes();
         let Held { request, mut bytes, from, .. } = *held;
         self.carry_out(key, request);
@@ -133,7 +133,7 @@ impl<I: Io> Shard<I> {
                 bytes.drain(..std::mem::take(&mut from)); // or what is read meanwhile would make it longer and longer
             }
             self.inbound_bytes += bytes.len();
-            let held = conn.held.get_or_insert_default();
+            let held = conn.hold();
             // Whatever holds it now was put there just now, without bytes.
             (held.bytes, held.from) = (bytes, from);
         }
@@ -144,7 +144,7 @@ impl<I: Io> Shard<I> {
     fn go_on(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
-            _ if conn.held.is_some() => self.keep_waiting(key),
+            _ if conn.held().is_some() => self.keep_waiting(key),
             Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
             Phase::Open if conn.receive_ended() => self.finish_silently(key, CloseReason::Lost),
             Phase::Handshake(_) if conn.receive_ended() => self.retire(key, CloseReason::Lost),
@@ -173,9 +173,9 @@ impl<I: Io> Shard<I> {
 
     fn defer(&mut self, key: ConnKey, request: Deferred) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        debug_assert!(conn.held.is_none(), "what follows a held request is not decoded");
+        debug_assert!(conn.held().is_none(), "what follows a held request is not decoded");
         let held = Held { request: Some(request), ..Held::default() };
         self.inbound_bytes += held.waiting_bytes();
-        conn.held = Some(Box::new(held));
+        *conn.hold() = held;
     }
 }

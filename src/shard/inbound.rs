@@ -61,7 +61,7 @@ impl<I: Io> Shard<I> {
         match conn.phase {
             Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
             // Nothing overtakes what is held.
-            _ if !has_share || conn.held.is_some() => self.hold(key, &bytes),
+            _ if !has_share || conn.held().is_some() => self.hold(key, &bytes),
             Phase::Open | Phase::Settling(_) | Phase::Closing => self.on_frames(key, &mut bytes),
             Phase::Handshake(_) => self.shake_hands(key, &mut bytes),
         }
@@ -196,7 +196,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn gate(&mut self, key: ConnKey) -> Gate {
         let Some(conn) = self.conns.get(key) else { return Gate::Shut };
-        let is_held = conn.held.is_some();
+        let is_held = conn.held().is_some();
         match conn.phase {
             Phase::Open => match is_held || self.is_full(key) {
                 true => Gate::Full,
@@ -231,8 +231,8 @@ impl<I: Io> Shard<I> {
         let Some(most) = holders.max_by_key(bytes).filter(|most| bytes(most) > 0) else { return };
         let Some(conn) = self.conns.get_mut(most) else { return };
         self.inbound_bytes -= conn.inbound_bytes();
-        conn.held = None;
         if let Some(intake) = &mut conn.intake {
+            intake.held = None;
             intake.decoder = Decoder::ended();
         }
         self.inbound_bytes += conn.inbound_bytes();
@@ -274,12 +274,12 @@ impl<I: Io> Shard<I> {
             (_, Phase::Gone) => {}
             (Lost::Broken(ErrorKind::InvalidData), Phase::Handshake(_)) => self.retire(key, CloseReason::BadHandshake),
             (Lost::Broken(ErrorKind::InvalidData), _) => self.retire(key, CloseReason::Protocol),
-            (Lost::EndOfStream, Phase::Handshake(_)) if conn.held.is_some() => {}
+            (Lost::EndOfStream, Phase::Handshake(_)) if conn.held().is_some() => {}
             (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {
                 self.retire(key, CloseReason::Lost);
             }
             // The peer has only ended its own side: what is owed and queued still goes out.
-            (Lost::EndOfStream, Phase::Open) if conn.held.is_none() => self.finish_silently(key, CloseReason::Lost),
+            (Lost::EndOfStream, Phase::Open) if conn.held().is_none() => self.finish_silently(key, CloseReason::Lost),
             (Lost::EndOfStream, Phase::Closing) => self.finish(key),
             (Lost::EndOfStream, Phase::Open | Phase::Settling(_) | Phase::Finishing { .. }) => {}
         }

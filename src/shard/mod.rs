@@ -362,7 +362,7 @@ impl<I: Io> Shard<I> {
             }
             conn.receiving = Receiving::Armed;
             if !inbound::is_too_late(conn, &self.settings)
-                && conn.held.is_none()
+                && conn.held().is_none()
                 && !matches!(conn.phase, crate::conn::Phase::Gone)
             {
                 self.io.receive(key);
@@ -416,7 +416,7 @@ impl<I: Io> Shard<I> {
     /// The most bytes of any one connection that may not be looked at yet, the most that wait for one, and how many
     /// connections are listed to be tried again: for tests of the bounds.
     pub fn heaviest(&self) -> [usize; 3] {
-        let held = |conn: &Conn| conn.held.as_ref().map_or(0, |held| held.waiting_bytes());
+        let held = |conn: &Conn| conn.held().map_or(0, |held| held.waiting_bytes());
         let outbound =
             |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, |newest| self.receipts.waiting(newest));
         let most = |of: &dyn Fn(&Conn) -> usize| self.conns.iter().map(|(_, conn)| of(conn)).max().unwrap_or(0);

@@ -97,9 +97,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn forget_spent(&mut self, key: ConnKey) {
         let now_ms = self.now.monotonic_ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let is_quiet = |intake: &Intake| {
-            intake.decoder.is_idle() && intake.inflater.is_none() && intake.rates.is_full(&self.settings.rates, now_ms)
-        };
+        let is_quiet = |intake: &Intake| intake.holds_nothing() && intake.rates.is_full(&self.settings.rates, now_ms);
         if conn.intake.as_deref().is_some_and(is_quiet) {
             conn.intake = None;
         }

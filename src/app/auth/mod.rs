@@ -7,6 +7,7 @@ mod keys;
 mod wish;
 
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -227,7 +228,7 @@ impl Authenticator {
         };
         let permissions = match claims.topics {
             None => None,
-            Some(topics) => Some(Box::new(Permissions::from_claim(&topics).map_err(AuthError::Permissions)?)),
+            Some(topics) => Some(Rc::new(Permissions::from_claim(&topics).map_err(AuthError::Permissions)?)),
         };
         Ok(Claims { identity: Identity { user_id, expires_at, permissions }, max_connections })
     }
