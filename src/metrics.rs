@@ -292,6 +292,10 @@ pub struct ShardMetrics {
     pub frames: Counter,
     /// Topics with a local subscriber now.
     pub topics: Counter,
+    /// Waits that polled before they slept, since the shard last began.
+    pub busy_polls: Counter,
+    /// Those among them that did not have to sleep.
+    pub busy_poll_hits: Counter,
     /// Times the completion queue overflowed into the kernel's own list.
     pub cq_overflow: Counter,
     /// From a ping to its pong, in nanoseconds. Observed whenever a pong answers a ping of the server.

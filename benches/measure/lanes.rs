@@ -7,6 +7,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConnection;
 use tidewheel::id::{ConnKey, ShardId};
@@ -157,6 +158,7 @@ pub fn driver(listeners: Vec<TcpListener>, mode: ReceiveMode) -> io::Result<Urin
         buffers: BUFFERS,
         buffer_size: BUFFER_BYTES,
         mode,
+        busy_poll: Duration::ZERO,
         listeners,
         bells: Arc::from([Arc::new(Bell::new()?)]),
         shard: ShardId(0),

@@ -341,6 +341,9 @@ section! {
         restart receive_buffers: usize = 1024 => 1..=RECEIVE_BUFFERS_MAX,
         /// Bytes of a receive buffer.
         restart receive_buffer_size: Size = Size(4 * 1024) => 256..=MIB,
+        /// Microseconds for which an idle shard polls before it sleeps, as long as it pays: 0 is never, which saves the core;
+        /// 50 saves messages that come one by one the time of waking up.
+        restart busy_poll_us: u32 = 0 => 0..=1_000_000,
     }
 }
 

@@ -184,6 +184,11 @@ pub trait Io {
     /// This shard's doorbell, for other threads.
     fn doorbell(&self) -> Arc<dyn Doorbell>;
 
+    /// How often a wait polled before it slept, and how often it did not have to sleep.
+    fn busy_polls(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
     /// How often the completion queue was full, so that completions waited in the kernel's own list.
     fn overflows(&self) -> u64 {
         0

@@ -21,7 +21,7 @@ pub struct Features {
     pub no_sqarray: bool,
     /// Sleeping in the ring does not count as waiting for a disk (6.15).
     pub no_iowait: bool,
-    /// Waiting for a batch (6.12); reported, not used.
+    /// Waiting for a batch (6.12); reported, not used: it saved nothing (`design.md`).
     pub min_wait: bool,
     /// A receive can be told how much it may bring at once, before others have their turn, and in all (6.18).
     pub bounded_receives: bool,
@@ -114,7 +114,7 @@ pub fn check() -> Result<Features, Unavailable> {
 }
 
 fn try_ring() -> Result<Features, Unavailable> {
-    let Ready { ring, features } = build_ring(8, 16)?;
+    let Ready { ring, features } = build_ring(8, 16, false)?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(unavailable)?;
     match NEEDED.iter().find(|(_, code)| !probe.is_supported(*code)) {
@@ -148,14 +148,18 @@ pub(super) struct Ready {
     pub(super) features: Features,
 }
 
-/// Makes a ring. Only the calling thread may use it.
-pub(super) fn build_ring(submissions: u32, completions: u32) -> Result<Ready, Unavailable> {
+/// Makes a ring. Only the calling thread may use it. `tells_work`: it shows when the kernel has work to do in an enter, which costs
+/// an atomic operation each time there is some.
+pub(super) fn build_ring(submissions: u32, completions: u32, tells_work: bool) -> Result<Ready, Unavailable> {
     let build = |no_sqarray: bool| {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
         builder.setup_clamp().setup_cqsize(completions).dontfork();
         if no_sqarray {
             builder.setup_no_sqarray();
+        }
+        if tells_work {
+            builder.setup_taskrun_flag();
         }
         builder.build(submissions).map(|ring| (ring, no_sqarray))
     };

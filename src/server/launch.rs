@@ -110,8 +110,8 @@ impl Plan {
     }
 
     fn ring(&self, listeners: Vec<TcpListener>) -> UringConfig {
-        let UringConfig { table, buffers, buffer_size, mode, ref bells, shard, .. } = self.ring;
-        UringConfig { table, buffers, buffer_size, mode, listeners, bells: bells.clone(), shard }
+        let UringConfig { table, buffers, buffer_size, mode, busy_poll, ref bells, shard, .. } = self.ring;
+        UringConfig { table, buffers, buffer_size, mode, busy_poll, listeners, bells: bells.clone(), shard }
     }
 }
 

@@ -34,6 +34,7 @@ mod listen;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, io};
 
 use serde::Serialize;
@@ -220,6 +221,7 @@ impl EngineBuilder {
                     ReceiveWait::Recv => ReceiveMode::Recv,
                     ReceiveWait::Poll => ReceiveMode::Poll,
                 },
+                busy_poll: Duration::from_micros(self.config.io.busy_poll_us.into()),
                 listeners,
                 bells: bells.clone(),
                 shard: ShardId(index as u16),

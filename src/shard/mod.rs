@@ -379,6 +379,9 @@ impl<I: Io> Shard<I> {
     fn publish_gauges(&mut self) {
         let metrics = &self.metrics;
         metrics.turns.add(1);
+        let (busy_polls, hits) = self.io.busy_polls();
+        metrics.busy_polls.set(busy_polls);
+        metrics.busy_poll_hits.set(hits);
         metrics.cq_overflow.set(self.overflows_before + self.io.overflows());
         metrics.frames.set(self.io.palette().live() as u64);
         metrics.topics.set(self.topics.len() as u64);

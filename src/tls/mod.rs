@@ -491,6 +491,10 @@ impl<I: Io> Io for Layer<I> {
         self.io.doorbell()
     }
 
+    fn busy_polls(&self) -> (u64, u64) {
+        self.io.busy_polls()
+    }
+
     fn overflows(&self) -> u64 {
         self.io.overflows()
     }

@@ -22,6 +22,7 @@ fn driver(shard: u16, bells: &Arc<[Arc<Bell>]>) -> Uring {
         buffers: 2,
         buffer_size: 64,
         mode: ReceiveMode::Recv,
+        busy_poll: Duration::ZERO,
         listeners: Vec::new(),
         bells: Arc::clone(bells),
         shard: ShardId(shard),

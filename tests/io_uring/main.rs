@@ -580,3 +580,30 @@ fn wait_keeps_its_time() {
     let told = Duration::from_nanos(second.monotonic_ns - first.monotonic_ns);
     assert!(told >= Duration::from_millis(29), "{told:?}");
 }
+
+/// Whoever polls finds what comes meanwhile without a sleep, whoever else comes in the middle of the sleep is found too, and a wait
+/// ends in time either way.
+#[test]
+fn busy_polling_finds_what_comes_and_keeps_its_time() {
+    for mode in BOTH {
+        let mut server = Server::polling(mode, Duration::from_secs(1));
+        let mut client = server.connect();
+        let conn = server.admit();
+        server.io.receive(conn);
+        server.io.wait(Wait::No).unwrap();
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            client.write_all(b"hello").unwrap();
+            client
+        });
+        let before = server.io.busy_polls();
+        while !matches!(server.next(), Completion::Received { .. }) {}
+        let (polls, hits) = server.io.busy_polls();
+        assert!(polls > before.0 && hits > before.1, "{mode:?}: {before:?}, then {polls} polls and {hits} hits");
+        drop(sender.join().unwrap());
+        while server.stray().is_some() {}
+        let start = Instant::now();
+        server.io.wait(Wait::AtMost(Duration::from_millis(30))).unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(29), "{mode:?}");
+    }
+}

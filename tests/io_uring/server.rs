@@ -26,11 +26,20 @@ impl Server {
         Self::sized(mode, 64, 64, 1024)
     }
 
+    /// One that polls for so long before it sleeps.
+    pub fn polling(mode: ReceiveMode, busy_poll: Duration) -> Self {
+        Self::made(mode, 64, 64, 1024, busy_poll)
+    }
+
     pub fn sized(mode: ReceiveMode, table: u32, buffers: u16, buffer_size: u32) -> Self {
+        Self::made(mode, table, buffers, buffer_size, Duration::ZERO)
+    }
+
+    fn made(mode: ReceiveMode, table: u32, buffers: u16, buffer_size: u32, busy_poll: Duration) -> Self {
         let listeners = listen(ANY_PORT.parse().unwrap(), 1, super::USER_TIMEOUT).unwrap();
         let address = listeners[0].local_addr().unwrap();
         let bells = Arc::from([Arc::new(Bell::new().unwrap())]);
-        let config = UringConfig { table, buffers, buffer_size, mode, listeners, bells, shard: ShardId(0) };
+        let config = UringConfig { table, buffers, buffer_size, mode, busy_poll, listeners, bells, shard: ShardId(0) };
         let mut io = Uring::new(config).unwrap();
         io.accept();
         Self { io, address, admitted: 0 }

@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Setup;
 use super::counts::{Count, Counts};
@@ -147,6 +148,7 @@ impl<C: Default> Lanes<C> {
             buffers: BUFFERS,
             buffer_size: BUFFER_BYTES,
             mode: ReceiveMode::Recv,
+            busy_poll: Duration::ZERO,
             listeners: Vec::new(),
             bells: Arc::from([Arc::new(Bell::new()?)]),
             shard: ShardId(0),

@@ -236,6 +236,16 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.bus_full),
     },
     Family {
+        name: "tidewheel_busy_polls",
+        help: "Waits that polled before they slept.",
+        values: Values::Counter(|shard| &shard.busy_polls),
+    },
+    Family {
+        name: "tidewheel_busy_poll_hits",
+        help: "Waits that polled and did not have to sleep.",
+        values: Values::Counter(|shard| &shard.busy_poll_hits),
+    },
+    Family {
         name: "tidewheel_completion_queue_overflows",
         help: "Times completions overflowed into the kernel's own list.",
         values: Values::Counter(|shard| &shard.cq_overflow),

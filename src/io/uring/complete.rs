@@ -274,7 +274,17 @@ mod tests {
     fn driver(mode: ReceiveMode, buffers: u16) -> Uring {
         let bells = Arc::from([Arc::new(Bell::new().unwrap())]);
         let (listeners, shard) = (Vec::new(), ShardId(0));
-        Uring::new(UringConfig { table: 4, buffers, buffer_size: 64, mode, listeners, bells, shard }).unwrap()
+        Uring::new(UringConfig {
+            table: 4,
+            buffers,
+            buffer_size: 64,
+            mode,
+            busy_poll: Duration::ZERO,
+            listeners,
+            bells,
+            shard,
+        })
+        .unwrap()
     }
 
     /// Makes one more connection; returns its peer.

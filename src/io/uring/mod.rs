@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "requests that name memory; each with its proof")]
 
 mod accept;
+mod busy_poll;
 mod complete;
 mod records;
 mod ring;
@@ -21,11 +22,13 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{cqueue, opcode, squeue};
 
 use self::accept::{Acceptor, Arrivals};
+use self::busy_poll::BusyPoll;
 use self::records::{Records, TABLE_MAX, flag};
 use self::ring::Ring;
 use super::bell::{self, Bell};
@@ -58,6 +61,8 @@ pub struct UringConfig {
     pub buffer_size: u32,
     /// How connections wait for input.
     pub mode: ReceiveMode,
+    /// For how long a shard that has nothing to do polls before it sleeps, as long as that pays.
+    pub busy_poll: Duration,
     /// This shard's listening sockets; may be none. See [`listen`](super::listener::listen).
     pub listeners: Vec<TcpListener>,
     /// The doorbells of all shards, by shard.
@@ -85,6 +90,10 @@ pub struct Counters {
     pub republished: u64,
     /// Receives that found no free buffer.
     pub starved: u64,
+    /// Waits that polled before they slept, and those among them that did not have to sleep.
+    pub busy_polls: u64,
+    /// See `busy_polls`.
+    pub busy_poll_hits: u64,
     /// Closes that had to cancel a second time, because a request was between two states of the kernel.
     pub recancelled: u64,
 }
@@ -112,6 +121,7 @@ pub struct Uring {
     features: Features,
     random: Random,
     slept_from_ns: Option<u64>,
+    busy_poll: BusyPoll,
 }
 
 /// A completion that the driver makes itself.
@@ -134,13 +144,13 @@ impl Uring {
     /// io_uring is not available (see [`Unavailable`](super::probe::Unavailable)), the configuration is out of range,
     /// or there is not enough memory.
     pub fn new(config: UringConfig) -> io::Result<Self> {
-        let UringConfig { table, buffers, buffer_size, mode, listeners, bells, shard } = config;
+        let UringConfig { table, buffers, buffer_size, mode, busy_poll, listeners, bells, shard } = config;
         if table == 0 || table > TABLE_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a table of {table}: 1 to {TABLE_MAX}")));
         }
         let buffers = RecvRing::new(buffers, buffer_size)?;
         let completions = (table.saturating_mul(4)).next_power_of_two().clamp(COMPLETIONS.0, COMPLETIONS.1);
-        let (ring, features) = Ring::new(completions / 16, completions)?;
+        let (ring, features) = Ring::new(completions / 16, completions, !busy_poll.is_zero())?;
         ring.submitter().register_files_sparse(table).map_err(|error| {
             io::Error::new(error.kind(), format!("a table of {table} descriptors (RLIMIT_NOFILE bounds it): {error}"))
         })?;
@@ -168,6 +178,7 @@ impl Uring {
             features,
             random: Random::default(),
             slept_from_ns: None,
+            busy_poll: BusyPoll::new(busy_poll),
         };
         uring.watch_bell();
         Ok(uring)
@@ -200,6 +211,25 @@ impl Uring {
         let poll = opcode::PollAdd::new(eventfd, libc::POLLIN as u32).multi(true).build();
         // SAFETY: a poll names no memory.
         unsafe { self.ring.push(&poll.user_data(Token::of_driver(Op::Bell, 0).0)) };
+    }
+
+    /// Submits, and looks for completions without sleeping. Whether there are some, or no time is left.
+    fn poll_busily(&mut self, from_ns: u64, timeout: Option<Duration>, most: usize) -> io::Result<bool> {
+        self.ring.counters.busy_polls += 1;
+        let timeout_ns = timeout.map_or(u64::MAX, |timeout| timeout.as_nanos() as u64);
+        let until_ns = from_ns.saturating_add(self.busy_poll.budget_ns().min(timeout_ns));
+        self.ring.enter(0, None, most)?;
+        while !self.ring.has_completions() {
+            if clock::monotonic_ns() >= until_ns {
+                return Ok(until_ns.saturating_sub(from_ns) >= timeout_ns);
+            }
+            if self.ring.has_task_work() {
+                self.ring.enter(0, None, most)?;
+            }
+            std::hint::spin_loop();
+        }
+        self.ring.counters.busy_poll_hits += 1;
+        Ok(true)
     }
 
     /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each, or for some:
@@ -279,14 +309,22 @@ impl Io for Uring {
             Wait::Forever if !waiting => (1, None),
             _ => (0, None),
         };
+        let most = if wait == Wait::No { COMPLETIONS_LEFT_OVER } else { COMPLETIONS_A_TURN };
         self.slept_from_ns = (wanted > 0).then(clock::monotonic_ns);
+        let has_polled = match self.slept_from_ns {
+            Some(from_ns) if self.busy_poll.budget_ns() > 0 => self.poll_busily(from_ns, timeout, most)?,
+            _ => false,
+        };
         // With work at hand and nothing to submit there is nothing to ask of the kernel.
-        if !waiting || !self.ring.is_submitted() {
-            let most = if wait == Wait::No { COMPLETIONS_LEFT_OVER } else { COMPLETIONS_A_TURN };
+        if !has_polled && (!waiting || !self.ring.is_submitted()) {
             self.ring.enter(wanted, timeout, most)?;
         }
         self.bells[self.shard.index()].awake();
-        Ok(clock::now())
+        let now = clock::now();
+        if let Some(from_ns) = self.slept_from_ns {
+            self.busy_poll.note(now.monotonic_ns.saturating_sub(from_ns));
+        }
+        Ok(now)
     }
 
     fn slept_from_ns(&self) -> Option<u64> {
@@ -471,6 +509,10 @@ impl Io for Uring {
 
     fn overflows(&self) -> u64 {
         self.ring.counters.overflows
+    }
+
+    fn busy_polls(&self) -> (u64, u64) {
+        (self.ring.counters.busy_polls, self.ring.counters.busy_poll_hits)
     }
 
     fn give_back(&mut self) {

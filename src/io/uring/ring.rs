@@ -29,8 +29,8 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(submissions: u32, completions: u32) -> io::Result<(Self, Features)> {
-        let probe::Ready { ring, features } = probe::build_ring(submissions, completions)?;
+    pub(super) fn new(submissions: u32, completions: u32, tells_work: bool) -> io::Result<(Self, Features)> {
+        let probe::Ready { ring, features } = probe::build_ring(submissions, completions, tells_work)?;
         let memory = RingMemory(NonNull::from(Box::leak(Box::new(ring))));
         let ring: *mut IoUring = memory.0.as_ptr();
         // SAFETY: the box lives until `memory` drops, which is after the parts that borrow from it, and nothing but the
@@ -106,6 +106,11 @@ impl Ring {
     pub(super) fn has_completions(&mut self) -> bool {
         self.completions.sync();
         !self.completions.is_empty()
+    }
+
+    /// Whether the kernel has work that an enter would do. Known only to rings that were made for busy polling.
+    pub(super) fn has_task_work(&self) -> bool {
+        self.submissions.taskrun()
     }
 
     /// The next completion that is there.
