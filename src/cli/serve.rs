@@ -10,7 +10,7 @@ use std::thread;
 use clap::Args;
 use tidewheel::config::{Flag, LogFormat};
 use tidewheel::control::logging::{self, Format};
-use tidewheel::server::Cost;
+use tidewheel::server::{Cost, Part};
 use tidewheel::{Config, Engine};
 
 use super::development::Access;
@@ -144,12 +144,19 @@ fn banner(config: &Config, engine: &Engine, access: &Access) -> String {
         idle.user_bytes, idle.kernel_bytes
     );
     lines.push(("memory", memory));
+    lines.push(("", format!("here: {}", listed(&Cost::idle_user_parts(config)))));
+    lines.push(("", format!("in the kernel: {}", listed(&Cost::idle_kernel_parts(config, shards)))));
 
     let mut banner = String::new();
     for (name, value) in lines {
         let _ = writeln!(banner, "{name:<10} {value}"); // a String takes everything
     }
     banner
+}
+
+/// What something consists of, in a line.
+fn listed(parts: &[Part]) -> String {
+    parts.iter().map(|Part { what, bytes }| format!("{what} {bytes}")).collect::<Vec<_>>().join(", ")
 }
 
 const MIB: f64 = 1024.0 * 1024.0;

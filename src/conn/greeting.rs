@@ -28,6 +28,9 @@ pub struct Greeting {
     pub seat: Option<Seat>,
 }
 
+/// Size of a [`Greeting`], without the request.
+pub const GREETING_BYTES: usize = size_of::<Greeting>();
+
 /// A place among the handshakes that may be in flight; given back when dropped, by the thread that took it.
 #[derive(Debug)]
 pub struct Seat {

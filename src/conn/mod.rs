@@ -14,10 +14,10 @@ mod rate_limiter;
 mod session;
 mod subscriptions;
 
-pub use greeting::{Greeting, Seat};
+pub use greeting::{GREETING_BYTES, Greeting, Seat};
 pub use history::{Event, Note};
 pub use identity::{Identity, UserId};
-pub use outbound::{Aged, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
+pub use outbound::{Aged, BACKLOG_BYTES, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
 pub use session::{Flow, HistoryLimits, SESSION_BYTES, Session, Shown, Totals, Traffic};
 pub use subscriptions::{Subscription, Subscriptions};
@@ -102,6 +102,9 @@ pub struct Intake {
     /// What was received and may not be acted on yet; reading is paused meanwhile, or will be if more comes.
     pub held: Option<Box<Held>>,
 }
+
+/// Size of an [`Intake`], without what it points to.
+pub const INTAKE_BYTES: usize = size_of::<Intake>();
 
 impl Intake {
     /// Whether nothing is in it but what has been spent of the rates.

@@ -78,6 +78,9 @@ pub struct Outbound {
 
 const _: () = assert!(size_of::<Outbound>() == 24);
 
+/// What waiting behind a send costs beside the frames, whose keys are four bytes each.
+pub const BACKLOG_BYTES: usize = size_of::<Backlog>();
+
 /// A frame at least this long is sent from where it lies; shorter ones that wait together are copied into one send.
 const GATHER_FRAME_MAX: usize = 64 * 1024;
 /// Bytes copied into one send at most.

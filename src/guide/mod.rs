@@ -9,6 +9,9 @@ pub mod operate {}
 #[doc = include_str!("host.md")]
 pub mod host {}
 
+#[doc = include_str!("memory.md")]
+pub mod memory {}
+
 #[doc = include_str!("bench.md")]
 pub mod bench {}
 

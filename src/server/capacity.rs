@@ -87,13 +87,6 @@ pub(super) fn memory_share(bytes: u64) -> u64 {
     bytes / 5 * 4
 }
 
-/// User memory of an idle connection with a token and one subscription, in bytes: the connection with its identity, and its slot,
-/// timer, driver record, session with three events, place in the topic's list, and its client's in the list of who has which
-/// connections. A user id of more than 22 bytes has an allocation of its own beside. `measure idle` finds it.
-pub const IDLE_CONNECTION_BYTES: usize =
-    crate::conn::CONN_BYTES + 8 + 12 + 12 + crate::conn::SESSION_BYTES + 7 + crate::app::CLIENT_BYTES;
-const _: () = assert!(IDLE_CONNECTION_BYTES <= 256);
-
 /// Largest descriptor table the kernel makes.
 pub(super) const TABLE_MAX: u64 = 1 << 20;
 /// Table places beyond the connections: those that are closing, and those that are told that the server is full.

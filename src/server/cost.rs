@@ -1,10 +1,46 @@
 //! What connections cost in memory and time: one source for the start of a server, its banner, plans and the doctor.
 //! Law: every figure says which command measures it; each is for the dearer case where it depends on the peer.
 
+use crate::app::CLIENT_BYTES;
 use crate::config::{Config, ReceiveWait};
+use crate::conn::{CONN_BYTES, SESSION_BYTES};
 use crate::io::listener::NOTSENT_LOWAT_BYTES;
 
-use super::IDLE_CONNECTION_BYTES;
+/// A part of what a connection costs in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub what: &'static str,
+    /// Bytes; of tables and nodes with what is empty in them on the average.
+    pub bytes: u64,
+}
+
+const fn part(what: &'static str, bytes: usize) -> Part {
+    Part { what, bytes: bytes as u64 }
+}
+
+/// The memory contract: what an idle connection costs this process, authenticated and with one subscription. It has no allocation
+/// of its own unless its user id is longer than 22 bytes, its token names topics, or its session has seen much. `tests/allocations.rs` counts it.
+pub const IDLE: [Part; 7] = [
+    part("connection with its identity", CONN_BYTES),
+    part("slot in the pool", 8),
+    part("timer", 12),
+    part("driver's record", 12),
+    part("session with three events", SESSION_BYTES),
+    part("place in the topic's list", 7),
+    part("entry in the list of clients", CLIENT_BYTES),
+];
+
+/// All of [`IDLE`] together, in bytes.
+pub const IDLE_CONNECTION_BYTES: usize = {
+    let (mut sum, mut at) = (0, 0);
+    while at < IDLE.len() {
+        sum += IDLE[at].bytes as usize;
+        at += 1;
+    }
+    sum
+};
+const _: () = assert!(IDLE_CONNECTION_BYTES <= 256, "the memory contract");
 
 /// What one idle connection costs in memory: authenticated, with one subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +52,30 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// With this configuration on so many shards. Where there is a port with TLS, every connection may be one.
+    /// With this configuration on so many shards.
     pub fn idle(config: &Config, shards: usize) -> Self {
+        let sum = |parts: Vec<Part>| parts.iter().map(|part| part.bytes).sum();
+        Self {
+            kernel_bytes: sum(Self::idle_kernel_parts(config, shards)),
+            user_bytes: sum(Self::idle_user_parts(config)),
+        }
+    }
+
+    /// What of it is in this process. Where there is a port with TLS, every connection may be one.
+    pub fn idle_user_parts(config: &Config) -> Vec<Part> {
+        let tls = has_tls(config).then_some(Part { what: "TLS 1.3", bytes: TLS_BYTES });
+        IDLE.into_iter().chain(tls).collect()
+    }
+
+    /// What of it is in the kernel.
+    pub fn idle_kernel_parts(config: &Config, shards: usize) -> Vec<Part> {
         let waiting = match config.io.wait {
-            ReceiveWait::Recv => ARMED_RECEIVE_BYTES,
-            ReceiveWait::Poll => ARMED_POLL_BYTES,
+            ReceiveWait::Recv => Part { what: "its receive", bytes: ARMED_RECEIVE_BYTES },
+            ReceiveWait::Poll => Part { what: "its poll", bytes: ARMED_POLL_BYTES },
         };
-        let tls = if has_tls(config) { TLS_BYTES } else { 0 };
         // Each shard's table has a place for each connection, since any of them may get it.
-        let places = TABLE_PLACE_BYTES * shards as u64;
-        Self { kernel_bytes: SOCKET_BYTES + waiting + places, user_bytes: IDLE_CONNECTION_BYTES as u64 + tls }
+        let places = Part { what: "a place in each shard's table", bytes: TABLE_PLACE_BYTES * shards as u64 };
+        vec![Part { what: "socket", bytes: SOCKET_BYTES }, waiting, places]
     }
 
     /// Both together.
@@ -140,10 +190,20 @@ const TLS_MESSAGE_NS: f64 = 12_100.0;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::{BACKLOG_BYTES, GREETING_BYTES, INTAKE_BYTES};
+    use crate::ws::deflate::INFLATER_BYTES;
 
     fn config(yaml: &str) -> Config {
         Config::parse(&format!("auth: {{required: false}}\n{yaml}")).unwrap()
     }
+
+    /// What comes to it while it is busy, each in an allocation of its own that goes with the need for it.
+    const ACTIVE: [Part; 4] = [
+        part("greeting, until it is upgraded", GREETING_BYTES),
+        part("intake: a message that is not whole, rates, what is held", INTAKE_BYTES),
+        part("backlog behind a send", BACKLOG_BYTES),
+        part("window of compressed messages, with `client_context_takeover`", INFLATER_BYTES),
+    ];
 
     const TLS: &str = "tls: {listen: 127.0.0.1:0, cert_file: a, key_file: b}";
 
@@ -157,6 +217,21 @@ mod tests {
         check("io: {wait: poll}", 2, 3944, user);
         check("", 64, 5112, user);
         check(TLS, 2, 4616, user + 1081);
+    }
+
+    /// The guide's tables name every part with its bytes, and no other bytes.
+    #[test]
+    fn the_guide_has_the_contract() {
+        let guide = include_str!("../guide/memory.md");
+        let both = [config("io: {wait: recv}"), config(&format!("io: {{wait: poll}}\n{TLS}"))];
+        let parts =
+            both.iter().flat_map(|config| [Cost::idle_user_parts(config), Cost::idle_kernel_parts(config, 1)].concat());
+        for Part { what, bytes } in parts.chain(ACTIVE) {
+            let row = format!("| {what} | {bytes} |");
+            assert!(guide.contains(&row), "src/guide/memory.md has no row that begins `{row}`");
+        }
+        let sum = format!("| together | {IDLE_CONNECTION_BYTES} |");
+        assert!(guide.contains(&sum), "src/guide/memory.md has no row that begins `{sum}`");
     }
 
     #[test]

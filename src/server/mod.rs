@@ -56,8 +56,8 @@ use crate::metrics::{CloseReason, Counter, ErrorCode, ShardMetrics};
 use crate::pubsub::{Bus, Delivery};
 use crate::shard::queries::{Connections, ConnectionsQuery, SessionReport};
 use crate::shard::{DrainOrder, Shared};
-pub use capacity::{Capacity, IDLE_CONNECTION_BYTES};
-pub use cost::{Cost, Traffic};
+pub use capacity::Capacity;
+pub use cost::{Cost, IDLE_CONNECTION_BYTES, Part, Traffic};
 use launch::{Plan, ShardThread, launch};
 use listen::{bind_admin, listen};
 
