@@ -89,8 +89,7 @@ impl Sources {
 
 impl Draft {
     fn new(config: Config) -> Self {
-        let names = Config::reference().into_iter().map(|key| key.path).collect();
-        Self { config, reader: Reader::new(names), blind: false }
+        Self { config, reader: Reader::default(), blind: false }
     }
 
     fn read_text(&mut self, text: &str, file: Option<&Arc<str>>) {
@@ -195,9 +194,9 @@ impl Config {
     }
 
     /// The paths of all keys, in order of declaration.
-    pub fn keys() -> Vec<String> {
-        let is_settable = |key: &Key| key.apply != Apply::Section && !key.path.contains("[]");
-        Self::reference().into_iter().filter(is_settable).map(|key| key.path).collect()
+    pub fn keys() -> Vec<&'static str> {
+        let is_settable = |key: &&Key| key.apply != Apply::Section && !key.path.contains("[]");
+        Self::reference().iter().filter(is_settable).map(|key| &*key.path).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
+use super::Config;
 use super::problem::{Place, Problem, nearest};
 use super::tree::{Content, Tree};
 
@@ -55,13 +56,11 @@ pub(super) enum Written {
 }
 
 /// What is found out while a configuration is read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reader {
     pub(super) problems: Vec<Problem>,
     /// Where each key was written last.
     pub(super) places: BTreeMap<String, Place>,
-    /// The paths of all keys and sections.
-    pub(super) keys: Vec<String>,
 }
 
 /// A node of the definition.
@@ -143,10 +142,6 @@ impl<T: Ranged> Ranged for Option<T> {
 }
 
 impl Reader {
-    pub(super) fn new(keys: Vec<String>) -> Self {
-        Self { problems: Vec::new(), places: BTreeMap::new(), keys }
-    }
-
     pub(super) fn wrong(&mut self, place: &Place, path: &str, message: impl Into<String>) {
         self.problems.push(Problem { place: place.clone(), key: path.to_owned(), message: message.into() });
     }
@@ -174,7 +169,8 @@ impl Reader {
 
     pub(super) fn unknown(&mut self, path: &str, name: &str, place: &Place) {
         let whole = join(path, &printable(name));
-        let message = match nearest(&plain(&join(path, name)), &self.keys) {
+        let known: Vec<&str> = Config::reference().iter().map(|key| &*key.path).collect();
+        let message = match nearest(&plain(&join(path, name)), &known) {
             Some(known) => format!("no such key; did you mean `{known}`?"),
             None => "no such key; remove it".to_owned(),
         };

@@ -64,9 +64,9 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// The key most like `wrong`, as a whole path or as its last part in whatever section, if any is like it at all.
-pub(super) fn nearest<'a>(wrong: &str, keys: &'a [String]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(wrong: &str, keys: &[&'a str]) -> Option<&'a str> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-    let distances = keys.iter().map(|key| {
+    let distances = keys.iter().map(|&key| {
         let whole = edit_distance(&wrong.replace('.', "_"), &key.replace('.', "_"));
         // Who writes half of a name means it.
         let half = if key.starts_with(wrong) && last(wrong).len() >= 3 { 1 } else { usize::MAX };

@@ -2,6 +2,7 @@
 //! Law: everything here comes out of the definition; a secret is masked.
 
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -11,19 +12,23 @@ use super::{Apply, Config, Key};
 
 impl Config {
     /// Every key and section, in order of declaration.
-    pub fn reference() -> Vec<Key> {
-        let root = Key {
-            path: String::new(),
-            form: String::new(),
-            default: String::new(),
-            range: None,
-            apply: Apply::Section,
-            meaning: String::new(),
-        };
-        let mut keys = Vec::new();
-        Self::describe(root, &mut keys);
-        keys.remove(0);
-        keys
+    pub fn reference() -> &'static [Key] {
+        // The definition does not change, and everything that is read is held against it.
+        static REFERENCE: LazyLock<Vec<Key>> = LazyLock::new(|| {
+            let root = Key {
+                path: String::new(),
+                form: String::new(),
+                default: String::new(),
+                range: None,
+                apply: Apply::Section,
+                meaning: String::new(),
+            };
+            let mut keys = Vec::new();
+            Config::describe(root, &mut keys);
+            keys.remove(0);
+            keys
+        });
+        &REFERENCE
     }
 
     /// The whole configuration as JSON, as it is written in a file; secrets are masked.
@@ -36,7 +41,7 @@ impl Config {
     pub fn to_yaml(&self) -> String {
         let mut yaml = String::new();
         if let Written::Section(entries) = self.written() {
-            write_yaml(&mut yaml, &entries, "", &Self::reference());
+            write_yaml(&mut yaml, &entries, "", Self::reference());
         }
         yaml
     }
@@ -64,7 +69,7 @@ impl Config {
                     continue;
                 }
             };
-            let range = key.range.map(|(least, most)| format!("{least} to {most}")).unwrap_or_default();
+            let range = key.range.as_ref().map(|(least, most)| format!("{least} to {most}")).unwrap_or_default();
             let _ = writeln!(
                 text,
                 "| `{}` | {} | `{}` | {range} | {applies} | {} |",

@@ -9,7 +9,7 @@ use crate::script::Script;
 pub fn try_bytes(bytes: &[u8]) {
     let mut script = Script(bytes);
     let keys = Config::keys();
-    let key = &keys[usize::from(script.word()) % keys.len()];
+    let key = keys[usize::from(script.word()) % keys.len()];
     let value = script.piece();
     let (Ok(value), Ok(file)) = (std::str::from_utf8(value), std::str::from_utf8(script.0)) else { return };
     let mut config = Config::default();
