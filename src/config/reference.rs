@@ -148,7 +148,7 @@ impl Written {
     pub(super) fn in_line(&self) -> String {
         match self {
             Self::Word(Value::String(text)) if is_plain(text) => text.clone(),
-            Self::Word(value) => value.to_string(),
+            Self::Word(value) => escaped(&value.to_string()),
             Self::List(items) => format!("[{}]", items.iter().map(Self::in_line).collect::<Vec<_>>().join(", ")),
             Self::Section(entries) => {
                 let entries: Vec<_> =
@@ -157,6 +157,18 @@ impl Written {
             }
         }
     }
+}
+
+/// JSON as YAML takes it: some characters that stand for themselves in JSON must not be there at all.
+fn escaped(json: &str) -> String {
+    let mut yaml = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' | '\u{fffe}'..='\u{ffff}' => drop(write!(yaml, "\\u{:04x}", u32::from(c))),
+            _ => yaml.push(c),
+        }
+    }
+    yaml
 }
 
 /// Whether YAML takes the text for itself without quotes. (With them it is JSON, which YAML understands.)
@@ -251,10 +263,12 @@ mod tests {
 
     #[test]
     fn texts_are_quoted_where_they_must_be() {
-        for text in [
+        let rare = ["\u{7f}", "a\u{9b}\u{85}\u{ffff}", "\u{feff}\u{2028}", "\0"];
+        let texts = [
             "null", "~", "true", "12", "a: b", "#", "a #b", "'", "\"", "[a", "{", "*", "&a", "!", " a ", "\u{e9}\n",
             "-", ":",
-        ] {
+        ];
+        for text in texts.into_iter().chain(rare) {
             let mut config = Config::default();
             config.auth.issuer = Some(text.to_owned());
             let yaml = config.to_yaml();

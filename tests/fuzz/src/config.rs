@@ -41,5 +41,8 @@ fn check(config: &Config) {
         return;
     }
     assert_eq!(Config::parse(&yaml).as_ref(), Ok(config), "{yaml}");
-    assert_eq!(Config::parse(&json).as_ref(), Ok(config), "{json}");
+    // Of what JSON does not escape, some must not be in YAML at all.
+    if !json.contains(['\u{7f}', '\u{fffe}', '\u{ffff}']) && !json.contains(|c| matches!(c, '\u{80}'..='\u{9f}')) {
+        assert_eq!(Config::parse(&json).as_ref(), Ok(config), "{json}");
+    }
 }
