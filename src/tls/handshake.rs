@@ -17,6 +17,9 @@ pub struct Handshake {
     rustls: UnbufferedServerConnection,
     /// What has come and was not taken yet.
     received: Vec<u8>,
+    /// So many bytes of it are whole records that rustls was given already, whose payloads it has moved together: parts of a
+    /// message that is longer.
+    given: usize,
     /// What came behind the handshake's last message, opened.
     plain: Vec<u8>,
     /// The peer has said already that it sends no more.
@@ -75,7 +78,7 @@ impl Handshake {
     /// The configuration cannot be used.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let rustls = UnbufferedServerConnection::new(config)?;
-        Ok(Self { rustls, received: Vec::new(), plain: Vec::new(), is_ended: false, is_waiting: false })
+        Ok(Self { rustls, received: Vec::new(), given: 0, plain: Vec::new(), is_ended: false, is_waiting: false })
     }
 
     /// Takes bytes that came. Whether they are so many that the next step must not wait.
@@ -96,7 +99,7 @@ impl Handshake {
         // Record by record: what follows the handshake's last one is not rustls' any more. It would answer a key update there
         // with a message that its keys are taken away from.
         let mut taken = 0;
-        let mut end = record_end(&self.received, taken);
+        let (mut end, mut is_whole) = record_end(&self.received, self.given);
         let progress = loop {
             let UnbufferedStatus { mut discard, state } =
                 self.rustls.process_tls_records(&mut self.received[taken..end]);
@@ -129,15 +132,16 @@ impl Handshake {
                 }
             };
             taken += discard;
-            match progress {
-                // A message may be longer than a record.
-                Some(Progress::NeedMore) if end < self.received.len() => end = record_end(&self.received, end),
-                Some(progress) => {
-                    self.received.drain(..taken);
-                    break progress;
-                }
-                None => {}
+            let Some(progress) = progress else { continue };
+            if is_whole {
+                self.given = end;
             }
+            if progress == Progress::Complete || end == self.received.len() {
+                self.received.drain(..taken);
+                self.given -= taken;
+                break progress;
+            }
+            (end, is_whole) = record_end(&self.received, end); // a message may be longer than a record
         };
         let is_too_long = progress == Progress::NeedMore && self.received.len() > RECEIVED_MAX;
         if is_too_long { Err(Failed::TooLong) } else { Ok(progress) }
@@ -183,13 +187,13 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) 
     }
 }
 
-/// Where the record that begins at `from` ends (RFC 8446 §5.1); where all ends, if not all of it is there.
-fn record_end(received: &[u8], from: usize) -> usize {
-    let end = match received.get(from..).and_then(|record| record.get(3..5)) {
+/// Where the record that begins at `from` ends (RFC 8446 §5.1), and whether all of it is there; else that is where all ends.
+fn record_end(received: &[u8], from: usize) -> (usize, bool) {
+    let end = match received[from..].get(3..5) {
         Some(&[high, low]) => from + 5 + usize::from(u16::from_be_bytes([high, low])),
-        _ => received.len(),
+        _ => usize::MAX,
     };
-    end.min(received.len())
+    if end <= received.len() { (end, true) } else { (received.len(), false) }
 }
 
 /// Whether this is the beginning of an HTTP request: a method in capitals, where TLS has the number 22.

@@ -136,6 +136,23 @@ fn what_follows_the_handshake_is_not_lost() {
     }
 }
 
+/// A message may be longer than a record, and its records may come one by one.
+#[test]
+fn a_handshake_in_many_records() {
+    for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
+        let (server, client_config) = configs(versions, None);
+        for (piece, fragment) in [(1, 64), (64, 64), (100, 64), (1 << 20, 64), (130, 200)] {
+            let mut client_config = (*client_config).clone();
+            client_config.max_fragment_size = Some(fragment);
+            let mut client = client(&Arc::new(client_config));
+            let Finished { mut records, mut rest, .. } =
+                shake_hands(&server, &mut client, b"first", piece).map_err(|(failed, _)| failed).unwrap();
+            let batch = records.open_all(&mut rest);
+            assert_eq!((&rest[..batch.plain], batch.end), (&b"first"[..], None), "{piece} {fragment}");
+        }
+    }
+}
+
 #[test]
 fn failures_are_told() {
     let (server, _) = configs(&[&rustls::version::TLS13], None);

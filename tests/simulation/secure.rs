@@ -16,8 +16,8 @@ use tidewheel::config::tls::Tls;
 use tidewheel::io::sim::{ClientId, Dice, World};
 use tidewheel::tls::{Certificate, Terms};
 
-/// What the servers of all runs offer, and clients that trust it, with TLS 1.2 and 1.3.
-static SIDES: LazyLock<(Arc<Terms>, [Arc<ClientConfig>; 2])> = LazyLock::new(|| {
+/// What the servers of all runs offer, and clients that trust it: with TLS 1.2 and 1.3, and with large and small records.
+static SIDES: LazyLock<(Arc<Terms>, [Arc<ClientConfig>; 4])> = LazyLock::new(|| {
     let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let made = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     let shown = Certificate::read(made.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap();
@@ -26,12 +26,16 @@ static SIDES: LazyLock<(Arc<Terms>, [Arc<ClientConfig>; 2])> = LazyLock::new(|| 
     let mut provider = default_provider();
     provider.kx_groups = vec![kx_group::X25519];
     let provider = Arc::new(provider);
-    let clients = [&TLS12, &TLS13].map(|version| {
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]).unwrap();
-        let mut config = builder.with_root_certificates(roots.clone()).with_no_client_auth();
-        config.resumption = Resumption::disabled();
-        Arc::new(config)
-    });
+    let small = Some(100);
+    let clients =
+        [(&TLS12, None), (&TLS13, None), (&TLS12, small), (&TLS13, small)].map(|(version, record_bytes_max)| {
+            let builder =
+                ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]).unwrap();
+            let mut config = builder.with_root_certificates(roots.clone()).with_no_client_auth();
+            config.resumption = Resumption::disabled();
+            config.max_fragment_size = record_bytes_max;
+            Arc::new(config)
+        });
     (Arc::new(Terms::new(&Tls::default(), &[shown], None, None).unwrap()), clients)
 });
 
@@ -45,7 +49,7 @@ pub struct Link(ClientConnection);
 
 impl Link {
     pub fn new(dice: &mut Dice) -> Self {
-        let config = SIDES.1[dice.below(2)].clone();
+        let config = SIDES.1[dice.below(4)].clone();
         let mut client = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
         client.set_buffer_limit(None); // of what is said before there are keys
         Self(client)
