@@ -20,10 +20,6 @@ pub struct Handshake {
     /// So many bytes of it are whole records that rustls was given already, whose payloads it has moved together: parts of a
     /// message that is longer.
     given: usize,
-    /// What came behind the handshake's last message, opened.
-    plain: Vec<u8>,
-    /// The peer has said already that it sends no more.
-    is_ended: bool,
     /// It stands in line for its next step.
     pub is_waiting: bool,
 }
@@ -33,11 +29,7 @@ pub struct Handshake {
 pub struct Finished {
     /// What protects everything from here on.
     pub records: Records,
-    /// What the peer has sent already, opened.
-    pub plain: Vec<u8>,
-    /// The peer has said already that it sends no more.
-    pub is_ended: bool,
-    /// What comes after that and is not opened yet.
+    /// What has come behind the handshake and is not opened yet.
     pub rest: Vec<u8>,
     /// The peer's own certificate, if it showed one that is trusted.
     pub certificate: Option<CertificateDer<'static>>,
@@ -78,7 +70,7 @@ impl Handshake {
     /// The configuration cannot be used.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let rustls = UnbufferedServerConnection::new(config)?;
-        Ok(Self { rustls, received: Vec::new(), given: 0, plain: Vec::new(), is_ended: false, is_waiting: false })
+        Ok(Self { rustls, received: Vec::new(), given: 0, is_waiting: false })
     }
 
     /// Takes bytes that came. Whether they are so many that the next step must not wait.
@@ -101,8 +93,7 @@ impl Handshake {
         let mut taken = 0;
         let (mut end, mut is_whole) = record_end(&self.received, self.given);
         let progress = loop {
-            let UnbufferedStatus { mut discard, state } =
-                self.rustls.process_tls_records(&mut self.received[taken..end]);
+            let UnbufferedStatus { discard, state } = self.rustls.process_tls_records(&mut self.received[taken..end]);
             let progress = match state {
                 Ok(ConnectionState::EncodeTlsData(data)) => {
                     encode(data, out);
@@ -112,20 +103,11 @@ impl Handshake {
                     data.done();
                     None
                 }
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        let record = record?;
-                        self.plain.extend_from_slice(record.payload);
-                        discard += record.discard;
-                    }
-                    None
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.is_ended = true;
-                    None
-                }
                 Ok(ConnectionState::WriteTraffic(_)) => Some(Progress::Complete),
-                Ok(_) => Some(Progress::NeedMore), // early data, which is not offered, is not among these
+                // Nothing that is read, and no end: the record of the peer's `Finished` is the last that rustls is given, with
+                // nothing behind that in it (RFC 8446 §5.1), and before it rustls takes neither for what the peer says. Early
+                // data is not offered.
+                Ok(_) => Some(Progress::NeedMore),
                 Err(error) => {
                     self.say_why(out);
                     return Err(error.into());
@@ -163,13 +145,13 @@ impl Handshake {
     /// # Errors
     /// The configuration does not allow it (`enable_secret_extraction`).
     pub fn finish(self) -> Result<Finished, Failed> {
-        let Self { rustls, received: rest, plain, is_ended, .. } = self;
+        let Self { rustls, received: rest, .. } = self;
         let is_resumed = rustls.handshake_kind() == Some(HandshakeKind::Resumed);
         let certificate = rustls.peer_certificates().and_then(<[_]>::first).cloned();
         let (secrets, kernel) = rustls.dangerous_into_kernel_connection()?;
         let records = Records::new(secrets, kernel);
         let records = records.ok_or_else(|| rustls::Error::General("a cipher suite without keys to take".into()))?;
-        Ok(Finished { records, plain, is_ended, rest, certificate, is_resumed })
+        Ok(Finished { records, rest, certificate, is_resumed })
     }
 }
 

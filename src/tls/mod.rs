@@ -33,7 +33,7 @@ use rustls::server::ServerConfig;
 
 use self::alert::Alert;
 use self::handshake::{Failed, Finished, Handshake, Progress};
-use self::records::{Batch, End};
+use self::records::End;
 use self::secured::{Secured, Stage};
 use crate::contain::contain;
 use crate::fixed::{Chunked, Line};
@@ -334,17 +334,10 @@ impl<I: Io> Layer<I> {
     /// Both sides have keys: what has come behind the handshake is the first of what they protect.
     fn finish(&mut self, conn: ConnKey, finished: Finished) {
         let Some(secured) = find(&mut self.conns, conn) else { return };
-        let Finished { mut records, plain, is_ended, mut rest, certificate, is_resumed } = finished;
+        let Finished { mut records, mut rest, certificate, is_resumed } = finished;
         let how = if is_resumed { TlsHandshake::Resumed } else { TlsHandshake::Full };
         self.metrics.tls_handshakes[how as usize].add(1);
-        let len = plain.len();
-        if len > 0 {
-            self.yields.push_back(Completion::Received { conn, bytes: Bytes::Own(plain, len), armed: true });
-        }
-        let batch = match is_ended {
-            true => Batch { end: Some(End::CloseNotify), ..Batch::default() },
-            false => records.open_all(&mut rest),
-        };
+        let batch = records.open_all(&mut rest);
         secured.stage = Stage::Open(records);
         secured.certificate = certificate.map(Box::new);
         secured.partial = rest[batch.taken..].to_vec();
