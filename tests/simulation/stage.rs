@@ -164,15 +164,23 @@ impl Stage {
                     quiet = 0;
                 }
                 None => {
-                    self.world.advance(Duration::from_millis(1));
-                    quiet += 1;
+                    // In so many milliseconds nothing would be found to do.
+                    let idle_ms = (self.quiet_for().as_millis() as u64).clamp(1, QUIET_MS - quiet);
+                    self.world.advance(Duration::from_millis(idle_ms));
+                    quiet += idle_ms;
                 }
             }
-            if quiet > 60 {
+            if quiet >= QUIET_MS {
                 return;
             }
         }
         panic!("the shards do not come to rest");
+    }
+
+    /// For how long nothing happens by itself.
+    fn quiet_for(&self) -> Duration {
+        self.world
+            .quiet_for((0..self.shards.len()).filter(|&shard| !self.done[shard]).map(|shard| ShardId(shard as u16)))
     }
 
     /// One millisecond, in which every shard does what it has to do.
@@ -216,3 +224,6 @@ impl Stage {
         answered
     }
 }
+
+/// Nothing is left to do when nothing has happened for so long.
+const QUIET_MS: u64 = 61;

@@ -213,6 +213,22 @@ impl World {
         self.0.borrow().asleep(&self.0.borrow().kernels[shard.index()])
     }
 
+    /// For how long nothing happens by itself, faults aside: no time at all while something is on its way or one of these
+    /// shards is awake. A harness may let so much time pass in one stride.
+    pub fn quiet_for(&self, shards: impl Iterator<Item = ShardId>) -> Duration {
+        let state = self.0.borrow();
+        if state.live.iter().any(|&i| state.streams[i].is_moving(state.now_ns)) {
+            return Duration::ZERO;
+        }
+        let resumes = state.live.iter().filter_map(|&i| state.streams[i].resumes_ns());
+        let wakes = shards.map(|shard| &state.kernels[shard.index()]).map(|kernel| match state.asleep(kernel) {
+            true => kernel.wake_at_ns,
+            false => state.now_ns,
+        });
+        let next_ns = wakes.chain(resumes).min().unwrap_or(u64::MAX);
+        Duration::from_nanos(next_ns.saturating_sub(state.now_ns))
+    }
+
     /// A number that equal runs have in common: made of every completion polled, and of the time it was polled at.
     pub fn trace(&self) -> u64 {
         self.0.borrow().trace
@@ -547,6 +563,28 @@ mod tests {
         short.wait(Wait::No).unwrap();
         assert!(!world.asleep(ShardId(0)));
         assert!(matches!(next(&mut long), Completion::Rang));
+    }
+
+    #[test]
+    fn it_is_quiet_until_a_shard_wakes_or_bytes_come() {
+        let (world, mut sim, client) = connected(1, 1);
+        // Never asleep, so that time does not jump.
+        let _other = world.driver(ShardId(1), SimConfig { table: 0, buffers: 0, buffer_size: 0 });
+        let quiet = || world.quiet_for([ShardId(0)].into_iter());
+        let mut fall_asleep = || {
+            while sim.poll().is_some() || !world.asleep(ShardId(0)) {
+                sim.wait(Wait::AtMost(Duration::from_secs(60))).unwrap();
+            }
+        };
+        assert_eq!(quiet(), Duration::ZERO, "awake");
+        fall_asleep();
+        assert!((59..=60).contains(&quiet().as_secs()), "{:?}", quiet());
+        world.client_send(client, b"ping");
+        assert_eq!(quiet(), Duration::ZERO, "on its way");
+        world.advance(Duration::from_millis(50));
+        assert!(quiet() > Duration::from_secs(50), "nobody asked for it");
+        sim.receive(KEY);
+        assert_eq!(quiet(), Duration::ZERO, "the kernel has something to do");
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Stream {
             self.fault(dice);
             return true;
         }
-        if !self.can_rise() && !self.can_sink(now_ns) {
+        if !self.is_moving(now_ns) {
             return false;
         }
         if dice.coin() {
@@ -134,6 +134,11 @@ impl Stream {
             self.sink(dice);
         }
         true
+    }
+
+    /// Something is on its way, either way.
+    pub fn is_moving(&self, now_ns: u64) -> bool {
+        self.can_rise() || self.can_sink(now_ns)
     }
 
     /// Nothing will ever move again.
