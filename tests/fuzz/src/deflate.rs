@@ -85,15 +85,18 @@ fn inflate(mut script: Script<'_>) {
     let message_bytes_max = [0, 1, 100, 5_000, 65_536, 65_537, 200_000, 8 << 20][script.below(8)];
     let limits = InflateLimits { message_bytes_max, ratio_max: [1, 10, 200, 2_000][script.below(4)] };
     let (mut inflater, mut slow) = (Inflater::default(), Slow::new(15));
-    while !script.is_over() {
+    let (mut inflated_bytes, mut cuts) = (0, 0);
+    while !script.is_over() && inflated_bytes < INFLATED_BYTES_MAX {
         // The last is as long as it likes.
         let count = usize::from(script.byte());
         let payload = script.take(if count == 255 { usize::MAX } else { count });
         let inflated = check_message(&mut inflater, &mut slow, payload, takeover, &limits);
-        if !takeover || !inflated {
+        inflated_bytes += inflated.unwrap_or(INFLATED_BYTES_MAX / 8);
+        if !takeover || inflated.is_none() {
             slow = Slow::new(15);
         }
-        if payload.len() <= EVERY_CUT {
+        if cuts + payload.len() <= CUTS_MAX {
+            cuts += payload.len();
             for cut in 0..payload.len() {
                 check_message(&mut Inflater::default(), &mut Slow::new(15), &payload[..cut], takeover, &limits);
             }
@@ -101,20 +104,21 @@ fn inflate(mut script: Script<'_>) {
     }
 }
 
-/// Inflates one message both ways; returns whether it is one.
+/// Inflates one message both ways; returns its bytes if it is one.
 fn check_message(
     inflater: &mut Inflater,
     slow: &mut Slow,
     payload: &[u8],
     takeover: bool,
     limits: &InflateLimits,
-) -> bool {
+) -> Option<usize> {
     let mut message = Vec::new();
     let outcome = inflater.inflate(payload, takeover, limits, &mut message);
     let by_ratio = payload.len().saturating_mul(limits.ratio_max).max(64 * 1024);
     let bytes_max = limits.message_bytes_max.min(by_ratio);
     assert!(message.capacity() <= bytes_max + 1, "{} bytes for {bytes_max}", message.capacity());
-    let expected = slow.message(payload);
+    // The byte over the bound may be there, and what is wrong come next.
+    let expected = slow.message(payload, bytes_max + 1);
     match (&outcome, expected) {
         (Ok(()), Some(expected)) => {
             assert!(message == expected, "{} bytes, and {} of flate2", message.len(), expected.len());
@@ -131,24 +135,30 @@ fn check_message(
     if let Err(error) = &outcome {
         assert!(matches!(error.close_code(), 1002 | 1007 | 1009), "{error}");
     }
-    outcome.is_ok()
+    outcome.is_ok().then_some(message.len())
 }
 
 /// A level, windows, and messages: each a part that is repeated with a change each time.
 fn compress(mut script: Script<'_>) {
     let level = 1 + script.below(9) as u32;
-    let windows = Windows::of_mask(script.word());
+    let mask = script.word();
+    let windows = Windows::of_mask(mask);
+    // Most messages are short: what long ones cost would be taken from the number of those that are tried.
+    let most = MESSAGE_BYTES_MAX >> (mask & 7);
     let mut deflater = Deflater::new(level);
-    while !script.is_over() {
-        let (times, step, change) = (1 + usize::from(script.word() % 2_000), script.byte(), script.byte());
+    let mut deflated_bytes = 0;
+    while !script.is_over() && deflated_bytes < most {
+        let (times, step, change) = (script.word(), script.byte(), script.byte());
+        let times = 1 + (usize::from(times & 0x7ff) >> (times >> 11 & 7));
         let part = script.piece();
         let mut payload = Vec::new();
-        for time in 0..times.min(MESSAGE_BYTES_MAX / part.len().max(1)) {
+        for time in 0..times.min(most / part.len().max(1)) {
             payload.extend_from_slice(part);
             if let Some(last) = payload.last_mut().filter(|_| time % (1 + usize::from(step)) == 0) {
                 *last = last.wrapping_add(change).wrapping_mul(31);
             }
         }
+        deflated_bytes += payload.len();
         let mut served = 0;
         for (class, window_bits) in windows.forms(payload.len()) {
             assert_eq!(served & class.mask(), 0, "one form for each");
@@ -160,7 +170,7 @@ fn compress(mut script: Script<'_>) {
             }
             assert!(out.starts_with(b"before") && out.len() < b"before".len() + payload.len());
             for bits in (9..=15).filter(|bits| class.mask() & 1 << bits != 0) {
-                let inflated = Slow::new(bits).message(&out[b"before".len()..]);
+                let inflated = Slow::new(bits).message(&out[b"before".len()..], payload.len());
                 assert!(inflated.as_ref() == Some(&payload), "not the same with a window of {bits} bits");
             }
         }
@@ -176,8 +186,8 @@ impl Slow {
         Self(Decompress::new_with_window_bits(false, window_bits))
     }
 
-    /// What a message inflates to, whatever its size; nothing if it is no DEFLATE data.
-    fn message(&mut self, payload: &[u8]) -> Option<Vec<u8>> {
+    /// What a message inflates to, or a beginning of that with more than `enough` bytes; nothing if it is no DEFLATE data.
+    fn message(&mut self, payload: &[u8], enough: usize) -> Option<Vec<u8>> {
         let stream = &mut self.0;
         let input = [payload, &[0, 0, 0xff, 0xff]].concat();
         let (mut message, mut rest) = (Vec::new(), &input[..]);
@@ -192,7 +202,7 @@ impl Slow {
             if status == Status::StreamEnd {
                 stream.reset(false); // a block that was the last; what follows begins anew
             }
-            if rest.is_empty() && written < STEP_OUT {
+            if message.len() > enough || rest.is_empty() && written < STEP_OUT {
                 return Some(message);
             }
             if read == 0 && written == 0 && status != Status::StreamEnd {
@@ -202,9 +212,11 @@ impl Slow {
     }
 }
 
-/// Messages of so many bytes are cut at every place.
-const EVERY_CUT: usize = 64;
+/// Messages are cut at every place as long as these are no more.
+const CUTS_MAX: usize = 64;
 /// Longer than the largest window.
 const MESSAGE_BYTES_MAX: usize = 100_000;
+/// Inflated by one input, before the last message.
+const INFLATED_BYTES_MAX: usize = 1 << 20;
 const STEP_IN: usize = 7;
 const STEP_OUT: usize = 200;

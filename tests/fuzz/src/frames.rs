@@ -1,7 +1,7 @@
 //! The frame decoder: a stream gives the same however it is cut, and memory follows what was received.
 
 use tidewheel::ws::deflate::{InflateLimits, Inflater};
-use tidewheel::ws::{Decoder, Event, Extensions, Input, Limits};
+use tidewheel::ws::{Decoder, Event, Extensions, Input, Limits, Opcode, ProtocolError};
 
 use crate::script::Script;
 
@@ -16,6 +16,7 @@ pub fn try_bytes(bytes: &[u8]) {
     let sizes = [script.byte(), script.byte(), script.byte()].map(|size| 1 + usize::from(size));
     let stream = script.0;
     let whole = decode(stream, std::iter::repeat(stream.len().max(1)), &limits);
+    inflate(&whole.0, &limits);
     assert_eq!(decode(stream, std::iter::repeat(1), &limits), whole, "byte by byte");
     assert_eq!(decode(stream, sizes.into_iter().cycle(), &limits), whole, "in pieces of {sizes:?}");
     if stream.len() <= EVERY_CUT {
@@ -25,53 +26,72 @@ pub fn try_bytes(bytes: &[u8]) {
     }
 }
 
+/// What came out of a stream.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Message(Opcode, Vec<u8>),
+    Deflated(Opcode, Vec<u8>),
+    Close(Option<(u16, String)>),
+    Error(ProtocolError),
+}
+
 /// What comes out of the stream in pieces of these sizes, and whether nothing is held at the end.
-fn decode(stream: &[u8], mut sizes: impl Iterator<Item = usize>, limits: &Limits) -> (Vec<String>, bool) {
-    let (mut decoder, mut events, mut rest) = (Decoder::default(), Vec::new(), stream);
-    let (mut inflater, mut inflated) = (Inflater::default(), Vec::new());
-    let bounds = InflateLimits { message_bytes_max: limits.message_bytes_max, ratio_max: 200 };
+fn decode(stream: &[u8], mut sizes: impl Iterator<Item = usize>, limits: &Limits) -> (Vec<Seen>, bool) {
+    let (mut decoder, mut seen, mut rest) = (Decoder::default(), Vec::new(), stream);
+    let mut received = Vec::new();
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(sizes.next().expect("it never ends").min(rest.len()));
         rest = after;
-        let mut piece = piece.to_vec();
-        let mut input = Input::new(&mut piece);
+        received.clear();
+        received.extend_from_slice(piece);
+        let mut input = Input::new(&mut received);
         loop {
             match decoder.next(&mut input, limits) {
-                Ok(Some(event)) => {
-                    // What cannot be compressed gets longer; it is judged by what it inflates to.
-                    let longer = match &event {
-                        Event::Deflated { .. } => limits.message_bytes_max / 7 + 64,
-                        _ => 0,
-                    };
-                    let payload_bytes = match &event {
-                        Event::Text(text) => {
-                            assert!(std::str::from_utf8(text).is_ok(), "a text that is not UTF-8");
-                            text.len()
-                        }
-                        Event::Binary(payload) => payload.len(),
-                        Event::Deflated { payload, .. } => {
-                            assert_eq!(limits.extensions, Extensions::DEFLATE, "compressed, and nobody agreed to that");
-                            let outcome = inflater.inflate(payload, true, &bounds, &mut inflated);
-                            events.push(format!("{outcome:?} {inflated:?}"));
-                            payload.len()
-                        }
-                        _ => 0,
-                    };
-                    assert!(payload_bytes <= limits.message_bytes_max + longer);
-                    events.push(format!("{event:?}"));
-                }
+                Ok(Some(event)) => seen.push(match event {
+                    Event::Text(text) => {
+                        assert!(std::str::from_utf8(text).is_ok(), "a text that is not UTF-8");
+                        assert!(text.len() <= limits.message_bytes_max);
+                        Seen::Message(Opcode::Text, text.to_vec())
+                    }
+                    Event::Binary(payload) => {
+                        assert!(payload.len() <= limits.message_bytes_max);
+                        Seen::Message(Opcode::Binary, payload.to_vec())
+                    }
+                    Event::Deflated { opcode, payload } => {
+                        assert_eq!(limits.extensions, Extensions::DEFLATE, "compressed, and nobody agreed to that");
+                        // What cannot be compressed gets longer; it is judged by what it inflates to.
+                        assert!(payload.len() <= limits.message_bytes_max + limits.message_bytes_max / 7 + 64);
+                        Seen::Deflated(opcode, payload.to_vec())
+                    }
+                    Event::Ping(payload) => Seen::Message(Opcode::Ping, payload.to_vec()),
+                    Event::Pong(payload) => Seen::Message(Opcode::Pong, payload.to_vec()),
+                    Event::Close(close) => Seen::Close(close.map(|close| (close.code, close.reason.to_owned()))),
+                }),
                 Ok(None) => break,
                 Err(error) => {
                     assert!(matches!(error.close_code(), 1002 | 1007 | 1009), "{error}");
-                    events.push(error.to_string());
+                    seen.push(Seen::Error(error));
                 }
             }
         }
         assert!(input.is_empty(), "None means that all input is consumed");
-        let received = stream.len() - rest.len();
-        assert!(decoder.held_bytes() <= 2 * received + HELD_MORE, "{} held of {received}", decoder.held_bytes());
+        let arrived = stream.len() - rest.len();
+        assert!(decoder.held_bytes() <= 2 * arrived + HELD_MORE, "{} held of {arrived}", decoder.held_bytes());
     }
-    (events, decoder.is_idle())
+    (seen, decoder.is_idle())
+}
+
+/// What is compressed becomes a message within its bound, or an error.
+fn inflate(seen: &[Seen], limits: &Limits) {
+    let bounds = InflateLimits { message_bytes_max: limits.message_bytes_max, ratio_max: 200 };
+    let (mut inflater, mut message) = (Inflater::default(), Vec::new());
+    for event in seen {
+        let Seen::Deflated(_, payload) = event else { continue };
+        match inflater.inflate(payload, true, &bounds, &mut message) {
+            Ok(()) => assert!(message.len() <= limits.message_bytes_max),
+            Err(error) => assert!(matches!(error.close_code(), 1002 | 1007 | 1009), "{error}"),
+        }
+    }
 }
 
 /// This bit of the first byte: compression was agreed on.

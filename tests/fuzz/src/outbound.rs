@@ -1,5 +1,7 @@
 //! The outbound queue of a connection, against the rules as they are written.
 
+use std::rc::Rc;
+
 use tidewheel::conn::{Enqueued, Gather, Outbound, OutboundLimits};
 use tidewheel::io::{Lossy, Palette, SharedFrame, Stream};
 use tidewheel::metrics::{Drop, Drops};
@@ -54,7 +56,8 @@ struct Slow {
     topic: Option<usize>,
     /// None of a subscription that has ended since.
     key: Option<u64>,
-    text: String,
+    /// Shared, for the list is copied with every frame.
+    text: Rc<String>,
 }
 
 struct Flight {
@@ -95,10 +98,10 @@ impl Bench {
     }
 
     fn publish(&mut self, topic: usize, key: u64, bytes: usize) {
-        let text = format!("{}.{}", self.number, "x".repeat(bytes));
+        let text = Rc::new(format!("{}.{}", self.number, "x".repeat(bytes)));
         let (gone, is_taken) = self.admit(Slow { topic: Some(topic), key: Some(key), text: text.clone() });
         gone.iter().filter_map(Slow::policy).for_each(|policy| self.expected[Drop::from(policy) as usize] += 1);
-        let (len, plain) = (text.len() as u32, text.into_bytes());
+        let (len, plain) = (text.len() as u32, text.as_bytes().to_vec());
         let Self { palette, queue, limits, drops, now, .. } = self;
         let (frame, enqueued) = match POLICIES[topic] {
             None => {
@@ -164,8 +167,8 @@ impl Bench {
         let text = format!("r{}.", self.number);
         self.queue.reply(&mut self.palette, self.now, |out| out.extend_from_slice(text.as_bytes()));
         match self.waiting.last_mut().filter(|last| last.topic.is_none()) {
-            Some(last) => last.text.push_str(&text),
-            None => self.waiting.push(Slow { topic: None, key: None, text }),
+            Some(last) => Rc::make_mut(&mut last.text).push_str(&text),
+            None => self.waiting.push(Slow { topic: None, key: None, text: Rc::new(text) }),
         }
     }
 
@@ -173,8 +176,8 @@ impl Bench {
         let text = format!("c{}.", self.number);
         self.queue.control(&mut self.palette, self.now, |out| out.extend_from_slice(text.as_bytes()));
         match self.waiting.first_mut().filter(|first| first.topic.is_none()) {
-            Some(first) => first.text.push_str(&text),
-            None => self.waiting.insert(0, Slow { topic: None, key: None, text }),
+            Some(first) => Rc::make_mut(&mut first.text).push_str(&text),
+            None => self.waiting.insert(0, Slow { topic: None, key: None, text: Rc::new(text) }),
         }
     }
 
