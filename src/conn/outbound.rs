@@ -186,12 +186,18 @@ impl Outbound {
 
     /// Appends a reply: `write` adds one or more complete wire frames to the batch that leaves next.
     pub fn reply(&mut self, palette: &mut Palette, now: Ms, write: impl FnOnce(&mut Vec<u8>)) {
+        self.reply_of(palette, now, 0, write);
+    }
+
+    /// As [`Outbound::reply`], of which it is known that it takes about `bytes`.
+    pub fn reply_of(&mut self, palette: &mut Palette, now: Ms, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let open = self.back().filter(|&back| palette.open_len(back).is_some_and(|len| len < BATCH_BYTES_MAX));
         let frame = open.unwrap_or_else(|| {
             let frame = palette.open();
             self.push(frame, now);
             frame
         });
+        palette.make_room(frame, bytes);
         self.append(palette, frame, write);
     }
 

@@ -24,6 +24,7 @@ pub mod probe;
 mod random;
 mod recv_ring;
 pub mod sim;
+mod spares;
 mod token;
 pub mod uring;
 

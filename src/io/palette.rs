@@ -11,6 +11,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::asan;
+use super::spares::Spares;
 
 /// Bytes encoded once for all their receivers, and carried across shards by reference.
 #[derive(Debug)]
@@ -125,26 +126,20 @@ struct Entry {
 }
 
 const NONE: u32 = u32::MAX;
-/// A private buffer that grew beyond this is given back to the allocator; a smaller one is kept for the next reply.
-const SPARE_CAPACITY_MAX: usize = 4096;
-/// Private buffers kept, at most: 1,024 × 4 KiB = 4 MiB a shard.
-const SPARES_MAX: usize = 1024;
-/// Capacity a new private buffer starts with.
-const PRIVATE_CAPACITY: usize = 512;
 
 /// The frames of one shard.
 #[derive(Debug)]
 pub struct Palette {
     entries: Vec<Entry>,
     free: u32,
-    spares: Vec<Vec<u8>>,
+    spares: Spares,
     live: usize,
     bytes: usize,
 }
 
 impl Default for Palette {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: NONE, spares: Vec::new(), live: 0, bytes: 0 }
+        Self { entries: Vec::new(), free: NONE, spares: Spares::default(), live: 0, bytes: 0 }
     }
 }
 
@@ -165,7 +160,7 @@ impl Palette {
 
     /// Opens an empty private frame with one owner.
     pub fn open(&mut self) -> FrameKey {
-        let buffer = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(PRIVATE_CAPACITY));
+        let buffer = self.spares.take();
         self.insert(Body::Private(buffer), 1, 0)
     }
 
@@ -176,6 +171,19 @@ impl Palette {
             Entry { body: Body::Private(bytes), owners: 1, lent: 0, .. } => Some(bytes.len()),
             _ => None,
         }
+    }
+
+    /// Makes room for so many bytes more in a private frame that may be appended to, in memory that another frame had before
+    /// it if there is some. Who appends more than that, or does not know how much it is, grows it all the same.
+    pub fn make_room(&mut self, key: FrameKey, more: usize) {
+        if let Entry { body: Body::Private(bytes), owners: 1, lent: 0, .. } = &mut self.entries[key.index()] {
+            self.spares.make_room(bytes, more);
+        }
+    }
+
+    /// Nothing is left of many connections: gives memory that is kept for frames back to the allocator.
+    pub fn give_back(&mut self) {
+        self.spares = Spares::default();
     }
 
     /// Appends what `write` adds to a private frame and says how many bytes that was; `None`, without a call, if the
@@ -191,8 +199,9 @@ impl Palette {
 
     /// Appends the bytes of other frames to a private frame that may be appended to.
     pub fn fill(&mut self, key: FrameKey, parts: &[FrameKey]) {
-        let mut bytes = std::mem::take(self.private_mut(key).expect("a private frame that only its owner holds"));
         let added = parts.iter().map(|&part| self.bytes(part).len()).sum();
+        self.make_room(key, added);
+        let mut bytes = std::mem::take(self.private_mut(key).expect("a private frame that only its owner holds"));
         bytes.reserve(added);
         for &part in parts {
             bytes.extend_from_slice(self.bytes(part));
@@ -337,12 +346,8 @@ impl Palette {
         let entry = &mut self.entries[key.index()];
         let body = std::mem::replace(&mut entry.body, Body::Free { next: self.free });
         self.free = key.index() as u32;
-        if let Body::Private(mut buffer) = body
-            && buffer.capacity() <= SPARE_CAPACITY_MAX
-            && self.spares.len() < SPARES_MAX
-        {
-            buffer.clear();
-            self.spares.push(buffer);
+        if let Body::Private(buffer) = body {
+            self.spares.keep(buffer);
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::conn::{Conn, Greeting, Seat};
 use crate::id::ConnKey;
 use crate::io::{Io, Socket};
 use crate::metrics::{CloseReason, Refusal};
+use crate::ws::decoder::Memory;
 
 use super::Shard;
 use super::settings::ACCEPT_RETRY_MS;
@@ -160,6 +161,8 @@ impl<I: Io> Shard<I> {
             self.wheel.give_back();
             self.sessions.give_back();
             self.io.give_back();
+            self.io.palette().give_back();
+            self.gathered = Memory::default();
         }
         if let Accepting::Paused { .. } = self.accepting {
             self.open();

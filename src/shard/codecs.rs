@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::Compression;
 use crate::contain::contain;
 use crate::id::ConnKey;
-use crate::io::{Form, Io};
+use crate::io::{Form, Io, SharedFrame, Stream};
 use crate::metrics::{Deflated, Inflated, ShardMetrics};
 use crate::ws::deflate::{Agreement, Deflater, InflateLimits, Inflater, Windows};
 use crate::ws::{self, Event, Opcode, ProtocolError};
@@ -27,6 +27,8 @@ pub(super) struct Codecs {
     compressed: Vec<u8>,
     /// The message inflated last.
     message: Vec<u8>,
+    /// What the next message for many is written to.
+    plain: Vec<u8>,
     metrics: Arc<ShardMetrics>,
 }
 
@@ -46,6 +48,7 @@ impl Codecs {
             inflater: None,
             compressed: Vec::new(),
             message: Vec::new(),
+            plain: Vec::new(),
             metrics,
         }
     }
@@ -76,8 +79,24 @@ impl Codecs {
         }
     }
 
-    /// The compressed forms of a text message that the clients of these windows get.
-    pub(super) fn forms(&mut self, plain: &[u8], windows: Windows) -> Vec<Form> {
+    /// A text message for many, with the compressed forms that the clients of these windows get. It is written where the one
+    /// before was, since nobody knows yet how long it is.
+    pub(super) fn shared(
+        &mut self,
+        stream: Option<Stream>,
+        windows: Windows,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Arc<SharedFrame> {
+        let mut plain = std::mem::take(&mut self.plain);
+        ws::frame_of(&mut plain, Opcode::Text, write);
+        let forms = self.forms(&plain, windows);
+        let frame = SharedFrame::with_forms(plain.as_slice().to_vec(), stream, forms);
+        reuse(&mut plain);
+        self.plain = plain;
+        frame
+    }
+
+    fn forms(&mut self, plain: &[u8], windows: Windows) -> Vec<Form> {
         let payload = ws::payload(plain);
         let mut forms = Vec::new();
         for (class, window_bits) in windows.forms(payload.len()) {

@@ -82,12 +82,16 @@ impl<I: Io> Shard<I> {
         self.inbound_bytes -= decoder.held_bytes();
         let extensions = if conn.deflate.is_some() { Extensions::DEFLATE } else { Extensions::NONE };
         let limits = Limits { extensions, ..self.settings.messages };
-        let mut input = Input::new(bytes);
+        let mut memory = std::mem::take(&mut self.gathered);
+        let mut input = Input::with_memory(bytes, &mut memory);
         while !input.is_empty() {
             match self.gate(key) {
                 Gate::Open => {}
                 Gate::Full => break,
-                Gate::Shut => return len,
+                Gate::Shut => {
+                    self.gathered = memory;
+                    return len;
+                }
             }
             if !self.may_go_on() {
                 break;
@@ -112,9 +116,10 @@ impl<I: Io> Shard<I> {
                 break;
             }
         }
-        decoder.settle();
-        self.count_frames(key, input.short_fragments());
-        let taken = len - input.rest().len();
+        let (taken, short_fragments) = (len - input.rest().len(), input.short_fragments());
+        decoder.settle_into(Some(&mut memory));
+        self.gathered = memory;
+        self.count_frames(key, short_fragments);
         match self.conns.get_mut(key) {
             Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
                 if !decoder.is_idle() {
@@ -186,7 +191,7 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         if let Some(conn) = self.conns.get_mut(key) {
             let (codecs, deflate) = (&mut self.codecs, conn.deflate);
-            conn.outbound.reply(self.io.palette(), now, |out| {
+            conn.outbound.reply_of(self.io.palette(), now, bytes.len() + ws::encoder::HEADER_BYTES_MAX, |out| {
                 codecs.frame_of(out, opcode, deflate, |out| out.extend_from_slice(bytes));
             });
             self.count_flow(key, Flow::MessagesOut, 1);

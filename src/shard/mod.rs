@@ -51,6 +51,7 @@ use crate::metrics::ShardMetrics;
 use crate::pubsub::{Bus, BusPort, Receipts, Registry, Topics, WindowCounts};
 use crate::sync::AtomicUsize;
 use crate::tls::Layer;
+use crate::ws::decoder::Memory;
 use crate::ws::deflate::INFLATER_BYTES;
 use codecs::Codecs;
 pub use drain::DrainOrder;
@@ -147,6 +148,8 @@ pub struct Shard<I: Io> {
     /// Whose mail was taken first.
     first_sender: u16,
     gather: Gather,
+    /// What messages that come in pieces are gathered in.
+    gathered: Memory,
     codecs: Codecs,
     /// Connections that have an inflater of their own.
     inflaters: usize,
@@ -218,6 +221,7 @@ impl<I: Io> Shard<I> {
             mail_budget: Budget::default(),
             first_sender: 0,
             gather: Gather::default(),
+            gathered: Memory::default(),
             codecs: Codecs::new(&settings.compression, metrics.clone()),
             inflaters: 0,
             anonymous: HashMap::default(),
@@ -355,7 +359,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn rearm(&mut self) {
-        for key in std::mem::take(&mut self.rearm) {
+        let mut rearm = std::mem::take(&mut self.rearm); // nothing is added meanwhile; the list keeps its memory
+        for key in rearm.drain(..) {
             let Some(conn) = self.conns.get_mut(key) else { continue };
             if conn.receive_ended() {
                 continue;
@@ -368,6 +373,7 @@ impl<I: Io> Shard<I> {
                 self.io.receive(key);
             }
         }
+        self.rearm = rearm;
     }
 
     fn ring(&mut self) {

@@ -8,8 +8,8 @@ use crate::conn::{Flow, OutboundLimits};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame, Stream};
 use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, Topics, fan_out};
+use crate::ws::Opcode;
 use crate::ws::deflate::Windows;
-use crate::ws::{self, Opcode};
 
 use super::Shard;
 
@@ -175,10 +175,8 @@ impl<I: Io> Shard<I> {
         windows: Windows,
         write: impl FnOnce(EnvelopeWriter<'_>),
     ) -> Arc<SharedFrame> {
-        let mut out = Vec::with_capacity(256);
-        ws::frame_of(&mut out, Opcode::Text, |out| write(EnvelopeWriter::push(out, self.now.unix_ms)));
-        let forms = self.codecs.forms(&out, windows);
-        SharedFrame::with_forms(out, stream, forms)
+        let unix_ms = self.now.unix_ms;
+        self.codecs.shared(stream, windows, |out| write(EnvelopeWriter::push(out, unix_ms)))
     }
 
     /// Puts the frame on the queues of a local topic's members.

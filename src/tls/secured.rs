@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::alert::Alert;
 use super::handshake::Handshake;
-use super::records::Records;
+use super::records::{OVERHEAD_MAX, PLAIN_MAX, Records};
 use crate::id::ConnKey;
 use crate::io::{FrameKey, Io, Palette};
 
@@ -78,12 +78,11 @@ impl Secured {
         let Stage::Open(records) = &mut self.stage else { return None };
         let queued = next(&mut self.queued, palette);
         debug_assert!(queued.plain == 0, "a shard has one send in flight");
-        let mut plain = 0;
-        let sealed = palette.append_from(queued.frame, frame, |bytes, out| {
-            let bytes = &bytes[from as usize..];
-            plain = bytes.len().min(super::records::PLAIN_MAX);
-            records.seal_data(&bytes[..plain], out)
-        });
+        let from = from as usize;
+        let plain = (palette.bytes(frame).len() - from).min(PLAIN_MAX);
+        palette.make_room(queued.frame, plain + OVERHEAD_MAX);
+        let sealed =
+            palette.append_from(queued.frame, frame, |bytes, out| records.seal_data(&bytes[from..from + plain], out));
         sealed.ok()?;
         queued.plain = plain as u32;
         Some(())

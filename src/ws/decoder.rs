@@ -2,22 +2,32 @@
 //! Law: a whole message that lies in the input is lent from there, unmasked in place; anything else is gathered in one
 //! buffer that follows the bytes received, never the lengths declared, and is gone once its message has been handled.
 
+mod memory;
+
 use super::error::ProtocolError;
 use super::frame::{self, Extensions, Header};
 use super::mask;
 use super::message::{CONTROL_BYTES_MAX, Close, Event, Opcode, may_be_sent};
+
+pub use memory::Memory;
 
 /// A cursor over lent bytes: what was received and not yet decoded.
 #[derive(Debug)]
 pub struct Input<'b> {
     unread: &'b mut [u8],
     short_fragments: u32,
+    memory: Option<&'b mut Memory>,
 }
 
 impl<'b> Input<'b> {
     /// Starts at the front of `bytes`, which decoding overwrites.
     pub fn new(bytes: &'b mut [u8]) -> Self {
-        Self { unread: bytes, short_fragments: 0 }
+        Self { unread: bytes, short_fragments: 0, memory: None }
+    }
+
+    /// As [`Input::new`]; what has to be gathered is gathered in memory that other messages had before.
+    pub fn with_memory(bytes: &'b mut [u8], memory: &'b mut Memory) -> Self {
+        Self { unread: bytes, short_fragments: 0, memory: Some(memory) }
     }
 
     /// The unread bytes.
@@ -85,7 +95,7 @@ impl Decoder {
         input: &'a mut Input<'_>,
         limits: &Limits,
     ) -> Result<Option<Event<'a>>, ProtocolError> {
-        self.settle();
+        self.settle_into(input.memory.as_deref_mut());
         loop {
             match self.step(input, limits) {
                 Ok(Step::Lent(event)) => return Ok(Some(event)),
@@ -105,11 +115,17 @@ impl Decoder {
     /// a caller that stops before `next` has returned `None` needs it.
     #[inline]
     pub fn settle(&mut self) {
+        self.settle_into(None);
+    }
+
+    /// As [`Decoder::settle`]; what is given back is for the next message.
+    #[inline]
+    pub fn settle_into(&mut self, memory: Option<&mut Memory>) {
         let Some(partial) = &self.partial else { return };
         match partial.reading {
-            Reading::Data { fin: true, left: 0, .. } => self.partial = None,
+            Reading::Data { fin: true, left: 0, .. } => self.give_back(memory),
             Reading::Control { opcode: Opcode::Close, left: 0, .. } => self.end(),
-            Reading::Control { left: 0, .. } => self.next_frame(),
+            Reading::Control { left: 0, .. } => self.next_frame(memory),
             _ => {}
         }
     }
@@ -147,7 +163,8 @@ impl Decoder {
                 if !cut.is_empty() {
                     let mut bytes = [0; frame::HEADER_BYTES_MAX];
                     bytes[..cut.len()].copy_from_slice(cut);
-                    self.gathering().reading = Reading::Header { bytes, received: cut.len() as u8 };
+                    self.gathering(input.memory.as_deref_mut()).reading =
+                        Reading::Header { bytes, received: cut.len() as u8 };
                 }
                 Ok(Step::Starved)
             }
@@ -207,12 +224,12 @@ impl Decoder {
             if opcode == Opcode::Close {
                 self.end();
             } else if self.partial.is_some() {
-                self.next_frame();
+                self.next_frame(input.memory.as_deref_mut());
             }
             return Ok(Step::Lent(event));
         }
 
-        let partial = self.gathering();
+        let partial = self.gathering(input.memory.as_deref_mut());
         if is_control {
             partial.reading =
                 Reading::Control { opcode, key, left: left as u8, received: 0, payload: [0; CONTROL_BYTES_MAX] };
@@ -235,11 +252,11 @@ impl Decoder {
                     true => message.bytes.len() + piece.len() + *left,
                     false => limits.payload_bytes_max(message.is_deflated),
                 };
-                message.append(piece, bytes_max)?;
+                message.append(piece, bytes_max, input.memory.as_deref_mut())?;
                 match (*left, *fin) {
                     (0, true) => message.complete().map(|()| Step::Gathered),
                     (0, false) => {
-                        self.next_frame();
+                        self.next_frame(input.memory.as_deref_mut());
                         Ok(Step::Again)
                     }
                     _ => Ok(Step::Starved),
@@ -258,21 +275,32 @@ impl Decoder {
     }
 
     /// A frame that did not end its message is over, or one that came between: on to the next header.
-    fn next_frame(&mut self) {
+    fn next_frame(&mut self, memory: Option<&mut Memory>) {
         match &mut self.partial {
             Some(partial) if partial.message.is_some() => partial.reading = Reading::BETWEEN_FRAMES,
-            _ => self.partial = None,
+            _ => self.give_back(memory),
+        }
+    }
+
+    /// Nothing is gathered any more.
+    fn give_back(&mut self, memory: Option<&mut Memory>) {
+        if let (Some(partial), Some(memory)) = (self.partial.take(), memory) {
+            memory.keep(partial);
         }
     }
 
     /// The stream is over: frees what was gathered, and remembers that nothing may follow.
     #[cold]
     fn end(&mut self) {
-        *self.gathering() = Partial { message: None, reading: Reading::Ended };
+        *self.gathering(None) = Partial { message: None, reading: Reading::Ended };
     }
 
-    fn gathering(&mut self) -> &mut Partial {
-        self.partial.get_or_insert_with(|| Box::new(Partial { message: None, reading: Reading::BETWEEN_FRAMES }))
+    fn gathering(&mut self, memory: Option<&mut Memory>) -> &mut Partial {
+        self.partial.get_or_insert_with(|| {
+            let mut partial = memory.and_then(Memory::partial).unwrap_or_default();
+            partial.reading = Reading::BETWEEN_FRAMES;
+            partial
+        })
     }
 }
 
@@ -289,7 +317,7 @@ enum Step<'b> {
 }
 
 /// What is kept from one input to the next while a frame or a message is incomplete, or once the stream has ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Partial {
     /// The data message in progress: from its first frame's header on, across the control frames in between.
     message: Option<Message>,
@@ -316,7 +344,7 @@ impl Partial {
 }
 
 /// Where in the stream of frames an incomplete message stands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Reading {
     /// In a header, `received` bytes of it are here.
     Header { bytes: [u8; frame::HEADER_BYTES_MAX], received: u8 },
@@ -326,6 +354,7 @@ enum Reading {
     /// In the payload of a control frame. With nothing left it has been handed out.
     Control { opcode: Opcode, key: [u8; 4], left: u8, received: u8, payload: [u8; CONTROL_BYTES_MAX] },
     /// After a close frame or an error.
+    #[default]
     Ended,
 }
 
@@ -355,7 +384,7 @@ impl Message {
     }
 
     /// Adds unmasked bytes of a message that will have at most `bytes_max`.
-    fn append(&mut self, piece: &[u8], bytes_max: usize) -> Result<(), ProtocolError> {
+    fn append(&mut self, piece: &[u8], bytes_max: usize, memory: Option<&mut Memory>) -> Result<(), ProtocolError> {
         if piece.is_empty() {
             return Ok(());
         }
@@ -363,7 +392,10 @@ impl Message {
         if needed > self.bytes.capacity() {
             // Doubling keeps the cost linear in the bytes received, however small the pieces.
             let capacity = (2 * self.bytes.capacity()).max(CAPACITY_MIN).min(bytes_max).max(needed);
-            self.bytes.reserve_exact(capacity - self.bytes.len());
+            match memory {
+                Some(memory) => memory.grow(&mut self.bytes, needed, capacity),
+                None => self.bytes.reserve_exact(capacity - self.bytes.len()),
+            }
         }
         self.bytes.extend_from_slice(piece);
         if self.is_plain_text() {

@@ -104,7 +104,7 @@ fn header(first: u8, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
 const FIN: u8 = 0x80;
 const RSV1: u8 = 0x40;
 /// Longest header of a server, in bytes.
-const HEADER_BYTES_MAX: usize = 10;
+pub const HEADER_BYTES_MAX: usize = 10;
 /// Header bytes that [`begin`] reserves: right for payloads of 126 to 65,535 bytes.
 const HEADER_RESERVED: usize = 4;
 

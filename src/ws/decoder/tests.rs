@@ -43,10 +43,21 @@ fn plain(message_bytes_max: usize) -> Limits {
 
 /// Decodes `stream` in the pieces that `cuts` makes of it; an error ends the list.
 fn decode(decoder: &mut Decoder, stream: &[u8], cuts: &[usize], limits: Limits) -> String {
+    decode_in(None, decoder, stream, cuts, limits)
+}
+
+/// The same, in memory of other messages.
+fn decode_in(
+    mut memory: Option<&mut Memory>,
+    decoder: &mut Decoder,
+    stream: &[u8],
+    cuts: &[usize],
+    limits: Limits,
+) -> String {
     let (mut events, mut from) = (Vec::new(), 0);
     for &to in cuts.iter().chain([&stream.len()]) {
         let mut piece = stream[from..to].to_vec();
-        let mut input = Input::new(&mut piece);
+        let mut input = Input { memory: memory.as_deref_mut(), ..Input::new(&mut piece) };
         from = to;
         loop {
             match decoder.next(&mut input, &limits) {
@@ -284,8 +295,18 @@ proptest! {
         let events = decode(&mut pieces, &stream, &cuts, plain(1000));
         prop_assert!(pieces.held_bytes() <= 2 * stream.len() + SMALL, "{} of {}", pieces.held_bytes(), stream.len());
         let mut whole = Decoder::default();
-        prop_assert_eq!(events, decode(&mut whole, &stream, &[], plain(1000)));
+        prop_assert_eq!(&events, &decode(&mut whole, &stream, &[], plain(1000)));
         prop_assert_eq!(pieces.is_idle(), whole.is_idle());
+        // Nor does what others have left behind.
+        let mut memory = Memory::default();
+        for _ in 0..2 {
+            let mut another = Decoder::default();
+            let again = decode_in(Some(&mut memory), &mut another, &stream, &cuts, plain(1000));
+            prop_assert_eq!(&events, &again);
+            prop_assert!(another.held_bytes() <= 2 * stream.len() + SMALL, "{} of {}", another.held_bytes(), stream.len());
+            prop_assert_eq!(pieces.is_idle(), another.is_idle());
+            another.settle_into(Some(&mut memory));
+        }
     }
 }
 
