@@ -1,26 +1,46 @@
-//! What a message costs the server in allocations.
+//! What a message costs the server in allocations and in instructions, whatever else the machine does meanwhile.
 //!
 //! ```text
-//! cargo bench --bench counts
+//! cargo bench --bench counts                    # both tables, and instructions compared with the baseline
+//! cargo bench --bench counts -- allocations
+//! cargo bench --bench counts -- instructions    # needs valgrind
+//! cargo bench --bench counts -- renew           # makes the baseline of instructions anew
 //! ```
 
 mod calm;
+mod instructions;
 #[path = "../measure/json.rs"]
 mod json;
 mod scenes;
 mod server;
 
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use scenes::SCENES;
 
-fn main() -> io::Result<()> {
+fn main() -> io::Result<ExitCode> {
     // `cargo bench` adds `--bench`; `cargo test`, which does not, wants to see whether it runs.
-    if std::env::args().any(|word| word == "--bench") {
-        return allocations();
-    }
-    SCENES.iter().for_each(|scene| drop(scene.warm(1)));
-    Ok(())
+    let (options, words): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let is_well = match *words {
+        [] if !options.iter().any(|option| option == "--bench") => {
+            SCENES.iter().for_each(|scene| drop(scene.warm(1)));
+            true
+        }
+        [] => allocations().and_then(|()| instructions::check(false))?,
+        ["allocations"] => allocations().map(|()| true)?,
+        ["instructions"] => instructions::check(false)?,
+        ["renew"] => instructions::check(true)?,
+        ["play", name] => {
+            let scene = SCENES.iter().find(|scene| scene.name == name);
+            instructions::play(scene.ok_or_else(|| io::Error::other(format!("no scene `{name}`")))?);
+            true
+        }
+        _ => return Err(io::Error::other("allocations, instructions or renew")),
+    };
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the shard allocates in rounds in which nothing is new.
