@@ -585,7 +585,7 @@ mod tests {
             ];
             let accepted = values.iter().any(|value| {
                 let mut config = Config::default();
-                config.set(&key, value).is_ok() && config != Config::default()
+                config.set(key, value).is_ok() && config != Config::default()
             });
             assert!(accepted, "{key}");
         }

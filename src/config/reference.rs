@@ -241,7 +241,7 @@ mod tests {
             let mut tried = 0;
             for value in VALUES {
                 let mut config = Config::default();
-                if config.set(&key, value).is_err() || config == Config::default() {
+                if config.set(key, value).is_err() || config == Config::default() {
                     continue;
                 }
                 tried += 1;

@@ -98,11 +98,11 @@ fn every_key_is_applied_or_said_to_wait() {
             break;
         }
         if !tried {
-            untried.push(key.path);
+            untried.push(key.path.as_str());
         }
     }
     // It names a file, which is not there.
-    assert!(untried.iter().all(|key| ["auth.public_key_file"].contains(&key.as_str())), "{untried:?}");
+    assert!(untried.iter().all(|key| ["auth.public_key_file"].contains(key)), "{untried:?}");
     assert_eq!(*server.handle.config(), *begun);
     server.connect().quiet();
 }
