@@ -8,7 +8,7 @@ use super::{CAPACITY_MIN, Partial};
 /// Memory of messages that have been handled. Whoever decodes for many keeps one for all of them.
 #[derive(Debug, Default)]
 pub struct Memory {
-    #[expect(clippy::vec_box, reason = "they are handed out and come back in their boxes")]
+    #[expect(clippy::vec_box, reason = "a decoder is eight bytes, so what it points to comes and goes as it is")]
     partials: Vec<Box<Partial>>,
     /// Oldest first.
     buffers: VecDeque<Vec<u8>>,
