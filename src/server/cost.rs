@@ -31,7 +31,7 @@ pub const IDLE: [Part; 7] = [
     part("entry in the list of clients", CLIENT_BYTES),
 ];
 
-/// All of [`IDLE`] together, in bytes.
+/// All parts of the memory contract together, in bytes.
 pub const IDLE_CONNECTION_BYTES: usize = {
     let (mut sum, mut at) = (0, 0);
     while at < IDLE.len() {
