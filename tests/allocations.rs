@@ -12,6 +12,7 @@ mod scenes;
 mod server;
 
 use scenes::{SCENES, Scene};
+use tidewheel::server::IDLE_CONNECTION_BYTES;
 
 /// Rounds before the count, until what is kept for each connection is there.
 const WARM_UP: u32 = 256;
@@ -68,6 +69,36 @@ fn nothing_is_allocated_that_need_not_be() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
     let unknown = NEEDED.iter().find(|(needed, _)| !SCENES.iter().any(|scene| scene.name == *needed));
     assert_eq!(unknown, None, "there is no such scene");
+}
+
+/// The memory contract, counted: what a shard keeps for connections that are authenticated, have one subscription and lie idle.
+#[test]
+fn an_idle_connection_keeps_no_more_than_the_contract_says() {
+    const CONNECTIONS: u64 = 4000;
+    let mut server = scenes::guarded();
+    let subscribe = server::text(r#"{"type":"subscribe","payload":{"topic":"news"}}"#);
+    let mut bytes = 0;
+    for number in 0..CONNECTIONS {
+        let request = scenes::request_of(&format!("client-{number}"));
+        server.calm().connect();
+        let mut turns = |server: &mut server::Server| {
+            bytes += allocation_counter::measure(|| (0..3).for_each(|_| server.turn())).bytes_current;
+        };
+        turns(&mut server);
+        let conn = server.calm().adopted().expect("there is room");
+        server.calm().say(conn, &request);
+        turns(&mut server);
+        server.calm().say(conn, &subscribe);
+        turns(&mut server);
+    }
+    assert_eq!(
+        (server.metrics().authenticated.get(), server.metrics().subscriptions.get()),
+        (CONNECTIONS, CONNECTIONS)
+    );
+    // The driver's record is not among them, and of each kind of chunk the last one is not full.
+    let each = u64::try_from(bytes).expect("more is taken than given back") / CONNECTIONS;
+    let contract = IDLE_CONNECTION_BYTES as u64;
+    assert!((contract - 40..=contract).contains(&each), "{each} bytes each, where the contract says {contract}");
 }
 
 #[test]

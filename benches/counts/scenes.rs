@@ -8,6 +8,7 @@ use serde_json::json;
 use tidewheel::Context;
 use tidewheel::app::auth::{Algorithm, AuthSettings, Authenticator, KeyMaterial, KeySettings, make_token};
 use tidewheel::app::{Router, envelope};
+use tidewheel::conn::RateLimits;
 use tidewheel::id::ConnKey;
 use tidewheel::ws::deflate::{Deflater, WINDOW_BITS_MAX};
 use tidewheel::ws::{Decoder, Extensions, Input, Limits};
@@ -240,17 +241,31 @@ fn idle_tick() -> Round {
     })
 }
 
-/// A newcomer with a good token in its upgrade request, until it has been told who it is; then it leaves.
-fn connect() -> Round {
-    let key = KeySettings { algorithm: Algorithm::HS256, key: KeyMaterial::Secret(vec![7; 32]), id: None };
-    let token = make_token(&json!({ "sub": "client-1234", "exp": 4_000_000_000_u64 }), &key).expect("a good key");
-    let auth = AuthSettings { keys: vec![key], ..AuthSettings::default() };
+/// A server for whoever has a token, who may send as much as he likes: what is left of a rate is kept until the first ping finds that
+/// it is whole again.
+pub fn guarded() -> Server {
+    let auth = AuthSettings { keys: vec![key()], ..AuthSettings::default() };
     let authenticator = Arc::new(Authenticator::new(&auth).expect("a good key"));
-    let mut server = Server::new(Router::default(), |settings| {
+    Server::new(Router::default(), |settings| {
         settings.auth_required = true;
         settings.authenticator = Some(authenticator);
-    });
-    let request = request("/ws", &format!("Authorization: Bearer {token}\r\n"));
+        settings.rates = RateLimits::default();
+    })
+}
+
+/// The upgrade request of a user of a guarded server.
+pub fn request_of(user: &str) -> Vec<u8> {
+    let token = make_token(&json!({ "sub": user, "exp": 4_000_000_000_u64 }), &key()).expect("a good key");
+    request("/ws", &format!("Authorization: Bearer {token}\r\n"))
+}
+
+fn key() -> KeySettings {
+    KeySettings { algorithm: Algorithm::HS256, key: KeyMaterial::Secret(vec![7; 32]), id: None }
+}
+
+/// A newcomer with a good token in its upgrade request, until it has been told who it is; then it leaves.
+fn connect() -> Round {
+    let (mut server, request) = (guarded(), request_of("client-1234"));
     let goodbye = frame(0x88, &1000_u16.to_be_bytes());
     Box::new(move |meter| {
         let before = server.metrics().authenticated.get();
