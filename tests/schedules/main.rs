@@ -4,7 +4,8 @@
 //!
 //!     RUSTFLAGS='--cfg tidewheel_shuttle' CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --test schedules --target-dir target/shuttle
 //!
-//! `TIDEWHEEL_SHUTTLE_SCHEDULES=1000000` runs so many, `TIDEWHEEL_SHUTTLE_SEED=17` the batch of that seed.
+//! `TIDEWHEEL_SHUTTLE_SCHEDULES=1000000` runs so many, from `TIDEWHEEL_SHUTTLE_FROM=100000` on if so many have been run before,
+//! and `TIDEWHEEL_SHUTTLE_SEED=17` the batch of that seed.
 #![cfg(tidewheel_shuttle)]
 
 mod client;
@@ -26,7 +27,10 @@ fn every_promise_is_kept_in_every_schedule() {
     let batches = number("TIDEWHEEL_SHUTTLE_SCHEDULES").unwrap_or(SCHEDULES).div_ceil(BATCH as u64);
     let seeds = match number("TIDEWHEEL_SHUTTLE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..batches,
+        None => {
+            let first = number("TIDEWHEEL_SHUTTLE_FROM").unwrap_or(0).div_ceil(BATCH as u64);
+            first..first + batches
+        }
     };
     let mut schedules = 0;
     for seed in seeds {

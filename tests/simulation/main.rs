@@ -1,7 +1,8 @@
 //! Whole engines in simulation: shards, clients, handlers and a network that fails, thousands of runs from seeds.
 //! Law: a run is a function of its seed; what is promised on the wire is checked in every one.
 //!
-//! `TIDEWHEEL_SIM_SEEDS=100000 cargo test --test simulation` runs that many, `TIDEWHEEL_SIM_SEED=17` that one.
+//! `TIDEWHEEL_SIM_SEEDS=100000 cargo test --test simulation` runs that many, from `TIDEWHEEL_SIM_FROM=100000` on if some have
+//! been run before, and `TIDEWHEEL_SIM_SEED=17` that one.
 
 mod brittle;
 mod client;
@@ -101,7 +102,10 @@ fn for_each_of(seeds: u64, test: &str, run: impl Fn(u64) + Sync) -> u64 {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (first, last) = match number("TIDEWHEEL_SIM_SEED") {
         Some(seed) => (seed, seed + 1),
-        None => (0, number("TIDEWHEEL_SIM_SEEDS").unwrap_or(seeds)),
+        None => {
+            let first = number("TIDEWHEEL_SIM_FROM").unwrap_or(0);
+            (first, first + number("TIDEWHEEL_SIM_SEEDS").unwrap_or(seeds))
+        }
     };
     quiet();
     let (next, failed) = (AtomicU64::new(first), AtomicBool::new(false));
@@ -113,6 +117,9 @@ fn for_each_of(seeds: u64, test: &str, run: impl Fn(u64) + Sync) -> u64 {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= last {
                         return;
+                    }
+                    if seed > first && seed.is_multiple_of(TOLD_EVERY) {
+                        tell(&format!("{test}: seed {seed}"));
                     }
                     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
                         failed.store(true, Ordering::Relaxed);
@@ -159,4 +166,6 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 const SEEDS: u64 = 10_000;
 const THREADS: usize = 2;
+/// How far a long run is, with `--nocapture`.
+const TOLD_EVERY: u64 = 10_000;
 const ELSEWHERE: &[&str] = &["restarts", "told 1011", "internal", "rate_limit", "overload"];
