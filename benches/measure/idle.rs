@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use tidewheel::app::CLIENT_BYTES;
 use tidewheel::bench::observe;
-use tidewheel::conn::{CONN_BYTES, Identity, SESSION_BYTES};
+use tidewheel::config::Config;
+use tidewheel::server::{Cost, IDLE_CONNECTION_BYTES, Part};
 
 use super::child::Server;
 use super::secure::Socket;
@@ -37,7 +37,7 @@ pub fn report(connections: usize) -> io::Result<()> {
         columns.push(measure(Server::start(kind)?, connections)?);
     }
     table(&name, &servers.map(Kind::label), &columns)?;
-    accounts(connections)
+    parts()
 }
 
 /// Prints figures that were measured, a server each.
@@ -130,36 +130,16 @@ fn connect(server: &Server, index: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Where the user memory goes, as far as it can be computed.
-fn accounts(connections: usize) -> io::Result<()> {
-    let each = |bytes: usize| bytes as f64 / connections as f64;
-    let in_pool = connections.next_multiple_of(POOL_CHUNK);
-    let in_driver = connections.next_multiple_of(DRIVER_CHUNK);
-    // A list of members doubles as it grows.
-    let members = connections.div_ceil(TOPICS).next_power_of_two() * TOPICS;
-    let identity = size_of::<Identity>() + 2 * size_of::<usize>();
-    let mut table = Table::new("of which, from the sizes of the structures", &["bytes"]);
-    let rows = [
-        ("the connection", CONN_BYTES * in_pool),
-        ("its session: since, address, round trip, three events", SESSION_BYTES * in_pool),
-        ("its slot's generation and free list", 8 * in_pool),
-        ("its timer", 12 * in_pool),
-        ("its record in the driver", 12 * in_driver),
-        ("identity, shared with handlers: two counts, a short user id, the expiry", identity * connections),
-        ("what the allocator adds to that", 8 * connections),
-        ("its place in the topic's list of members", 4 * members),
-        ("its client's entry in the list of who has which connections", CLIENT_BYTES * connections),
-    ];
-    for (name, bytes) in rows {
-        table.row(name, &[each(bytes)], 1);
+/// Where the user memory goes: the memory contract.
+fn parts() -> io::Result<()> {
+    let config = Config::parse("auth: {required: false}").map_err(io::Error::other)?;
+    let mut table = Table::new("of which, by the sizes of the structures", &["bytes"]);
+    for Part { what, bytes } in Cost::idle_user_parts(&config) {
+        table.row(what, &[bytes as f64], 0);
     }
-    table.row("together", &[each(rows.iter().map(|(_, bytes)| bytes).sum())], 1);
+    table.row("together", &[IDLE_CONNECTION_BYTES as f64], 0);
     table.print()
 }
 
-/// Entries of the pool, and of the timer wheel, that are allocated at a time.
-const POOL_CHUNK: usize = 512;
-/// Records of the driver that are allocated at a time.
-const DRIVER_CHUNK: usize = 4096;
 const TOPICS: usize = 200;
 const SETTLE: Duration = Duration::from_secs(2);

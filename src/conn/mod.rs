@@ -20,7 +20,7 @@ pub use identity::{Identity, UserId};
 pub use outbound::{Aged, BACKLOG_BYTES, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
 pub use session::{Flow, HistoryLimits, SESSION_BYTES, Session, Shown, Totals, Traffic};
-pub use subscriptions::{Subscription, Subscriptions};
+pub use subscriptions::Subscriptions;
 
 use crate::fixed::SlotMap;
 use crate::id::{MessageId, ReceiptIndex};

@@ -1,35 +1,28 @@
 //! The topics of one connection.
-//! Law: every entry names a local topic and this connection's position in that topic's member list, in both directions.
-//! Most connections have one subscription, so one is kept inline and more on the heap.
+//! Law: each names a topic of the shard's table whose members this connection is among, in both directions. Most connections
+//! have few subscriptions, so up to three are kept inline and more on the heap.
 
-/// One subscription: a topic of this shard and the place in its member list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subscription {
-    /// Index of the topic in the shard's topic table.
-    pub topic: u32,
-    /// Index of this connection in the topic's member list.
-    pub position: u32,
-}
-
-/// The subscriptions of one connection.
-#[derive(Debug, Default)]
+/// The subscriptions of one connection, by the index of their topic in the shard's topic table.
+#[derive(Debug)]
 pub struct Subscriptions(Held);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Held {
-    #[default]
-    None,
-    One(Subscription),
+    Few {
+        len: u8,
+        topics: [u32; FEW],
+    },
     #[expect(clippy::box_collection, reason = "8 bytes in every connection instead of 24 for the few that have many")]
-    Many(Box<Vec<Subscription>>),
+    Many(Box<Vec<u32>>),
 }
+
+const FEW: usize = 3;
 
 impl Subscriptions {
     /// All of them, in no order.
-    pub fn as_slice(&self) -> &[Subscription] {
+    pub fn as_slice(&self) -> &[u32] {
         match &self.0 {
-            Held::None => &[],
-            Held::One(one) => std::slice::from_ref(one),
+            Held::Few { len, topics } => &topics[..usize::from(*len)],
             Held::Many(many) => many,
         }
     }
@@ -41,59 +34,61 @@ impl Subscriptions {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        matches!(self.0, Held::None)
+        self.len() == 0
     }
 
-    /// The subscription to `topic`.
-    pub fn find(&self, topic: u32) -> Option<Subscription> {
-        self.as_slice().iter().copied().find(|s| s.topic == topic)
+    /// Whether `topic` is among them.
+    pub fn has(&self, topic: u32) -> bool {
+        self.as_slice().contains(&topic)
     }
 
-    /// Adds one; the caller has checked that the topic is not among them.
-    pub fn add(&mut self, subscription: Subscription) {
-        debug_assert!(self.find(subscription.topic).is_none());
+    /// Adds one; the caller has checked that it is not among them.
+    pub fn add(&mut self, topic: u32) {
+        debug_assert!(!self.has(topic));
         match &mut self.0 {
-            Held::None => self.0 = Held::One(subscription),
-            Held::One(one) => self.0 = Held::Many(Box::new(vec![*one, subscription])),
-            Held::Many(many) => many.push(subscription),
+            Held::Few { len, topics } if usize::from(*len) < FEW => {
+                topics[usize::from(*len)] = topic;
+                *len += 1;
+            }
+            Held::Few { topics, .. } => {
+                let mut many = Vec::with_capacity(FEW * 2);
+                many.extend_from_slice(topics);
+                many.push(topic);
+                self.0 = Held::Many(Box::new(many));
+            }
+            Held::Many(many) => many.push(topic),
         }
     }
 
-    /// Takes the one to `topic` out.
-    pub fn remove(&mut self, topic: u32) -> Option<Subscription> {
+    /// Takes one out; `false` if it was not among them.
+    pub fn remove(&mut self, topic: u32) -> bool {
+        let Some(at) = self.as_slice().iter().position(|&held| held == topic) else { return false };
         match &mut self.0 {
-            Held::One(one) if one.topic == topic => {
-                let removed = *one;
-                self.0 = Held::None;
-                Some(removed)
+            Held::Few { len, topics } => {
+                *len -= 1;
+                topics[at] = topics[usize::from(*len)];
             }
             Held::Many(many) => {
-                let removed = many.swap_remove(many.iter().position(|s| s.topic == topic)?);
-                if let [one] = many[..] {
-                    self.0 = Held::One(one);
+                many.swap_remove(at);
+                if let Some(&topics) = many.as_array() {
+                    self.0 = Held::Few { len: FEW as u8, topics };
                 }
-                Some(removed)
             }
-            Held::None | Held::One(_) => None,
         }
+        true
     }
 
     /// Takes any one out.
-    pub fn pop(&mut self) -> Option<Subscription> {
-        let topic = self.as_slice().last()?.topic;
-        self.remove(topic)
+    pub fn pop(&mut self) -> Option<u32> {
+        let topic = *self.as_slice().last()?;
+        self.remove(topic);
+        Some(topic)
     }
+}
 
-    /// The member list of `topic` moved this connection to `position`.
-    pub fn moved(&mut self, topic: u32, position: u32) {
-        let entries = match &mut self.0 {
-            Held::None => return,
-            Held::One(one) => std::slice::from_mut(one),
-            Held::Many(many) => many,
-        };
-        if let Some(entry) = entries.iter_mut().find(|s| s.topic == topic) {
-            entry.position = position;
-        }
+impl Default for Subscriptions {
+    fn default() -> Self {
+        Self(Held::Few { len: 0, topics: [0; FEW] })
     }
 }
 
@@ -104,19 +99,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_none_one_and_many() {
+    fn holds_none_few_and_many() {
         let mut held = Subscriptions::default();
-        for topic in 0..4 {
-            held.add(Subscription { topic, position: topic + 10 });
-            assert_eq!(held.len(), topic as usize + 1);
+        assert!(held.is_empty());
+        for topic in 10..16 {
+            held.add(topic);
+            assert_eq!((held.len(), held.has(topic)), (topic as usize - 9, true));
+            assert_eq!(matches!(held.0, Held::Few { .. }), held.len() <= FEW);
         }
-        held.moved(2, 99);
-        assert_eq!(held.find(2), Some(Subscription { topic: 2, position: 99 }));
-        assert_eq!(held.remove(7), None);
-        for topic in [1, 2, 3] {
-            assert!(held.remove(topic).is_some());
-        }
-        assert_eq!(held.as_slice(), [Subscription { topic: 0, position: 10 }]);
-        assert!(held.pop().is_some() && held.is_empty() && held.pop().is_none());
+        assert!(!held.remove(9) && held.remove(10) && !held.remove(10));
+        assert!(held.remove(14) && held.remove(12));
+        assert!(matches!(held.0, Held::Few { .. }), "few again, and inline");
+        assert!(held.remove(11) && !held.has(11));
+        let mut left = [held.pop(), held.pop()];
+        left.sort();
+        assert_eq!((left, held.pop()), ([Some(13), Some(15)], None));
     }
 }

@@ -7,6 +7,7 @@ mod line;
 mod linked_queue;
 mod ring_queue;
 mod slot_map;
+mod slot_set;
 mod timer_wheel;
 mod token_bucket;
 
@@ -15,6 +16,7 @@ pub use line::Line;
 pub use linked_queue::{LinkedQueue, Place};
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;
+pub use slot_set::{SlotSet, Slots};
 pub use timer_wheel::TimerWheel;
 pub use token_bucket::{Rate, TokenBucket};
 

@@ -61,11 +61,16 @@ pub struct Queues<'a> {
 pub type OnDrop<'a> = &'a mut dyn FnMut(u32, &Drops);
 
 /// Puts `frame` on the queue of every member but `except`.
-pub fn fan_out(frame: Arc<SharedFrame>, members: &[u32], except: Option<u32>, queues: Queues<'_>) -> FanOut {
-    if members.is_empty() {
+pub fn fan_out(
+    frame: Arc<SharedFrame>,
+    members: impl ExactSizeIterator<Item = u32>,
+    except: Option<u32>,
+    queues: Queues<'_>,
+) -> FanOut {
+    let owners = members.len() as u32;
+    if owners == 0 {
         return FanOut::default();
     }
-    let owners = members.len() as u32;
     if frame.forms().is_empty() {
         let (len, stream) = (frame.plain().len() as u32, frame.stream().copied());
         let key = queues.palette.share(frame, owners);
@@ -164,7 +169,7 @@ impl Choice for Forms {
 fn put_all(
     forms: &mut impl Choice,
     stream: Option<Stream>,
-    members: &[u32],
+    members: impl Iterator<Item = u32>,
     except: Option<u32>,
     queues: Queues<'_>,
 ) -> FanOut {
@@ -176,7 +181,7 @@ fn put_all(
             on_drop(slot, &own);
         }
     };
-    let members = members.iter().copied().filter(|&slot| Some(slot) != except);
+    let members = members.filter(|&slot| Some(slot) != except);
     let delivery = match stream {
         None => put_on_each(forms, members, conns, now, dirty, |(key, len), slot, conn| {
             if !conn.slow && conn.outbound.enqueue(key, len, limits, now) == Enqueued::Queued {
@@ -223,7 +228,7 @@ fn put_on_each<C: Choice>(
     mut put: impl FnMut((FrameKey, u32), u32, &mut Conn) -> Enqueued,
 ) -> Delivery {
     let mut delivery = Delivery::default();
-    for slot in members {
+    members.for_each(|slot| {
         let conn = conns.slot_mut(slot).expect("members are live");
         match put(forms.of(conn), slot, conn) {
             Enqueued::Queued => {
@@ -237,7 +242,7 @@ fn put_on_each<C: Choice>(
             }
             Enqueued::Over => delivery.dropped += 1,
         }
-    }
+    });
     delivery.matched = delivery.queued + delivery.dropped;
     delivery
 }
@@ -258,7 +263,7 @@ mod tests {
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
             let (dirty, over) = (&mut dirty, &mut over);
             let queues = Queues { conns, palette, limits: &limits, now: 0, dirty, over, on_drop: &mut |_, _| {} };
-            fan_out(SharedFrame::new(vec![0; bytes]), &[key.slot], None, queues).delivery.queued
+            fan_out(SharedFrame::new(vec![0; bytes]), [key.slot].into_iter(), None, queues).delivery.queued
         };
         assert_eq!(publish(6, &mut conns, &mut palette), 1);
         assert_eq!(publish(6, &mut conns, &mut palette), 0, "over the bound");
@@ -307,7 +312,7 @@ mod tests {
                     on_drop: &mut |_, _| {},
                 };
                 let except = Some(members[1]);
-                let delivery = fan_out(frame.clone(), &members, except, queues).delivery;
+                let delivery = fan_out(frame.clone(), members.iter().copied(), except, queues).delivery;
                 assert_eq!(delivery.matched, 6);
                 assert!(stream.is_some() || delivery.queued == frames);
             }

@@ -1,15 +1,16 @@
 //! The topics of one shard and their members.
 //!
-//! Law: `members[position]` of a topic is the slot of a connection whose subscriptions hold exactly that position; a
-//! topic without members has left the registry and its index is free. Bound: the subscriptions of the shard's
-//! connections, plus [`REMOTE_MAX`] remembered topics of other shards.
+//! Law: the members of a topic are the slots of exactly those connections whose subscriptions name it; a topic without
+//! members has left the registry and its index is free. Bound: the subscriptions of the shard's connections, plus
+//! [`REMOTE_MAX`] remembered topics of other shards.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use ahash::RandomState;
 
-use crate::conn::{Conn, ConnPool, Subscription};
+use crate::conn::ConnPool;
+use crate::fixed::{SlotSet, Slots};
 use crate::id::{ConnKey, ShardId};
 
 use super::{Registry, Topic, WindowCounts};
@@ -21,8 +22,8 @@ pub const REMOTE_MAX: usize = 4096;
 #[derive(Debug)]
 struct Local {
     topic: Arc<Topic>,
-    /// Slots of the subscribed connections, dense, in no order.
-    members: Vec<u32>,
+    /// Slots of the subscribed connections.
+    members: SlotSet,
     /// Those that take compressed messages.
     windows: WindowCounts,
 }
@@ -87,9 +88,9 @@ impl Topics {
         Some(topic)
     }
 
-    /// Members of a local topic.
-    pub fn members(&self, index: u32) -> &[u32] {
-        &self.local(index).members
+    /// Slots of the members of a local topic, in their order: a fan-out goes through the pool from one end to the other.
+    pub fn members(&self, index: u32) -> Slots<'_> {
+        self.local(index).members.iter()
     }
 
     /// A local topic.
@@ -101,28 +102,31 @@ impl Topics {
     pub fn subscribe(&mut self, name: &str, conn: ConnKey, conns: &mut ConnPool) {
         let index = self.find(name).unwrap_or_else(|| self.add(name));
         let local = self.locals[index as usize].as_mut().expect("found or just added");
-        let position = local.members.len() as u32;
-        local.members.push(conn.slot);
+        let is_new = local.members.insert(conn.slot);
+        debug_assert!(is_new, "it is not a member yet");
         self.subscriptions += 1;
         let conn = conns.get_mut(conn).expect("only a live connection subscribes");
         local.count(conn.window_bits(), self.shard, WindowCounts::join);
-        conn.subscriptions.add(Subscription { topic: index, position });
+        conn.subscriptions.add(index);
     }
 
     /// Ends the connection's membership of a local topic; `false` if it was none.
     pub fn unsubscribe(&mut self, index: u32, conn: ConnKey, conns: &mut ConnPool) -> bool {
-        let Some(conn) = conns.get_mut(conn) else { return false };
-        let Some(gone) = conn.subscriptions.remove(index) else { return false };
-        let window_bits = conn.window_bits();
-        self.drop_member(gone, window_bits, conns);
-        true
+        let Some(member) = conns.get_mut(conn) else { return false };
+        let was_subscribed = member.subscriptions.remove(index);
+        if was_subscribed {
+            let window_bits = member.window_bits();
+            self.drop_member(index, conn.slot, window_bits);
+        }
+        was_subscribed
     }
 
     /// Ends all memberships of a connection.
     pub fn unsubscribe_all(&mut self, conn: ConnKey, conns: &mut ConnPool) {
-        let Some(window_bits) = conns.get(conn).map(Conn::window_bits) else { return };
-        while let Some(gone) = conns.get_mut(conn).and_then(|conn| conn.subscriptions.pop()) {
-            self.drop_member(gone, window_bits, conns);
+        let Some(member) = conns.get_mut(conn) else { return };
+        let window_bits = member.window_bits();
+        while let Some(topic) = member.subscriptions.pop() {
+            self.drop_member(topic, conn.slot, window_bits);
         }
     }
 
@@ -161,27 +165,23 @@ impl Topics {
         });
         self.remote.remove(name);
         let topic = self.registry.join(name, self.shard, index);
-        self.locals[index as usize] = Some(Local { topic, members: Vec::new(), windows: WindowCounts::default() });
+        self.locals[index as usize] = Some(Local { topic, members: SlotSet::new(), windows: WindowCounts::default() });
         self.by_name.insert(name.into(), index);
         index
     }
 
-    fn drop_member(&mut self, gone: Subscription, window_bits: u8, conns: &mut ConnPool) {
+    /// The connection's subscriptions do not name the topic any more.
+    fn drop_member(&mut self, topic: u32, slot: u32, window_bits: u8) {
         self.subscriptions -= 1;
-        let local = self.locals[gone.topic as usize].as_mut().expect("it has a member");
+        let local = self.locals[topic as usize].as_mut().expect("it has a member");
         local.count(window_bits, self.shard, WindowCounts::leave);
-        local.members.swap_remove(gone.position as usize);
-        if let Some(&moved) = local.members.get(gone.position as usize) {
-            conns.slot_mut(moved).expect("members are live").subscriptions.moved(gone.topic, gone.position);
-        }
-        if local.members.len() * 4 < local.members.capacity() {
-            local.members.shrink_to(local.members.len() * 2);
-        }
+        let was_member = local.members.remove(slot);
+        debug_assert!(was_member, "its subscriptions named the topic");
         if local.members.is_empty() {
-            let local = self.locals[gone.topic as usize].take().expect("seen above");
+            let local = self.locals[topic as usize].take().expect("seen above");
             self.registry.leave(&local.topic, self.shard);
             self.by_name.remove(local.topic.name());
-            self.free.push(gone.topic);
+            self.free.push(topic);
         }
     }
 }
@@ -189,7 +189,7 @@ impl Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::Greeting;
+    use crate::conn::{Conn, Greeting};
     use crate::ws::deflate::{Terms, Windows, negotiate};
 
     /// What a publisher on any shard learns of a topic's members, through all the ways in which they go.

@@ -27,7 +27,7 @@ pub const IDLE: [Part; 7] = [
     part("timer", 12),
     part("driver's record", 12),
     part("session with three events", SESSION_BYTES),
-    part("place in the topic's list", 7),
+    part("place among the topic's members", 7),
     part("entry in the list of clients", CLIENT_BYTES),
 ];
 

@@ -196,8 +196,8 @@ impl<I: Io> Shard<I> {
 
     fn list_subscriptions(&mut self, key: ConnKey, id: Option<MessageIdRef<'_>>) {
         let Some(conn) = self.conns.get(key) else { return };
-        let topics: Vec<u32> = conn.subscriptions.as_slice().iter().map(|held| held.topic).collect();
-        let names: Vec<Box<str>> = topics.into_iter().map(|topic| self.topics.topic(topic).name().into()).collect();
+        let topics = conn.subscriptions.as_slice().iter();
+        let names: Vec<Box<str>> = topics.map(|&topic| self.topics.topic(topic).name().into()).collect();
         self.reply(key, id, |envelope| envelope.subscriptions(names.iter().map(|name| &**name)));
     }
 
@@ -205,7 +205,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn join(&mut self, key: ConnKey, topic: &str) -> Result<(), Fault> {
         self.check_name(topic)?;
         let Some(conn) = self.conns.get(key).filter(|conn| conn.is_open()) else { return Err(gone()) };
-        if self.topics.find(topic).is_some_and(|index| conn.subscriptions.find(index).is_some()) {
+        if self.topics.find(topic).is_some_and(|index| conn.subscriptions.has(index)) {
             return Ok(());
         }
         let most = self.settings.subscriptions_max;

@@ -165,8 +165,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn members_from(&self, topic: &str, from: u32) -> Members {
         let Some(topic) = self.topics.find(topic) else { return Members { conns: Vec::new(), next: None } };
         let end = self.conns.slots().min(from.saturating_add(PORTION));
-        let is_member =
-            |&slot: &u32| self.conns.slot(slot).is_some_and(|conn| conn.subscriptions.find(topic).is_some());
+        let is_member = |&slot: &u32| self.conns.slot(slot).is_some_and(|conn| conn.subscriptions.has(topic));
         let conns = (from..end).filter(is_member).filter_map(|slot| self.conns.key_of(slot)).collect();
         Members { conns, next: (end < self.conns.slots()).then_some(end) }
     }

@@ -200,14 +200,14 @@ impl<I: Io> Shard<I> {
 
     /// Puts the frame on the queues of open connections, named by their slots.
     pub(super) fn deliver_to(&mut self, slots: &[u32], frame: Arc<SharedFrame>) -> Delivery {
-        self.deliver_to_members(frame, None, |_| slots)
+        self.deliver_to_members(frame, None, |_| slots.iter().copied())
     }
 
-    fn deliver_to_members<'a>(
+    fn deliver_to_members<'a, M: ExactSizeIterator<Item = u32>>(
         &'a mut self,
         frame: Arc<SharedFrame>,
         except: Option<u32>,
-        members: impl FnOnce(&'a Topics) -> &'a [u32],
+        members: impl FnOnce(&'a Topics) -> M,
     ) -> Delivery {
         let now = self.ms();
         let members = members(&self.topics);

@@ -252,7 +252,7 @@ impl<I: Io> Shard<I> {
             }
             let Some(key) = self.conns.key_of(slot) else { continue };
             let (Some(conn), Some(session)) = (self.conns.get(key), self.sessions.get(slot)) else { continue };
-            let is_subscribed = topic.flatten().is_none_or(|topic| conn.subscriptions.find(topic).is_some());
+            let is_subscribed = topic.flatten().is_none_or(|topic| conn.subscriptions.has(topic));
             if is_subscribed && is_of(walk.query.client.as_deref(), conn) {
                 walk.matched += 1;
                 let rank = self.rank_live(walk.query.sort, conn, session);
@@ -304,8 +304,8 @@ impl<I: Io> Shard<I> {
         if let Some((key, state)) = live
             && let (Some(conn), Some(session)) = (self.conns.get(key), self.sessions.get(key.slot))
         {
-            let topics =
-                conn.subscriptions.as_slice().iter().map(|held| self.topics.topic(held.topic).name().to_owned());
+            let topics = conn.subscriptions.as_slice().iter();
+            let topics = topics.map(|&topic| self.topics.topic(topic).name().to_owned());
             return Some(self.with_history(state, topics.collect(), session));
         }
         let ended = self.sessions.ended().find(|ended| ended.id == id);
