@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidewheel::conn::{Conn, ConnPool, Gather, Greeting, OutboundLimits};
+use tidewheel::conn::{Conn, ConnPool, FlushLine, Gather, Greeting, OutboundLimits, Unflushed};
 use tidewheel::fixed::SlotSet;
 use tidewheel::io::{Palette, SharedFrame};
 use tidewheel::pubsub::{Queues, fan_out};
@@ -19,7 +19,7 @@ struct Topic {
     palette: Palette,
     gather: Gather,
     members: SlotSet,
-    dirty: Vec<u32>,
+    unflushed: Unflushed,
     over: Vec<u32>,
 }
 
@@ -39,27 +39,28 @@ impl Topic {
         let mut members = SlotSet::new();
         assert!(slots.into_iter().all(|slot| members.insert(slot)));
         let (palette, gather) = (Palette::default(), Gather::default());
-        Self { conns, palette, gather, members, dirty: Vec::new(), over: Vec::new() }
+        Self { conns, palette, gather, members, unflushed: Unflushed::default(), over: Vec::new() }
     }
 
     fn publish(&mut self) {
-        let Self { conns, palette, members, dirty, over, .. } = self;
+        let Self { conns, palette, members, unflushed, over, .. } = self;
         let frame = SharedFrame::new(vec![b'x'; FRAME_BYTES]);
-        let queues = Queues { conns, palette, limits: &LIMITS, now: 0, dirty, over, on_drop: &mut |_, _| {} };
+        let queues = Queues { conns, palette, limits: &LIMITS, now: 0, unflushed, over, on_drop: &mut |_, _| {} };
         let fanned = fan_out(black_box(frame), members.iter(), None, queues);
         assert_eq!(fanned.delivery.queued, members.len() as u64);
     }
 
     /// Begins every send, and ends it when all have begun.
     fn flush(&mut self) {
-        let Self { conns, palette, gather, dirty, .. } = self;
-        for &slot in &*dirty {
+        let Self { conns, palette, gather, unflushed, .. } = self;
+        let crowd = unflushed.len(FlushLine::Crowd);
+        for _ in 0..crowd {
+            let slot = unflushed.next(FlushLine::Crowd, conns).flatten().expect("live");
             let conn = conns.slot_mut(slot).expect("live");
-            conn.dirty = false;
             black_box(conn.outbound.next_send(palette, gather));
         }
         gather.reset(palette);
-        for slot in dirty.drain(..) {
+        for slot in self.members.iter() {
             let conn = conns.slot_mut(slot).expect("live");
             let bytes = conn.outbound.bytes() as u32;
             assert!(conn.outbound.on_sent(palette, bytes).is_none());

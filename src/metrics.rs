@@ -353,6 +353,8 @@ pub struct ShardMetrics {
     pub tls_handshakes: Counters<{ TlsHandshake::ALL.len() }>,
     /// Key updates of TLS 1.3 that clients made.
     pub tls_key_updates: Counter,
+    /// Connections whose messages, or whose end, wait for a later turn now.
+    pub unflushed: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,
     /// Connections whose input waits for its share of a turn now.

@@ -13,6 +13,7 @@ pub mod permissions;
 mod rate_limiter;
 mod session;
 mod subscriptions;
+mod unflushed;
 
 pub use greeting::{GREETING_BYTES, Greeting, Seat};
 pub use history::{Event, Note};
@@ -21,6 +22,7 @@ pub use outbound::{Aged, BACKLOG_BYTES, Enqueued, Gather, Outbound, OutboundLimi
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
 pub use session::{Flow, HistoryLimits, SESSION_BYTES, Session, Shown, Totals, Traffic};
 pub use subscriptions::Subscriptions;
+pub use unflushed::{FlushLine, FlushMarks, Unflushed};
 
 use crate::fixed::SlotMap;
 use crate::id::{MessageId, ReceiptIndex};
@@ -225,8 +227,8 @@ pub struct Conn {
     pub endpoint: Endpoint,
     /// What was agreed about compression.
     pub deflate: Option<Agreement>,
-    /// On the shard's list of connections to flush.
-    pub dirty: bool,
+    /// In which of the shard's lines it stands to be flushed.
+    pub unflushed: FlushMarks,
     /// What became of the last ping.
     pub ping: Ping,
     /// `token_expiring` has been sent for the present token.
@@ -261,7 +263,7 @@ impl Conn {
             reason: None,
             endpoint: Endpoint::Native,
             deflate: None,
-            dirty: false,
+            unflushed: FlushMarks::default(),
             ping: Ping::Answered,
             expiry_announced: false,
             receiving: Receiving::Armed,

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::conn::{Conn, ConnPool, Enqueued, Ms, OutboundLimits};
+use crate::conn::{Conn, ConnPool, Enqueued, FlushLine, Ms, OutboundLimits, Unflushed};
 use crate::io::{FrameKey, Palette, SharedFrame, Stream};
 use crate::metrics::{Drop, Drops};
 
@@ -49,8 +49,8 @@ pub struct Queues<'a> {
     pub limits: &'a OutboundLimits,
     /// The time.
     pub now: Ms,
-    /// Slots whose queue has something to flush, each once a flush.
-    pub dirty: &'a mut Vec<u32>,
+    /// Who has something to flush.
+    pub unflushed: &'a mut Unflushed,
     /// Slots whose queue refused a frame that may not be dropped, each once.
     pub over: &'a mut Vec<u32>,
     /// Told which slot's queue dropped how much, where one did.
@@ -169,11 +169,11 @@ impl Choice for Forms {
 fn put_all(
     forms: &mut impl Choice,
     stream: Option<Stream>,
-    members: impl Iterator<Item = u32>,
+    members: impl ExactSizeIterator<Item = u32>,
     except: Option<u32>,
     queues: Queues<'_>,
 ) -> FanOut {
-    let Queues { conns, palette, limits, now, dirty, over, on_drop } = queues;
+    let Queues { conns, palette, limits, now, unflushed, over, on_drop } = queues;
     let mut drops = Drops::default();
     let mut tell = |slot, own: Drops| {
         if own != Drops::default() {
@@ -181,9 +181,11 @@ fn put_all(
             on_drop(slot, &own);
         }
     };
+    let line = if members.len() <= FEW { FlushLine::Own } else { FlushLine::Crowd };
+    let mut list = |slot, conn: &mut Conn| unflushed.add(slot, conn, line);
     let members = members.filter(|&slot| Some(slot) != except);
     let delivery = match stream {
-        None => put_on_each(forms, members, conns, now, dirty, |(key, len), slot, conn| {
+        None => put_on_each(forms, members, conns, now, &mut list, |(key, len), slot, conn| {
             if !conn.slow && conn.outbound.enqueue(key, len, limits, now) == Enqueued::Queued {
                 return Enqueued::Queued;
             }
@@ -199,7 +201,7 @@ fn put_all(
             tell(slot, own);
             if has_room { conn.outbound.enqueue(key, len, limits, now) } else { Enqueued::Over }
         }),
-        Some(stream) => put_on_each(forms, members, conns, now, dirty, |(key, len), slot, conn| {
+        Some(stream) => put_on_each(forms, members, conns, now, &mut list, |(key, len), slot, conn| {
             let mut own = Drops::default();
             let enqueued = if conn.slow {
                 own[Drop::Disconnect as usize] += 1;
@@ -224,7 +226,7 @@ fn put_on_each<C: Choice>(
     members: impl Iterator<Item = u32>,
     conns: &mut ConnPool,
     now: Ms,
-    dirty: &mut Vec<u32>,
+    list: &mut impl FnMut(u32, &mut Conn),
     mut put: impl FnMut((FrameKey, u32), u32, &mut Conn) -> Enqueued,
 ) -> Delivery {
     let mut delivery = Delivery::default();
@@ -235,10 +237,7 @@ fn put_on_each<C: Choice>(
                 delivery.queued += 1;
                 forms.queued(conn);
                 conn.active = now;
-                if !conn.dirty {
-                    conn.dirty = true;
-                    dirty.push(slot);
-                }
+                list(slot, conn);
             }
             Enqueued::Over => delivery.dropped += 1,
         }
@@ -246,6 +245,9 @@ fn put_on_each<C: Choice>(
     delivery.matched = delivery.queued + delivery.dropped;
     delivery
 }
+
+/// So many members do not wait for a crowd to be flushed.
+const FEW: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -259,10 +261,10 @@ mod tests {
         let (mut conns, mut palette) = (ConnPool::new(1), Palette::default());
         let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
         let limits = OutboundLimits { bytes_max: 10, frames_max: 8, age_max_ms: 1_000 };
-        let (mut dirty, mut over) = (Vec::new(), Vec::new());
+        let (mut unflushed, mut over) = (Unflushed::default(), Vec::new());
         let mut publish = |bytes: usize, conns: &mut ConnPool, palette: &mut Palette| {
-            let (dirty, over) = (&mut dirty, &mut over);
-            let queues = Queues { conns, palette, limits: &limits, now: 0, dirty, over, on_drop: &mut |_, _| {} };
+            let (unflushed, over) = (&mut unflushed, &mut over);
+            let queues = Queues { conns, palette, limits: &limits, now: 0, unflushed, over, on_drop: &mut |_, _| {} };
             fan_out(SharedFrame::new(vec![0; bytes]), [key.slot].into_iter(), None, queues).delivery.queued
         };
         assert_eq!(publish(6, &mut conns, &mut palette), 1);
@@ -299,15 +301,15 @@ mod tests {
             let frame = SharedFrame::with_forms(b"plain".to_vec(), stream, forms);
             // The second is over the bound of everyone.
             let limits = OutboundLimits { bytes_max: 8, frames_max: 1, age_max_ms: 1_000 };
-            let (mut dirty, mut over) = (Vec::new(), Vec::new());
+            let (mut unflushed, mut over) = (Unflushed::default(), Vec::new());
             for frames in [6, 0] {
-                let (dirty, over) = (&mut dirty, &mut over);
+                let (unflushed, over) = (&mut unflushed, &mut over);
                 let queues = Queues {
                     conns: &mut conns,
                     palette: &mut palette,
                     limits: &limits,
                     now: 0,
-                    dirty,
+                    unflushed,
                     over,
                     on_drop: &mut |_, _| {},
                 };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::flush::CROWD_A_TURN;
 use super::publish::{DELIVERIES_A_TURN, FRAMES_ANYWAY};
 use super::queries::ConnectionsQuery;
 use super::settings::{CONNS_A_TURN, Settings};
@@ -23,6 +24,9 @@ struct Silent {
     palette: Palette,
     now_ms: u64,
     sent: usize,
+    /// Who was sent something last, and who has sent something.
+    last_sent: Vec<ConnKey>,
+    arriving: Vec<(ConnKey, Vec<u8>)>,
     /// How many were closed.
     ended: usize,
     closed: Vec<ConnKey>,
@@ -39,6 +43,7 @@ impl Io for Silent {
 
     fn wait(&mut self, _: Wait) -> std::io::Result<Now> {
         self.now_ms += 1;
+        self.last_sent.clear();
         Ok(Now { monotonic_ns: self.now_ms * 1_000_000, unix_ms: self.now_ms })
     }
 
@@ -51,6 +56,9 @@ impl Io for Silent {
     }
 
     fn poll(&mut self) -> Option<Completion<Vec<u8>>> {
+        if let Some((conn, bytes)) = self.arriving.pop() {
+            return Some(Completion::Received { conn, bytes, armed: true });
+        }
         self.closed.pop().map(|conn| Completion::Closed { conn })
     }
 
@@ -62,8 +70,9 @@ impl Io for Silent {
     fn receive(&mut self, _: ConnKey) {}
     fn pause(&mut self, _: ConnKey) {}
 
-    fn send(&mut self, _: ConnKey, _: FrameKey, _: u32) {
+    fn send(&mut self, conn: ConnKey, _: FrameKey, _: u32) {
         self.sent += 1;
+        self.last_sent.push(conn);
     }
 
     fn close(&mut self, conn: ConnKey) {
@@ -93,7 +102,9 @@ fn shard_of(count: u32) -> Shard<Silent> {
     let settings =
         Settings { auth_required: false, ping_interval_ms: 0, ..Settings::new(&Config::default(), count, count) };
     let shared = Arc::new(Shared::new(Router::default(), Bus::new(1), Arc::default()));
-    let io = Silent { palette: Palette::default(), now_ms: 1, sent: 0, ended: 0, closed: Vec::new() };
+    let palette = Palette::default();
+    let [last_sent, closed] = [Vec::new(), Vec::new()];
+    let io = Silent { palette, now_ms: 1, sent: 0, last_sent, arriving: Vec::new(), ended: 0, closed };
     let now = Now { monotonic_ns: 1_000_000, unix_ms: 1 };
     let (inbox, metrics) = (Arc::new(Inbox::default()), Arc::default());
     let mut shard = Shard::new(ShardId(0), io, Arc::new(settings), shared, metrics, inbox, now);
@@ -216,6 +227,35 @@ fn publishes_to_a_crowd_take_many_turns() {
     let most = most_of(queued, &mut shard, |shard| queued(shard) == (publishes * COUNT) as usize);
     let most_allowed = (FRAMES_ANYWAY * COUNT).max(DELIVERIES_A_TURN as u32 + COUNT) as usize;
     assert!(most <= most_allowed, "{most} deliveries in one turn");
+}
+
+/// To send to so many takes the kernel most of a second; whoever is answered meanwhile does not wait for that.
+#[test]
+fn a_crowd_holds_up_nobodys_answer() {
+    let mut shard = shard_of(COUNT);
+    let keys: Vec<ConnKey> = (0..COUNT).filter_map(|slot| shard.conns.key_of(slot)).collect();
+    for &key in &keys {
+        shard.topics.subscribe("t", key, &mut shard.conns);
+    }
+    let (answer, _) = oneshot::channel();
+    let (topic, data, options) = ("t".into(), b"1".to_vec(), PublishOptions::default());
+    shard.inbox.push(Order::Publish { topic, data, options, answer }).unwrap();
+    let mut sent = 0;
+    for _ in 0..3 {
+        shard.turn().unwrap();
+        assert!(shard.io.inner().last_sent.len() <= CROWD_A_TURN);
+        sent += shard.io.inner().last_sent.len();
+    }
+    assert_eq!(shard.metrics.unflushed.get() as usize, keys.len() - sent);
+    // The last of the crowd asks something.
+    let last = keys[keys.len() - 1];
+    shard.io.inner_mut().arriving.push((last, b"\x89\x80\0\0\0\0".to_vec()));
+    shard.turn().unwrap();
+    assert_eq!(shard.io.inner().last_sent[0], last);
+    let most = most_a_turn(&mut shard, |shard| shard.io.inner().sent == keys.len());
+    assert!(most <= CROWD_A_TURN, "{most} in one turn");
+    let all = most_a_turn(&mut shard, |shard| shard.unflushed.is_empty());
+    assert_eq!(all, 0, "the message that it was sent with its answer is not sent to it again");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! every step has a deadline; `retire` is the only way out and the only place that counts.
 
 use crate::app::envelope::EnvelopeWriter;
-use crate::conn::{Farewell, Note, Notice, Phase, Then};
+use crate::conn::{Farewell, FlushLine, Note, Notice, Phase, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Drop};
@@ -106,7 +106,7 @@ impl<I: Io> Shard<I> {
         conn.reason = Some(reason);
         conn.since = now;
         conn.outbound.reply(self.io.palette(), now, write);
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Leaving);
         self.reschedule(key);
     }
 
@@ -156,7 +156,7 @@ impl<I: Io> Shard<I> {
                 ws::close(out, code, &text);
             });
         }
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Leaving);
         let Some(conn) = self.conns.get_mut(key) else { return };
         match then {
             Then::Linger => conn.phase = Phase::Finishing { linger: true },
@@ -186,7 +186,7 @@ impl<I: Io> Shard<I> {
             conn.phase = Phase::Finishing { linger: false };
             self.inbound_bytes -= conn.take_held().map_or(0, |held| held.waiting_bytes());
         }
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Leaving);
     }
 
     /// The queue of a finishing connection has left.
@@ -223,7 +223,6 @@ impl<I: Io> Shard<I> {
             self.inflaters -= 1;
         }
         self.shared.windows.leave(conn.deflate.take().map_or(0, Agreement::window_bits));
-        conn.dirty = false;
         let unsent = conn.outbound.clear(self.io.palette());
         self.metrics.dropped[Drop::Closed as usize].add(unsent);
         if let Some(session) = self.sessions.get(key.slot) {
@@ -241,6 +240,6 @@ impl<I: Io> Shard<I> {
         self.wheel.cancel(key.slot);
         self.metrics.count_closed(reason);
         tracing::debug!(session = %self.session_id(key), reason = reason.label(), unsent, "closed");
-        self.io.close(key);
+        self.list(key, FlushLine::Leaving);
     }
 }

@@ -9,7 +9,7 @@ use crate::app::auth::{Authenticator, Claims};
 use crate::app::clients::Place;
 use crate::app::envelope::{self, EnvelopeWriter, IncomingMessage, Invalid, MessageIdRef};
 use crate::config::ClientLimitPolicy;
-use crate::conn::{Conn, Flow, Identity, Note, Then};
+use crate::conn::{Conn, Flow, FlushLine, Identity, Note, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -284,7 +284,7 @@ impl<I: Io> Shard<I> {
         }
         self.metrics.messages_out.add(1);
         self.count_flow(key, Flow::MessagesOut, 1);
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Own);
     }
 
     /// Answers with an error and spends one of the connection's error budget.

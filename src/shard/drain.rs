@@ -9,7 +9,7 @@
 //! many connections there are together.
 
 use crate::config;
-use crate::conn::Phase;
+use crate::conn::{FlushLine, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
@@ -286,6 +286,9 @@ impl<I: Io> Shard<I> {
                 );
             }
             (draining.left, draining.end_ms) = (Some(still_here), now_ms + LAST_COMPLETIONS_MS);
+        }
+        if self.unflushed.len(FlushLine::Leaving) > 0 {
+            draining.end_ms = now_ms + LAST_COMPLETIONS_MS; // there are some still to be closed
         }
         for _ in 0..CONNS_A_TURN {
             let Some(draining) = &mut self.draining else { return };

@@ -7,7 +7,7 @@
 //! Activity, for the idle timeout, is a message in either direction or a ping from the client. The server's own ping
 //! and its pong prove that the peer is there, not that it is in use.
 
-use crate::conn::{Ms, Phase, Ping};
+use crate::conn::{FlushLine, Ms, Phase, Ping};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -164,7 +164,7 @@ impl<I: Io> Shard<I> {
         conn.ping = Ping::Awaited;
         let sent_ns = self.now.monotonic_ns.to_be_bytes();
         conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Ping, &sent_ns));
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Own);
     }
 
     /// A pong that answers the last ping, once, says how far the peer is; every other one says nothing. Returns whether it

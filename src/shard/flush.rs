@@ -1,9 +1,12 @@
-//! The end of the turn: one send for each connection that has something to say.
-//! Law: a slot is on the dirty list at most once; whatever was queued for a connection during the turn leaves together.
+//! The end of the turn: one send for each connection that has something to say, or for as many of them as there is time for.
+//! Law: whatever is queued for a connection when it is flushed leaves together. A send is the kernel's work at once, and
+//! takes longer than everything else that is done for a message; so a turn makes a bounded number of them, first for those
+//! who get something of their own: a message to a hundred thousand holds up nobody's answer. Until a crowd is flushed
+//! publishes have what was left of their budget (`refill`), so no queue gets longer for it.
 
 use std::io;
 
-use crate::conn::{Flow, Phase};
+use crate::conn::{Flow, FlushLine, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -12,46 +15,62 @@ use super::Shard;
 use super::closing::Goodbye;
 
 impl<I: Io> Shard<I> {
-    /// The connection has something to flush, or may be finished.
-    pub(super) fn mark_dirty(&mut self, key: ConnKey) {
+    /// The connection has something to flush, or is to be finished or closed.
+    pub(super) fn list(&mut self, key: ConnKey, line: FlushLine) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !conn.dirty {
-            conn.dirty = true;
-            self.dirty.push(key.slot);
-        }
+        self.unflushed.add(key.slot, conn, line);
     }
 
     pub(super) fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for &slot in &dirty {
-            let Some(key) = self.conns.key_of(slot) else { continue };
-            let Some(conn) = self.conns.get_mut(key) else { continue };
-            // Clear if the slot was listed for a connection that has gone since.
-            if !std::mem::take(&mut conn.dirty) {
-                continue;
+        self.flush_line(FlushLine::Own, OWN_A_TURN);
+        self.flush_line(FlushLine::Crowd, CROWD_A_TURN);
+        self.flush_line(FlushLine::Leaving, LEAVING_A_TURN);
+        self.gather.reset(self.io.palette());
+    }
+
+    /// Flushes a line until `left` sends have been made. What finishing connections add meanwhile stays for the next turn.
+    fn flush_line(&mut self, line: FlushLine, mut left: usize) {
+        for _ in 0..self.unflushed.len(line) {
+            if left == 0 {
+                return;
             }
-            if !conn.outbound.is_empty() {
-                self.metrics.queue_frames.observe(conn.outbound.depth() as u64);
-                self.metrics.queue_bytes.observe(conn.outbound.bytes() as u64);
-            }
-            if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
-                self.metrics.sends.add(1);
-                self.io.send(key, part.frame, part.from);
-                if let Some(spilled) = conn.traffic.add(Flow::MessagesOut, self.gather.published) {
-                    self.sessions.spill(key.slot, Flow::MessagesOut, spilled);
+            let Some(slot) = self.unflushed.next(line, &mut self.conns) else { return };
+            let Some(key) = slot.and_then(|slot| self.conns.key_of(slot)) else { continue };
+            let sends = match self.conns.get(key).map(|conn| &conn.phase) {
+                // It may stand in another line for what it was sent before it went.
+                Some(Phase::Gone) if line != FlushLine::Leaving => 0,
+                Some(Phase::Gone) => {
+                    self.io.close(key);
+                    1
                 }
-            }
-            if conn.outbound.watch(&self.settings.outbound).is_some() {
-                self.reschedule(key);
-            } else if conn.outbound.is_empty() && matches!(conn.phase, Phase::Finishing { .. }) {
-                self.on_drained(key);
+                _ => self.flush_one(key),
+            };
+            left = left.saturating_sub(sends);
+        }
+    }
+
+    /// Returns what it counts as, in sends.
+    fn flush_one(&mut self, key: ConnKey) -> usize {
+        let Some(conn) = self.conns.get_mut(key) else { return 0 };
+        if !conn.outbound.is_empty() {
+            self.metrics.queue_frames.observe(conn.outbound.depth() as u64);
+            self.metrics.queue_bytes.observe(conn.outbound.bytes() as u64);
+        }
+        let mut sends = 0;
+        if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
+            sends = 1 + conn.outbound.bytes() / BYTES_LIKE_A_SEND;
+            self.metrics.sends.add(1);
+            self.io.send(key, part.frame, part.from);
+            if let Some(spilled) = conn.traffic.add(Flow::MessagesOut, self.gather.published) {
+                self.sessions.spill(key.slot, Flow::MessagesOut, spilled);
             }
         }
-        self.gather.reset(self.io.palette());
-        // What finishing connections added meanwhile stays for the next turn; the list keeps its memory.
-        dirty.clear();
-        dirty.append(&mut self.dirty);
-        self.dirty = dirty;
+        if conn.outbound.watch(&self.settings.outbound).is_some() {
+            self.reschedule(key);
+        } else if conn.outbound.is_empty() && matches!(conn.phase, Phase::Finishing { .. }) {
+            self.on_drained(key);
+        }
+        sends
     }
 
     pub(super) fn on_sent(&mut self, key: ConnKey, sent: Result<u32, io::ErrorKind>) {
@@ -80,7 +99,7 @@ impl<I: Io> Shard<I> {
             self.reschedule(key);
         }
         if more {
-            self.mark_dirty(key);
+            self.list(key, FlushLine::Own);
         }
         if held {
             self.want_resume(key);
@@ -100,3 +119,12 @@ impl<I: Io> Shard<I> {
         self.part(key, Goodbye::new(CloseReason::SlowConsumer, 4008, format!("slow consumer: {why}")));
     }
 }
+
+/// Sends of a turn to those who get something of their own: some 2 ms of the kernel's time.
+const OWN_A_TURN: usize = 256;
+/// Sends of a turn to a crowd, 1 ms: a turn beside costs some microseconds.
+pub(super) const CROWD_A_TURN: usize = 128;
+/// Last words and closes of a turn.
+const LEAVING_A_TURN: usize = 64;
+/// To copy so much takes the kernel about as long as a send beside.
+const BYTES_LIKE_A_SEND: usize = 32 * 1024;

@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use crate::app::auth::Claims;
 use crate::app::clients::TooMany;
 use crate::app::{forwarded, origin};
-use crate::conn::{Endpoint, Greeting, Identity, Phase};
+use crate::conn::{Endpoint, FlushLine, Greeting, Identity, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
@@ -265,7 +265,7 @@ impl<I: Io> Shard<I> {
         conn.active = now;
         conn.outbound.reply(self.io.palette(), now, |out| ws::accept(out, request, subprotocol, deflate));
         self.metrics.upgraded.add(1);
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Own);
         self.reschedule(key);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 
-use crate::conn::{Conn, Endpoint, Flow, Phase, Ping, Receiving, Then};
+use crate::conn::{Conn, Endpoint, Flow, FlushLine, Phase, Ping, Receiving, Then};
 use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
@@ -152,7 +152,7 @@ impl<I: Io> Shard<I> {
                 let is_lone = conn.intake.is_none() && self.settings.rates.is_apart(now.wrapping_sub(conn.active));
                 conn.active = now;
                 conn.outbound.control(self.io.palette(), now, |out| ws::frame(out, Opcode::Pong, payload));
-                self.mark_dirty(key);
+                self.list(key, FlushLine::Own);
                 self.count_frames(key, u32::from(!is_lone));
             }
             Event::Text(bytes) => {
@@ -195,7 +195,7 @@ impl<I: Io> Shard<I> {
                 codecs.frame_of(out, opcode, deflate, |out| out.extend_from_slice(bytes));
             });
             self.count_flow(key, Flow::MessagesOut, 1);
-            self.mark_dirty(key);
+            self.list(key, FlushLine::Own);
         }
     }
 

@@ -43,7 +43,7 @@ use ahash::RandomState;
 
 use crate::app::context::Desk;
 use crate::app::{Clients, Router};
-use crate::conn::{Conn, ConnPool, Gather, Ms, Receiving};
+use crate::conn::{Conn, ConnPool, FlushLine, Gather, Ms, Receiving, Unflushed};
 use crate::fixed::{Line, TimerWheel};
 use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
@@ -127,8 +127,8 @@ pub struct Shard<I: Io> {
 
     /// Questions about all connections that are on their way.
     walks: queries::Walks,
-    /// Slots whose queue has something to flush.
-    dirty: Vec<u32>,
+    /// Who has something to flush.
+    unflushed: Unflushed,
     /// Slots whose queue refused a published frame this turn.
     over: Vec<u32>,
     /// Connections to start reading from again at the end of the turn.
@@ -210,7 +210,7 @@ impl<I: Io> Shard<I> {
             desk: Rc::default(),
             inbox,
             walks: queries::Walks::default(),
-            dirty: Vec::new(),
+            unflushed: Unflushed::default(),
             over: Vec::new(),
             rearm: Vec::new(),
             held: Line::new(),
@@ -261,7 +261,7 @@ impl<I: Io> Shard<I> {
         self.poll_handlers(); // futures that were woken
         self.expire(); // deadlines
         self.part_from_slow(); // queues over their bound
-        self.flush(); // one send for each connection that has something to say
+        self.flush(); // one send for each connection that has something to say, or for many of them
 
         self.rearm();
         self.ring();
@@ -328,7 +328,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn has_work(&mut self) -> bool {
-        !self.dirty.is_empty()
+        !self.unflushed.is_empty()
             || self.can_retry()
             || !self.desk.is_empty()
             || self.bus.has_mail()
@@ -352,9 +352,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// What may be put on queues is for as many turns as it takes to flush it.
     fn refill(&mut self) {
-        self.budget = Budget::of_turn(&self.settings.outbound);
-        self.mail_budget = self.budget;
+        if self.unflushed.len(FlushLine::Crowd) == 0 {
+            self.budget = Budget::of_turn(&self.settings.outbound);
+            self.mail_budget = self.budget;
+        }
         self.fair.begin_turn(self.now.monotonic_ns);
     }
 
@@ -397,6 +400,7 @@ impl<I: Io> Shard<I> {
         metrics.inbound_bytes.set(self.inbound_bytes as u64);
         metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
         metrics.inflater_bytes.set((self.inflaters * INFLATER_BYTES) as u64);
+        metrics.unflushed.set(self.unflushed.total() as u64);
         metrics.in_line.set(self.held.len() as u64);
         metrics.sharing.set(self.fair.waiting() as u64);
         metrics.receipts_waiting.set(self.receipts.len() as u64);

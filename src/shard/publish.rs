@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::app::context::Answer;
 use crate::app::envelope::{EnvelopeWriter, IncomingMessage, MessageId, MessageIdRef, Publish};
-use crate::conn::{Flow, OutboundLimits};
+use crate::conn::{Flow, FlushLine, OutboundLimits};
 use crate::id::{ConnKey, ReceiptIndex};
 use crate::io::{Io, SharedFrame, Stream};
 use crate::pubsub::{Delivery, FanOut, Queues, ShardSet, Topic, Topics, fan_out};
@@ -217,7 +217,7 @@ impl<I: Io> Shard<I> {
             palette: self.io.palette(),
             limits: &self.settings.outbound,
             now,
-            dirty: &mut self.dirty,
+            unflushed: &mut self.unflushed,
             over: &mut self.over,
             on_drop: &mut |slot, drops| sessions.note_drops(slot, drops, unix_ms, history),
         };
@@ -288,6 +288,6 @@ impl<I: Io> Shard<I> {
         });
         self.metrics.messages_out.add(1);
         self.count_flow(key, Flow::MessagesOut, 1);
-        self.mark_dirty(key);
+        self.list(key, FlushLine::Own);
     }
 }

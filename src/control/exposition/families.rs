@@ -175,6 +175,11 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.tls_key_updates),
     },
     Family {
+        name: "tidewheel_connections_unflushed",
+        help: "Connections whose messages leave, or which are closed, in a later turn: this one has made its sends.",
+        values: Values::Gauge(|shard| &shard.unflushed),
+    },
+    Family {
         name: "tidewheel_publishers_in_line",
         help: "Connections whose publish waits for its turn and for room on the bus now.",
         values: Values::Gauge(|shard| &shard.in_line),
