@@ -1,4 +1,4 @@
-//! Structures whose size is settled in their constructor.
+//! Structures whose size is settled in their type or their constructor.
 //! Law: none of them knows what it holds, each names what happens at its bound, and each belongs to one thread: there
 //! are no locks and no atomics here because there is nothing to share.
 
@@ -8,6 +8,7 @@ mod linked_queue;
 mod ring_queue;
 mod slot_map;
 mod slot_set;
+mod spare_buffers;
 mod timer_wheel;
 mod token_bucket;
 
@@ -17,6 +18,7 @@ pub use linked_queue::{LinkedQueue, Place};
 pub use ring_queue::RingQueue;
 pub use slot_map::SlotMap;
 pub use slot_set::{SlotSet, Slots};
+pub use spare_buffers::SpareBuffers;
 pub use timer_wheel::TimerWheel;
 pub use token_bucket::{Rate, TokenBucket};
 

@@ -273,6 +273,11 @@ impl Palette {
         self.bytes
     }
 
+    /// Bytes of the memory that is kept for the next private frames.
+    pub fn spare_bytes(&self) -> usize {
+        self.spares.bytes()
+    }
+
     /// Frames in use, lent ones included.
     pub fn live(&self) -> usize {
         self.live

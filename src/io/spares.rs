@@ -2,7 +2,7 @@
 //! Law: what is kept has a bound in bytes; a frame gets no buffer that is more than four times what it needs, so that who reads
 //! slowly pins no more than what was said to it.
 
-use std::collections::VecDeque;
+use crate::fixed::SpareBuffers;
 
 /// A buffer that grew beyond this is a large one.
 const SMALL_CAPACITY_MAX: usize = 4096;
@@ -10,24 +10,29 @@ const SMALL_CAPACITY_MAX: usize = 4096;
 const SMALL_MAX: usize = 1024;
 /// Capacity a new small buffer starts with.
 const SMALL_CAPACITY: usize = 512;
-/// A buffer that grew beyond this is given back to the allocator. What is gathered for one send is half of it.
-const LARGE_CAPACITY_MAX: usize = 256 * 1024;
-/// Bytes of large buffers kept, at most.
+/// Bytes of large buffers kept, at most. Each may have a quarter of that, which is twice what is gathered for one send.
 const LARGE_BYTES_MAX: usize = 1024 * 1024;
+/// So many large buffers there can be at most.
+const LARGE_MAX: usize = LARGE_BYTES_MAX / SMALL_CAPACITY_MAX;
 
 /// The buffers.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
     small: Vec<Vec<u8>>,
-    /// Oldest first.
-    large: VecDeque<Vec<u8>>,
-    large_bytes: usize,
+    small_bytes: usize,
+    large: SpareBuffers<LARGE_BYTES_MAX, LARGE_MAX>,
 }
 
 impl Spares {
     /// An empty buffer for a frame of which nothing is known.
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.small.pop().unwrap_or_else(|| Vec::with_capacity(SMALL_CAPACITY))
+        match self.small.pop() {
+            Some(buffer) => {
+                self.small_bytes -= buffer.capacity();
+                buffer
+            }
+            None => Vec::with_capacity(SMALL_CAPACITY),
+        }
     }
 
     /// Makes room for `more` bytes in a buffer. A small one that would become a large one is exchanged for such a one, so that
@@ -46,42 +51,32 @@ impl Spares {
 
     #[cold]
     fn exchange(&mut self, buffer: &mut Vec<u8>, needed: usize) {
-        let fits = |large: &Vec<u8>| (needed..=needed.saturating_mul(4)).contains(&large.capacity());
-        let mut larger = match self.large.iter().rposition(fits).and_then(|at| self.large.remove(at)) {
-            Some(larger) => {
-                self.large_bytes -= larger.capacity();
-                larger
-            }
-            None => Vec::with_capacity(needed.next_power_of_two()),
-        };
+        let larger = self.large.take(needed..=needed.saturating_mul(4));
+        let mut larger = larger.unwrap_or_else(|| Vec::with_capacity(needed.next_power_of_two()));
         larger.extend_from_slice(buffer);
         self.keep(std::mem::replace(buffer, larger));
     }
 
-    /// Keeps a buffer, or gives it back to the allocator; where there are enough large ones, the oldest goes.
+    /// Keeps a buffer, or gives it back to the allocator: a small one where there are enough, of large ones the oldest.
     pub(super) fn keep(&mut self, mut buffer: Vec<u8>) {
         match buffer.capacity() {
-            0 | LARGE_CAPACITY_BEYOND.. => return,
-            ..=SMALL_CAPACITY_MAX => {
+            0 => {}
+            capacity @ ..=SMALL_CAPACITY_MAX => {
                 if self.small.len() < SMALL_MAX {
                     buffer.clear();
+                    self.small_bytes += capacity;
                     self.small.push(buffer);
                 }
-                return;
             }
-            capacity => self.large_bytes += capacity,
-        }
-        buffer.clear();
-        self.large.push_back(buffer);
-        while self.large_bytes > LARGE_BYTES_MAX
-            && let Some(oldest) = self.large.pop_front()
-        {
-            self.large_bytes -= oldest.capacity();
+            _ => self.large.keep(buffer),
         }
     }
-}
 
-const LARGE_CAPACITY_BEYOND: usize = LARGE_CAPACITY_MAX + 1;
+    /// Bytes of the buffers.
+    pub(super) fn bytes(&self) -> usize {
+        self.small_bytes + self.large.bytes()
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -96,10 +91,10 @@ mod tests {
         assert_eq!((&buffer[..], buffer.capacity() >= 10_004, spares.small.len()), (&b"head"[..], true, 1));
         let (at, capacity) = (buffer.as_ptr(), buffer.capacity());
         spares.keep(buffer);
-        assert_eq!(spares.large_bytes, capacity);
+        assert_eq!(spares.large.bytes(), capacity);
         let mut again = spares.take();
         spares.make_room(&mut again, 10_000);
-        assert_eq!((again.as_ptr(), again.len(), spares.large_bytes), (at, 0, 0));
+        assert_eq!((again.as_ptr(), again.len(), spares.large.bytes()), (at, 0, 0));
     }
 
     #[test]
@@ -123,20 +118,21 @@ mod tests {
         spares.keep(Vec::with_capacity(128 * 1024));
         let mut buffer = spares.take();
         spares.make_room(&mut buffer, 5_000);
-        assert_eq!((buffer.capacity(), spares.large_bytes), (8192, 128 * 1024));
+        assert_eq!((buffer.capacity(), spares.large.bytes()), (8192, 128 * 1024));
     }
 
     #[test]
-    fn what_is_kept_has_a_bound() {
+    fn what_is_kept_is_counted_and_has_a_bound() {
         let mut spares = Spares::default();
         for _ in 0..2 * SMALL_MAX {
             spares.keep(Vec::with_capacity(SMALL_CAPACITY));
             spares.keep(Vec::with_capacity(20_000));
         }
-        spares.keep(Vec::with_capacity(LARGE_CAPACITY_MAX + 1));
         spares.keep(Vec::new());
-        let large: usize = spares.large.iter().map(Vec::capacity).sum();
-        assert_eq!((spares.small.len(), spares.large_bytes), (SMALL_MAX, large));
-        assert!((LARGE_BYTES_MAX - 20_000..=LARGE_BYTES_MAX).contains(&large), "{large}");
+        let full = spares.bytes();
+        assert_eq!((spares.small.len(), full - spares.large.bytes()), (SMALL_MAX, SMALL_MAX * SMALL_CAPACITY));
+        assert!((LARGE_BYTES_MAX - 20_000..=LARGE_BYTES_MAX).contains(&spares.large.bytes()));
+        let buffer = spares.take();
+        assert_eq!(spares.bytes(), full - buffer.capacity());
     }
 }
