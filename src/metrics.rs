@@ -331,6 +331,10 @@ pub struct ShardMetrics {
     pub inbound_bytes: Counter,
     /// Memory of the pool of connections, of timers and sessions, which follows the most there ever were.
     pub pool_bytes: Counter,
+    /// Memory kept for the next messages that come in pieces.
+    pub spare_in_bytes: Counter,
+    /// Memory kept for the next replies and for what is sent together.
+    pub spare_out_bytes: Counter,
     /// Compressions of messages for clients, by outcome: a publish once for each form that it needs.
     pub deflated: Counters<{ Deflated::ALL.len() }>,
     /// Bytes of those that got shorter.

@@ -399,6 +399,8 @@ impl<I: Io> Shard<I> {
         metrics.frame_bytes.set(self.io.palette().live_bytes() as u64);
         metrics.inbound_bytes.set(self.inbound_bytes as u64);
         metrics.pool_bytes.set((self.conns.bytes() + self.wheel.bytes() + self.sessions.bytes()) as u64);
+        metrics.spare_in_bytes.set(self.gathered.bytes() as u64);
+        metrics.spare_out_bytes.set(self.io.palette().spare_bytes() as u64);
         metrics.inflater_bytes.set((self.inflaters * INFLATER_BYTES) as u64);
         metrics.unflushed.set(self.unflushed.total() as u64);
         metrics.in_line.set(self.held.len() as u64);

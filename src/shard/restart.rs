@@ -113,6 +113,7 @@ impl<I: Io> Shard<I> {
             .into_iter()
             .chain(held)
             .chain([&metrics.receipts_waiting, &metrics.inflater_bytes])
+            .chain([&metrics.spare_in_bytes, &metrics.spare_out_bytes])
             .for_each(|gauge| gauge.set(0));
         draining.iter_mut().for_each(Draining::lose_everyone);
         let generation = conns.next_generation();

@@ -76,3 +76,33 @@ fn a_request_cut_at_any_byte_is_upgraded() {
         assert_eq!((stage.response(client), stage.told(client).as_str()), (Some(101), "pong 1"), "cut at {cut}");
     }
 }
+
+#[test]
+fn memory_that_is_kept_for_the_next_is_counted() {
+    const SIZE: u64 = 10_000;
+    let mut stage = Stage::new(1, 1, |_| {});
+    let kept =
+        |stage: &Stage| [&stage.metrics[0].spare_in_bytes, &stage.metrics[0].spare_out_bytes].map(|gauge| gauge.get());
+    assert_eq!(kept(&stage), [0, 0]);
+    let client = stage.newcomer(0);
+    stage.world.client_send(stage.id(client), wire::request("/echo").as_bytes());
+    stage.rest();
+    let [received, sent] = kept(&stage);
+    assert!(received == 0 && (1..4096).contains(&sent), "{received}, {sent}: there was one answer");
+
+    let mut message = Vec::new();
+    wire::frame(&mut message, 0x80 | BINARY, &[7; SIZE as usize], &mut Dice::new(1));
+    stage.world.client_send(stage.id(client), &message);
+    stage.rest();
+    let [received, sent] = kept(&stage);
+    assert!((SIZE..2 * SIZE + 1024).contains(&received), "{received} of one message that came in pieces");
+    assert!((SIZE..4 * SIZE).contains(&sent), "{sent} of its echo");
+    stage.world.client_send(stage.id(client), &message[..message.len() - 1]);
+    stage.rest();
+    let [received, _] = kept(&stage);
+    assert!(received < SIZE, "{received}, though the next is in it");
+
+    let (_, estate) = stage.shards.remove(0).break_up(true);
+    assert_eq!(kept(&stage), [0, 0], "a shard that broke keeps nothing");
+    drop(estate);
+}

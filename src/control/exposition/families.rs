@@ -14,8 +14,10 @@ pub(super) struct Family {
 
 pub(super) enum Values {
     Gauge(fn(&ShardMetrics) -> &Counter),
+    /// Gauges with one more label: its name, then each value with its gauge.
+    Gauges(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, &Counter)>),
     Counter(fn(&ShardMetrics) -> &Counter),
-    /// Counters with one more label: its name, then each value with its counter.
+    /// Counters with one more label.
     Counters(&'static str, fn(&ShardMetrics) -> Vec<(&'static str, &Counter)>),
     Histogram(fn(&ShardMetrics) -> Distribution),
     /// Histograms with one more label.
@@ -122,6 +124,13 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "tidewheel_pool_bytes",
         help: "Memory of the pool of connections, of their timers and sessions.",
         values: Values::Gauge(|shard| &shard.pool_bytes),
+    },
+    Family {
+        name: "tidewheel_spare_bytes",
+        help: "Memory kept for the next messages that come in pieces, and for the next replies.",
+        values: Values::Gauges("direction", |shard| {
+            vec![("in", &shard.spare_in_bytes), ("out", &shard.spare_out_bytes)]
+        }),
     },
     Family {
         name: "tidewheel_inflater_bytes",

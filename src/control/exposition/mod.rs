@@ -24,7 +24,7 @@ use super::keys::Outcome;
 use super::logging;
 use super::phase::{Phase, Stage};
 use super::running::Reloads;
-use crate::metrics::{CloseReason, Distribution, ShardMetrics};
+use crate::metrics::{CloseReason, Counter, Distribution, ShardMetrics};
 use families::{FAMILIES, Family, Values};
 
 /// All that a scrape answers with.
@@ -129,16 +129,16 @@ impl Engine {
                 let samples = shards.map(|(name, shard)| ([("shard", name)], read(shard).get()));
                 page.gauges(family.name, family.help, samples)
             }
+            Values::Gauges(label, read) => {
+                let samples = shards.flat_map(|(name, shard)| with_label(name, label, read(shard)));
+                page.gauges(family.name, family.help, samples)
+            }
             Values::Counter(read) => {
                 let samples = shards.map(|(name, shard)| ([("shard", name)], read(shard).get()));
                 page.counters(family.name, family.help, samples)
             }
             Values::Counters(label, read) => {
-                let samples = shards.flat_map(|(name, shard)| {
-                    let values = read(shard).into_iter();
-                    values
-                        .map(move |(value, counter)| ([("shard", name.clone()), (label, value.into())], counter.get()))
-                });
+                let samples = shards.flat_map(|(name, shard)| with_label(name, label, read(shard)));
                 page.counters(family.name, family.help, samples)
             }
             Values::Histogram(read) => {
@@ -244,6 +244,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// A shard's samples of a family with one more label.
+fn with_label(
+    shard: String,
+    label: &'static str,
+    values: Vec<(&'static str, &Counter)>,
+) -> impl Iterator<Item = ([(&'static str, String); 2], u64)> {
+    let values = values.into_iter().map(|(value, counter)| (value, counter.get()));
+    values.map(move |(value, count)| ([("shard", shard.clone()), (label, value.into())], count))
 }
 
 /// The names that every exporter gives these.
