@@ -361,9 +361,9 @@ pub struct ShardMetrics {
     pub unflushed: Counter,
     /// Connections whose publish waits for its turn and for room on the bus now.
     pub in_line: Counter,
-    /// Connections whose input waits for its share of a turn now.
+    /// Connections whose input waits for a share of a turn now.
     pub sharing: Counter,
-    /// How often a connection's input had to wait for its next share.
+    /// How often a connection's input had to wait for its next share, since it had more than there was time for.
     pub shares: Counter,
     /// Publishes that wait for the counts of other shards now.
     pub receipts_waiting: Counter,

@@ -88,23 +88,21 @@ impl<I: Io> Shard<I> {
         true
     }
 
-    /// Puts a connection that has something held at the end of one of the lines, if it stands in none yet.
-    pub(super) fn stand_in_line(&mut self, key: ConnKey, what: WaitsFor) {
-        let Some(held) = self.conns.get_mut(key).and_then(Conn::held_mut) else { return };
+    /// Puts a connection that has something held at the end of one of the lines; `false` if it stands in one already.
+    pub(super) fn stand_in_line(&mut self, key: ConnKey, what: WaitsFor) -> bool {
+        let Some(held) = self.conns.get_mut(key).and_then(Conn::held_mut) else { return false };
         if held.waits_for != WaitsFor::Itself {
-            return;
+            return false;
         }
         held.waits_for = what;
         let line = match what {
-            WaitsFor::Itself => return,
+            WaitsFor::Itself => return false,
             WaitsFor::Share => &mut self.fair.line,
             WaitsFor::Room => &mut self.held,
         };
-        if what == WaitsFor::Share {
-            self.metrics.shares.add(1);
-        }
         let conns = &self.conns;
         line.push(key, conns.len(), |key| waits_for(conns, key) == Some(what));
+        true
     }
 
     /// Gives the next in a line its share of the turn, in which it may make so many publishes; something of it is worked on in

@@ -32,8 +32,8 @@ impl<I: Io> Shard<I> {
     /// Finds a connection that has something held its line, if it is to stand in one, and stops reading: at once, unless it
     /// only waits for its share and has sent little.
     fn keep_waiting(&mut self, key: ConnKey) {
-        if self.fair.has_stopped() {
-            self.stand_in_line(key, WaitsFor::Share);
+        if self.fair.has_stopped() && self.stand_in_line(key, WaitsFor::Share) {
+            self.metrics.shares.add(1);
         }
         let Some(held) = self.conns.get(key).and_then(Conn::held) else { return };
         if held.waits_for != WaitsFor::Share || held.bytes.len() - held.from > READ_ON_BYTES {
@@ -108,7 +108,10 @@ impl<I: Io> Shard<I> {
         let waits = match held.request {
             _ if !is_open => false,
             Some(Deferred::Subscribe { .. }) => owes,
-            Some(Deferred::Publish { .. }) if must_wait => return self.stand_in_line(key, WaitsFor::Room),
+            Some(Deferred::Publish { .. }) if must_wait => {
+                self.stand_in_line(key, WaitsFor::Room);
+                return;
+            }
             Some(Deferred::Publish { .. }) | None => self.is_full(key),
         };
         if waits {

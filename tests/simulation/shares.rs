@@ -108,6 +108,35 @@ fn what_waits_of_all_is_bounded() {
     assert_eq!(stage.metrics[0].inbound_bytes.get(), 0);
 }
 
+/// Whoever waited for its own acks or its own queue, and then goes on in the line, has not sent more than its share.
+#[test]
+fn who_waited_for_itself_is_not_counted() {
+    let mut stage = Stage::new(2, 8, |settings| settings.outbound.bytes_max = 300);
+    stage.world.set_socket_buffers(&[4 * 1024]);
+    let (client, subscriber) = (stage.client(0), stage.client(1));
+    let subscribe = r#"{"id":0,"type":"subscribe","payload":{"topic":"t"}}"#;
+    stage.send(subscriber, &[subscribe]);
+    stage.rest();
+    let waits = |stage: &Stage| (stage.metrics[0].inbound_bytes.get() > 0, stage.metrics[0].shares.get());
+
+    stage.send(client, &[PUBLISH, subscribe, LIST]);
+    stage.deliver();
+    stage.turns(0, 3);
+    assert_eq!(waits(&stage), (true, 0), "the other shard has not counted yet");
+    stage.rest();
+    assert_eq!(stage.told(client), "ack 1, ack 0, subscriptions 1");
+    assert_eq!(waits(&stage), (false, 0));
+
+    stage.world.client_stall(stage.id(client), true);
+    stage.send(client, &[LIST; 200]);
+    stage.rest();
+    assert_eq!(waits(&stage), (true, 0), "its queue is full");
+    stage.world.client_stall(stage.id(client), false);
+    stage.rest();
+    assert_eq!(stage.told(client).matches("subscriptions").count(), 200);
+    assert_eq!(waits(&stage), (false, 0));
+}
+
 /// Publishes that come together leave together however late the turn is: they have a budget of their own, and to send them
 /// one by one would cost many times as much.
 #[test]

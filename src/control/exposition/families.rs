@@ -195,12 +195,12 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         name: "tidewheel_senders_in_line",
-        help: "Connections that have sent more than their share of a turn, whose input waits for the next one now.",
+        help: "Connections whose input waits for a share of a turn now.",
         values: Values::Gauge(|shard| &shard.sharing),
     },
     Family {
         name: "tidewheel_sender_waits",
-        help: "How often a connection's input had to wait for its next share of a turn.",
+        help: "How often a connection had sent more than its share of a turn, and the rest had to wait for the next.",
         values: Values::Counter(|shard| &shard.shares),
     },
     Family {
