@@ -44,19 +44,26 @@ pub enum Phase {
     /// WebSocket, speaking the native JSON or echoing.
     Open,
     /// It will close, but replies are still owed (receipts from other shards, parked handlers).
-    Settling(Box<Farewell>),
+    Settling(Box<Farewell>, LateBytes),
     /// Our close frame is queued or sent; the peer's is awaited until the close deadline.
-    Closing,
+    Closing(LateBytes),
     /// What is queued still leaves, then the socket closes; or lingers, if the peer may still be sending.
     Finishing {
         /// Whether closing at once could destroy what was sent: input that is still on its way makes the kernel reset.
         linger: bool,
+        /// What has come meanwhile.
+        late: LateBytes,
     },
     /// Everything has left and our side of the stream has ended; input is discarded until the peer ends its side.
-    Lingering,
+    Lingering(LateBytes),
     /// Closed towards the kernel; only completions are awaited.
     Gone,
 }
+
+/// Bytes that have come since a connection began to be closed, or to be told why it never was open: what is read of them has a
+/// bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LateBytes(u32);
 
 /// The last words to a connection, once nothing is owed to it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +218,7 @@ pub struct Conn {
     pub active: Ms,
     /// When bytes last arrived.
     pub heard: Ms,
-    /// When the last ping was queued; of a connection that is being closed, which is not pinged, [`Conn::late_bytes`].
+    /// When the last ping was queued.
     pub pinged: Ms,
     /// What it has received and sent, as far as its session has not taken that over.
     pub traffic: Traffic,
@@ -276,30 +283,30 @@ impl Conn {
         matches!(self.phase, Phase::Open)
     }
 
-    /// Whether it is being closed, or is told why it never was open.
-    pub fn is_ending(&self) -> bool {
-        !matches!(self.phase, Phase::Handshake(_) | Phase::Open)
-    }
-
-    /// It begins to be closed, or to be told why it never was open.
-    pub fn end_with(&mut self, phase: Phase) {
-        (self.phase, self.pinged) = (phase, 0);
-    }
-
-    /// Bytes that have come since it began to be closed.
-    pub fn late_bytes(&self) -> u32 {
-        if self.is_ending() { self.pinged } else { 0 }
-    }
-
     /// Whether what comes is still looked at, for its close frame at least.
     pub fn is_listened_to(&self) -> bool {
-        !matches!(self.phase, Phase::Finishing { .. } | Phase::Lingering | Phase::Gone)
+        !matches!(self.phase, Phase::Finishing { .. } | Phase::Lingering(_) | Phase::Gone)
+    }
+
+    /// Bytes that have come since it began to be closed, or to be told why it never was open.
+    pub fn late_bytes(&self) -> u32 {
+        match self.phase {
+            Phase::Settling(_, LateBytes(late))
+            | Phase::Closing(LateBytes(late))
+            | Phase::Finishing { late: LateBytes(late), .. }
+            | Phase::Lingering(LateBytes(late)) => late,
+            Phase::Handshake(_) | Phase::Open | Phase::Gone => 0,
+        }
     }
 
     /// Bytes have come; they count if it is being closed.
     pub fn count_late(&mut self, bytes: usize) {
-        if self.is_ending() {
-            self.pinged = self.pinged.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if let Phase::Settling(_, LateBytes(late))
+        | Phase::Closing(LateBytes(late))
+        | Phase::Finishing { late: LateBytes(late), .. }
+        | Phase::Lingering(LateBytes(late)) = &mut self.phase
+        {
+            *late = late.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         }
     }
 

@@ -6,7 +6,7 @@
 //! every step has a deadline; `retire` is the only way out and the only place that counts.
 
 use crate::app::envelope::EnvelopeWriter;
-use crate::conn::{Farewell, FlushLine, Note, Notice, Phase, Then};
+use crate::conn::{Farewell, FlushLine, LateBytes, Note, Notice, Phase, Then};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Drop};
@@ -62,8 +62,8 @@ impl<I: Io> Shard<I> {
                 let (code, text) = (Some(code.unwrap_or(1000)), String::new());
                 self.leave_open(key, CloseReason::Peer, Farewell { notice: None, code, text, then: Then::Close });
             }
-            Phase::Settling(farewell) => farewell.then = Then::Close,
-            Phase::Closing => self.finish(key),
+            Phase::Settling(farewell, _) => farewell.then = Then::Close,
+            Phase::Closing(_) => self.finish(key),
             _ => {}
         }
     }
@@ -88,9 +88,9 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Open => self.leave_open(key, reason, farewell),
-            Phase::Settling(farewell) => farewell.then = Then::Linger,
-            Phase::Closing => {
-                conn.phase = Phase::Finishing { linger: true };
+            Phase::Settling(farewell, _) => farewell.then = Then::Linger,
+            &mut Phase::Closing(late) => {
+                conn.phase = Phase::Finishing { linger: true, late };
                 self.finish(key);
             }
             _ => {}
@@ -102,7 +102,7 @@ impl<I: Io> Shard<I> {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(matches!(conn.phase, Phase::Handshake { .. }));
-        conn.end_with(Phase::Finishing { linger: true });
+        conn.phase = Phase::Finishing { linger: true, late: LateBytes::default() };
         conn.reason = Some(reason);
         conn.since = now;
         conn.outbound.reply(self.io.palette(), now, write);
@@ -118,7 +118,7 @@ impl<I: Io> Shard<I> {
         self.note(key, Note::Closed(reason, farewell.code));
         let Some(conn) = self.conns.get_mut(key) else { return };
         debug_assert!(conn.is_open());
-        conn.end_with(Phase::Settling(Box::new(farewell)));
+        conn.phase = Phase::Settling(Box::new(farewell), LateBytes::default());
         conn.reason = Some(reason);
         conn.since = now;
         self.reschedule(key);
@@ -140,10 +140,11 @@ impl<I: Io> Shard<I> {
     pub(super) fn settle(&mut self, key: ConnKey) {
         let (now, unix_ms) = (self.ms(), self.now.unix_ms);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.owes() || !matches!(conn.phase, Phase::Settling(_)) {
+        let &Phase::Settling(_, late) = &conn.phase else { return };
+        if conn.owes() {
             return;
         }
-        let Phase::Settling(farewell) = std::mem::replace(&mut conn.phase, Phase::Closing) else { return };
+        let Phase::Settling(farewell, _) = std::mem::replace(&mut conn.phase, Phase::Closing(late)) else { return };
         let Farewell { notice, code, text, then } = *farewell;
         if let Some(code) = code {
             conn.outbound.reply(self.io.palette(), now, |out| {
@@ -159,7 +160,7 @@ impl<I: Io> Shard<I> {
         self.list(key, FlushLine::Leaving);
         let Some(conn) = self.conns.get_mut(key) else { return };
         match then {
-            Then::Linger => conn.phase = Phase::Finishing { linger: true },
+            Then::Linger => conn.phase = Phase::Finishing { linger: true, late },
             Then::Await if !conn.receive_ended() => {}
             Then::Await | Then::Close => self.finish(key),
         }
@@ -170,7 +171,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn give_up(&mut self, key: ConnKey) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if !matches!(conn.phase, Phase::Settling(_)) || conn.receipts.is_some() {
+        if !matches!(conn.phase, Phase::Settling(..)) || conn.receipts.is_some() {
             return self.retire(key, CloseReason::Internal);
         }
         conn.since = now;
@@ -182,8 +183,8 @@ impl<I: Io> Shard<I> {
     /// Both sides have said their last: close when the queue has left.
     pub(super) fn finish(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if matches!(conn.phase, Phase::Closing) {
-            conn.phase = Phase::Finishing { linger: false };
+        if let Phase::Closing(late) = conn.phase {
+            conn.phase = Phase::Finishing { linger: false, late };
             self.inbound_bytes -= conn.take_held().map_or(0, |held| held.waiting_bytes());
         }
         self.list(key, FlushLine::Leaving);
@@ -194,8 +195,8 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let reason = conn.reason.unwrap_or(CloseReason::Internal);
         match conn.phase {
-            Phase::Finishing { linger: true } if !conn.receive_ended() => {
-                conn.phase = Phase::Lingering;
+            Phase::Finishing { linger: true, late } if !conn.receive_ended() => {
+                conn.phase = Phase::Lingering(late);
                 conn.since = self.now.monotonic_ms() as u32;
                 self.io.shutdown(key);
                 self.reschedule(key);

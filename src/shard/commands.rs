@@ -318,7 +318,7 @@ impl<I: Io> Shard<I> {
 
 /// Whether the connection is still to be told things: until its close frame is queued.
 pub(super) fn can_be_told(conn: &Conn) -> bool {
-    matches!(conn.phase, crate::conn::Phase::Open | crate::conn::Phase::Settling(_))
+    matches!(conn.phase, crate::conn::Phase::Open | crate::conn::Phase::Settling(..))
 }
 
 fn not_subscribed() -> Fault {

@@ -308,7 +308,7 @@ impl<I: Io> Shard<I> {
         if reason != CloseReason::Drain && draining.left.is_none() {
             return;
         }
-        let has_ended = conn.receive_ended() || matches!(conn.phase, Phase::Finishing { .. } | Phase::Lingering);
+        let has_ended = conn.receive_ended() || matches!(conn.phase, Phase::Finishing { .. } | Phase::Lingering(_));
         if conn.outbound.is_empty() && has_ended {
             self.metrics.closed_cleanly.add(1);
         } else {

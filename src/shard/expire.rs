@@ -76,11 +76,11 @@ impl<I: Io> Shard<I> {
             Phase::Handshake { .. } => {
                 return Some((at(conn.since, settings.handshake_timeout_ms).max(lenient_ms), Due::Handshake));
             }
-            Phase::Settling(_) | Phase::Closing | Phase::Finishing { .. } => {
+            Phase::Settling(..) | Phase::Closing(_) | Phase::Finishing { .. } => {
                 let close_ms = at(conn.since, settings.close_timeout_ms);
                 // A drain lets what is owed and queued leave for as long as it lasts.
                 let drained_ms = match (&self.draining, &conn.phase) {
-                    (Some(draining), Phase::Settling(_)) => {
+                    (Some(draining), Phase::Settling(..)) => {
                         draining.deadline_ms.saturating_sub(settings.close_timeout_ms)
                     }
                     (Some(draining), _) if !conn.outbound.is_empty() => draining.deadline_ms,
@@ -88,7 +88,7 @@ impl<I: Io> Shard<I> {
                 };
                 return Some((close_ms.max(drained_ms), Due::Close));
             }
-            Phase::Lingering => return Some((at(conn.since, LINGER_MS), Due::Linger)),
+            Phase::Lingering(_) => return Some((at(conn.since, LINGER_MS), Due::Linger)),
             Phase::Gone => return None,
             Phase::Open => {}
         }

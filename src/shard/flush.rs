@@ -93,7 +93,7 @@ impl<I: Io> Shard<I> {
         }
         let more = !conn.outbound.is_empty() || matches!(conn.phase, Phase::Finishing { .. });
         let held = conn.held().is_some();
-        if !more && matches!(conn.phase, Phase::Closing) {
+        if !more && matches!(conn.phase, Phase::Closing(_)) {
             // The close frame has left: from now on the peer's is awaited.
             conn.since = self.now.monotonic_ms() as u32;
             self.reschedule(key);

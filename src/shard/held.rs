@@ -148,7 +148,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
             _ if conn.held().is_some() => self.keep_waiting(key),
-            Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
+            Phase::Finishing { .. } | Phase::Lingering(_) | Phase::Gone => {}
             Phase::Open if conn.receive_ended() => self.finish_silently(key, CloseReason::Lost),
             Phase::Handshake(_) if conn.receive_ended() => self.retire(key, CloseReason::Lost),
             _ => {

@@ -41,11 +41,7 @@ impl<I: Io> Shard<I> {
             self.sessions.spill(key.slot, Flow::BytesIn, spilled);
         }
         if is_too_late(conn, &self.settings) {
-            // One that has gone is the driver's to end.
-            if !matches!(conn.phase, Phase::Gone) {
-                self.io.pause(key);
-            }
-            return;
+            return self.io.pause(key);
         }
         let is_newcomer = matches!(conn.phase, Phase::Handshake(_));
         if conn.ping == Ping::Awaited {
@@ -59,10 +55,10 @@ impl<I: Io> Shard<I> {
         let has_share = self.share_arrival(bytes.len(), is_newcomer);
         let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
-            Phase::Finishing { .. } | Phase::Lingering | Phase::Gone => {}
+            Phase::Finishing { .. } | Phase::Lingering(_) | Phase::Gone => {}
             // Nothing overtakes what is held.
             _ if !has_share || conn.held().is_some() => self.hold(key, &bytes),
-            Phase::Open | Phase::Settling(_) | Phase::Closing => self.on_frames(key, &mut bytes),
+            Phase::Open | Phase::Settling(..) | Phase::Closing(_) => self.on_frames(key, &mut bytes),
             Phase::Handshake(_) => self.shake_hands(key, &mut bytes),
         }
     }
@@ -121,7 +117,7 @@ impl<I: Io> Shard<I> {
         self.gathered = memory;
         self.count_frames(key, short_fragments);
         match self.conns.get_mut(key) {
-            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(_) | Phase::Closing) => {
+            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(..) | Phase::Closing(_)) => {
                 if !decoder.is_idle() {
                     self.inbound_bytes += decoder.held_bytes();
                     conn.intake.get_or_insert_default().decoder = decoder;
@@ -207,7 +203,7 @@ impl<I: Io> Shard<I> {
                 true => Gate::Full,
                 false => Gate::Open,
             },
-            Phase::Settling(_) | Phase::Closing => Gate::Open,
+            Phase::Settling(..) | Phase::Closing(_) => Gate::Open,
             _ => Gate::Shut,
         }
     }
@@ -280,13 +276,13 @@ impl<I: Io> Shard<I> {
             (Lost::Broken(ErrorKind::InvalidData), Phase::Handshake(_)) => self.retire(key, CloseReason::BadHandshake),
             (Lost::Broken(ErrorKind::InvalidData), _) => self.retire(key, CloseReason::Protocol),
             (Lost::EndOfStream, Phase::Handshake(_)) if conn.held().is_some() => {}
-            (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering) => {
+            (Lost::Broken(_), _) | (Lost::EndOfStream, Phase::Handshake { .. } | Phase::Lingering(_)) => {
                 self.retire(key, CloseReason::Lost);
             }
             // The peer has only ended its own side: what is owed and queued still goes out.
             (Lost::EndOfStream, Phase::Open) if conn.held().is_none() => self.finish_silently(key, CloseReason::Lost),
-            (Lost::EndOfStream, Phase::Closing) => self.finish(key),
-            (Lost::EndOfStream, Phase::Open | Phase::Settling(_) | Phase::Finishing { .. }) => {}
+            (Lost::EndOfStream, Phase::Closing(_)) => self.finish(key),
+            (Lost::EndOfStream, Phase::Open | Phase::Settling(..) | Phase::Finishing { .. }) => {}
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::envelope::EnvelopeWriter;
-use crate::conn::{ConnPool, Gather, Ms, Phase, Receiving};
+use crate::conn::{ConnPool, Gather, LateBytes, Ms, Phase, Receiving};
 use crate::contain::{contain, drop_quietly};
 use crate::id::{ConnKey, ShardId};
 use crate::io::{Completion, Io, Lost, Now, Wait};
@@ -191,8 +191,8 @@ impl<I: Io> Goodbye<'_, I> {
     fn tell(&mut self, key: ConnKey) -> bool {
         let Some(conn) = self.conns.get_mut(key) else { return false };
         // Who is past that has been told why it ends, or is no WebSocket.
-        let can_be_told = matches!(conn.phase, Phase::Open | Phase::Settling(_));
-        conn.phase = if can_be_told { Phase::Closing } else { Phase::Gone };
+        let can_be_told = matches!(conn.phase, Phase::Open | Phase::Settling(..));
+        conn.phase = if can_be_told { Phase::Closing(LateBytes::default()) } else { Phase::Gone };
         let palette = self.io.palette();
         let dropped = &self.metrics.dropped[Drop::Closed as usize];
         if !can_be_told {
@@ -277,7 +277,7 @@ impl<I: Io> Goodbye<'_, I> {
     }
 
     fn is_told(&self, key: ConnKey) -> bool {
-        self.conns.get(key).is_some_and(|conn| matches!(conn.phase, Phase::Closing))
+        self.conns.get(key).is_some_and(|conn| matches!(conn.phase, Phase::Closing(_)))
     }
 }
 
