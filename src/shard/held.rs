@@ -14,7 +14,6 @@ use crate::io::Io;
 use crate::metrics::CloseReason;
 
 use super::Shard;
-use super::inbound::Gate;
 use super::settings::{READ_ON_BYTES, SHARE};
 
 impl<I: Io> Shard<I> {
@@ -126,10 +125,7 @@ impl<I: Io> Shard<I> {
             return self.go_on(key);
         }
         let taken = from + self.decode(key, &mut bytes[from..]);
-        if self.gate(key) == Gate::Shut {
-            return;
-        }
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.is_listened_to()) else { return };
         if taken < bytes.len() {
             let mut from = taken;
             if from > bytes.len() / 2 {

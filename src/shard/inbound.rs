@@ -21,7 +21,7 @@ use super::settings::{LATE_BYTES, PARKED_PER_CONN_MAX, SHARE, Settings};
 
 /// Whether a connection's next message may be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gate {
+enum Gate {
     Open,
     /// Nothing of it is of interest any more.
     Shut,
@@ -117,7 +117,7 @@ impl<I: Io> Shard<I> {
         self.gathered = memory;
         self.count_frames(key, short_fragments);
         match self.conns.get_mut(key) {
-            Some(conn) if matches!(conn.phase, Phase::Open | Phase::Settling(..) | Phase::Closing(_)) => {
+            Some(conn) if conn.is_listened_to() => {
                 if !decoder.is_idle() {
                     self.inbound_bytes += decoder.held_bytes();
                     conn.intake.get_or_insert_default().decoder = decoder;
@@ -195,16 +195,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    pub(super) fn gate(&mut self, key: ConnKey) -> Gate {
-        let Some(conn) = self.conns.get(key) else { return Gate::Shut };
-        let is_held = conn.held().is_some();
-        match conn.phase {
-            Phase::Open => match is_held || self.is_full(key) {
-                true => Gate::Full,
-                false => Gate::Open,
-            },
-            Phase::Settling(..) | Phase::Closing(_) => Gate::Open,
-            _ => Gate::Shut,
+    fn gate(&mut self, key: ConnKey) -> Gate {
+        let Some(conn) = self.conns.get(key).filter(|conn| conn.is_listened_to()) else { return Gate::Shut };
+        let (is_open, is_held) = (conn.is_open(), conn.held().is_some());
+        match is_open && (is_held || self.is_full(key)) {
+            true => Gate::Full,
+            false => Gate::Open,
         }
     }
 
