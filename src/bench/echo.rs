@@ -172,7 +172,7 @@ impl Part for EchoPart {
         }
     }
 
-    fn ended(&mut self, _: &mut Lanes<Client>, _: u32, _: Client) {}
+    fn ended(&mut self, _: &mut Lanes<Client>, _: u32, _: bool) {}
 
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);

@@ -142,7 +142,6 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
 
 #[derive(Default)]
 struct Client {
-    is_ready: bool,
     /// Of a publisher: publishes that were sent and not answered, and how many it has made in each topic.
     unanswered: u32,
     made: Box<[u32]>,
@@ -278,8 +277,8 @@ impl FanoutPart {
         let slots = u64::from(lanes.slots().max(1));
         let slot = (lanes.random() % slots) as u32;
         let conn = lanes.open_at(slot)?;
-        let (number, client) = lanes.client(conn)?;
-        (number >= self.fanout.publishers && client.is_ready).then_some(conn)
+        let (number, _) = lanes.client(conn)?;
+        (number >= self.fanout.publishers && lanes.is_ready(conn)).then_some(conn)
     }
 
     fn on_message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, message: &Message) {
@@ -306,11 +305,10 @@ impl FanoutPart {
     }
 
     fn on_ack(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, receipt: Receipt) {
-        let Some((_, client)) = lanes.client(conn) else { return };
-        if !client.is_ready {
-            client.is_ready = true;
-            return lanes.counts().add(Count::Ready, 1);
+        if lanes.ready(conn).is_some() {
+            return;
         }
+        let Some((_, client)) = lanes.client(conn) else { return };
         client.unanswered = client.unanswered.saturating_sub(1);
         lanes.counts().add(Count::Receipts, 1);
         lanes.counts().add(Count::Queued, receipt.queued);
@@ -330,13 +328,12 @@ impl Part for FanoutPart {
         let Fanout { topics, publishers, .. } = *self.fanout;
         if number < publishers {
             client.made = self.topics_of(number).map(|_| 0).collect();
-            client.is_ready = true;
             self.publishing.push(conn);
-            return lanes.counts().add(Count::Ready, 1);
+            lanes.ready(conn);
+            return;
         }
         client.seen = vec![0; publishers.div_ceil(topics) as usize].into();
-        let topic = name_of(self.topic_of(number));
-        lanes.send(conn, Opcode::Text, native::subscribe(&topic).as_bytes());
+        native::join(lanes, conn, Some(&name_of(self.topic_of(number))));
     }
 
     fn message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
@@ -352,7 +349,7 @@ impl Part for FanoutPart {
         }
     }
 
-    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, _: Client) {
+    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, _: bool) {
         if self.fanout.life.is_some() && number >= self.fanout.publishers && self.stage != Some(END) {
             lanes.want(number, lanes.now_ns());
         }

@@ -123,7 +123,6 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
 
 #[derive(Default)]
 struct Client {
-    is_ready: bool,
     has_answered: bool,
     has_message: bool,
 }
@@ -147,15 +146,6 @@ struct IdlePart {
 }
 
 impl IdlePart {
-    fn ready(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        let (now_ns, since_ns) = (lanes.clock_ns(), lanes.since_ns(conn));
-        let Some((_, client)) = lanes.client(conn) else { return };
-        if !std::mem::replace(&mut client.is_ready, true) {
-            self.found.connect.record(now_ns.saturating_sub(since_ns));
-            lanes.counts().add(Count::Ready, 1);
-        }
-    }
-
     /// So many of all, in each turn, until all have had their turn.
     fn walk(
         &mut self,
@@ -179,9 +169,8 @@ impl Part for IdlePart {
     type Outcome = Found;
 
     fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        match &self.topic {
-            Some(topic) => lanes.send(conn, Opcode::Text, native::subscribe(topic).as_bytes()),
-            None => self.ready(lanes, conn),
+        if let Some(took_ns) = native::join(lanes, conn, self.topic.as_deref()) {
+            self.found.connect.record(took_ns);
         }
     }
 
@@ -204,8 +193,13 @@ impl Part for IdlePart {
             }
         } else {
             match native::said(payload) {
-                Said::Ack(_) if !client.is_ready => return self.ready(lanes, conn),
-                Said::Ack(_) | Said::Other => return,
+                Said::Ack(_) => {
+                    if let Some(took_ns) = lanes.ready(conn) {
+                        self.found.connect.record(took_ns);
+                    }
+                    return;
+                }
+                Said::Other => return,
                 Said::Message(Message { publisher: 0, number: 1, due_ns }) => {
                     match std::mem::replace(&mut client.has_message, true) {
                         false => {
@@ -222,9 +216,9 @@ impl Part for IdlePart {
         lanes.counts().add(count, 1);
     }
 
-    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, client: Client) {
+    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, was_ready: bool) {
         // One that was not ready yet is not counted as one of all.
-        if !client.is_ready {
+        if !was_ready {
             lanes.want(number, lanes.now_ns() + AGAIN_NS);
         }
     }

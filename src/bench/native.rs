@@ -4,6 +4,10 @@
 use memchr::memmem;
 use serde::Deserialize;
 
+use super::lanes::Lanes;
+use crate::id::ConnKey;
+use crate::ws::Opcode;
+
 /// What a server has said.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
@@ -39,7 +43,15 @@ pub(super) struct Receipt {
     pub(super) dropped: u64,
 }
 
-pub(super) fn subscribe(topic: &str) -> String {
+/// A client is connected: subscribes it to its topic, and it is ready with the ack; without a topic it is ready now, and this
+/// says what [`Lanes::ready`] does.
+pub(super) fn join<C: Default>(lanes: &mut Lanes<C>, conn: ConnKey, topic: Option<&str>) -> Option<u64> {
+    let Some(topic) = topic else { return lanes.ready(conn) };
+    lanes.send(conn, Opcode::Text, subscribe(topic).as_bytes());
+    None
+}
+
+fn subscribe(topic: &str) -> String {
     format!(r#"{{"id":1,"type":"subscribe","payload":{{"topic":"{topic}"}}}}"#)
 }
 

@@ -95,11 +95,6 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
     Ok(report)
 }
 
-#[derive(Default)]
-struct Client {
-    is_ready: bool,
-}
-
 struct NewcomersPart {
     topic: Option<Arc<str>>,
     stage: Option<u32>,
@@ -109,16 +104,12 @@ struct NewcomersPart {
 }
 
 impl NewcomersPart {
-    fn ready(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        let (now_ns, since_ns) = (lanes.clock_ns(), lanes.since_ns(conn));
-        let Some((_, client)) = lanes.client(conn) else { return };
-        if std::mem::replace(&mut client.is_ready, true) {
-            return;
-        }
-        let since_ns = if self.stage == Some(STORM) { self.storm_ns } else { since_ns };
-        lanes.counts().add(Count::Ready, 1);
-        if self.stage != Some(CONNECT) {
-            self.durations.record(now_ns.saturating_sub(since_ns));
+    /// A client is ready so long after it dialed.
+    fn ready(&mut self, lanes: &mut Lanes<()>, conn: ConnKey, took_ns: u64) {
+        match self.stage {
+            Some(CONNECT) => {}
+            Some(STORM) => self.durations.record(lanes.clock_ns().saturating_sub(self.storm_ns)),
+            _ => self.durations.record(took_ns),
         }
         if self.stage == Some(COME_AND_GO) {
             lanes.leave(conn);
@@ -127,32 +118,35 @@ impl NewcomersPart {
 }
 
 impl Part for NewcomersPart {
-    type Client = Client;
+    type Client = ();
     type Outcome = Durations;
 
-    fn opened(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey) {
-        match &self.topic {
-            Some(topic) => lanes.send(conn, Opcode::Text, native::subscribe(topic).as_bytes()),
-            None => self.ready(lanes, conn),
+    fn opened(&mut self, lanes: &mut Lanes<()>, conn: ConnKey) {
+        if let Some(took_ns) = native::join(lanes, conn, self.topic.as_deref()) {
+            self.ready(lanes, conn, took_ns);
         }
     }
 
-    fn message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, _: Opcode, payload: &[u8]) {
+    fn message(&mut self, lanes: &mut Lanes<()>, conn: ConnKey, _: Opcode, payload: &[u8]) {
         match native::said(payload) {
-            Said::Ack(_) => self.ready(lanes, conn),
+            Said::Ack(_) => {
+                if let Some(took_ns) = lanes.ready(conn) {
+                    self.ready(lanes, conn, took_ns);
+                }
+            }
             Said::Other => {}
             Said::Refused(_) => lanes.counts().add(Count::Errors, 1),
             Said::Message(_) | Said::Changed => lanes.counts().add(Count::Wrong, 1),
         }
     }
 
-    fn ended(&mut self, lanes: &mut Lanes<Client>, number: u32, _: Client) {
+    fn ended(&mut self, lanes: &mut Lanes<()>, number: u32, _: bool) {
         if self.stage != Some(END) {
             lanes.want(number, lanes.now_ns());
         }
     }
 
-    fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
+    fn turn(&mut self, lanes: &mut Lanes<()>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
         if before != Some(stage) {
             match stage {

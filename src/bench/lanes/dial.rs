@@ -53,6 +53,7 @@ impl<C: Default> Lanes<C> {
             attempt,
             stage: Stage::Shaking,
             let_in: false,
+            is_ready: false,
             sending: false,
             paused: false,
             pending: None,

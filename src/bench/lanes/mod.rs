@@ -34,8 +34,8 @@ pub(super) trait Part: Send {
     fn opened(&mut self, lanes: &mut Lanes<Self::Client>, conn: ConnKey);
     /// A message has come, or a pong.
     fn message(&mut self, lanes: &mut Lanes<Self::Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]);
-    /// A connection that was open is over, and has been counted.
-    fn ended(&mut self, lanes: &mut Lanes<Self::Client>, number: u32, client: Self::Client);
+    /// A connection that was open is over, and has been counted; its client was [ready](Lanes::ready) or not yet.
+    fn ended(&mut self, lanes: &mut Lanes<Self::Client>, number: u32, was_ready: bool);
     /// Called once a turn: does what is due, and says when something is next, on the clock of [`Lanes::now_ns`].
     fn turn(&mut self, lanes: &mut Lanes<Self::Client>, stage: u32) -> Option<u64>;
     /// The end of the run.
@@ -109,6 +109,7 @@ struct Lane<C> {
     stage: Stage,
     /// It was open once.
     let_in: bool,
+    is_ready: bool,
     sending: bool,
     paused: bool,
     pending: Option<FrameKey>,
@@ -217,9 +218,19 @@ impl<C: Default> Lanes<C> {
         Some((lane.number, &mut lane.client))
     }
 
-    /// When a connection was dialed.
-    pub(super) fn since_ns(&self, conn: ConnKey) -> u64 {
-        self.lanes.get(conn).map_or(self.now_ns, |lane| lane.since_ns)
+    /// A client has all that it needs to begin: counts it, and says how long it took since it dialed, in nanoseconds; `None` if
+    /// it was ready before.
+    pub(super) fn ready(&mut self, conn: ConnKey) -> Option<u64> {
+        let now_ns = self.io.clock_ns();
+        let lane = self.lanes.get_mut(conn).filter(|lane| lane.stage == Stage::Open && !lane.is_ready)?;
+        lane.is_ready = true;
+        self.counts.add(Count::Ready, 1);
+        Some(now_ns.saturating_sub(lane.since_ns))
+    }
+
+    /// Whether a client has all that it needs.
+    pub(super) fn is_ready(&self, conn: ConnKey) -> bool {
+        self.lanes.get(conn).is_some_and(|lane| lane.is_ready)
     }
 
     /// Has a client connect, at this time or later.
@@ -341,7 +352,7 @@ impl<C: Default> Lanes<C> {
 
     fn closed<P: Part<Client = C>>(&mut self, part: &mut P, conn: ConnKey) -> io::Result<()> {
         let Some(lane) = self.lanes.remove(conn) else { return Ok(()) };
-        let Lane { number, attempt, let_in, end, client, .. } = lane;
+        let Lane { number, attempt, let_in, is_ready, end, .. } = lane;
         let end = end.map_or(End::Dropped, |end| *end);
         if !let_in {
             return self.again(number, attempt, &end);
@@ -355,7 +366,7 @@ impl<C: Default> Lanes<C> {
             self.counts.first_end.lock().get_or_insert_with(|| format!("client {number}: {end:?}"));
         }
         self.counts.add(count, 1);
-        part.ended(self, number, client);
+        part.ended(self, number, is_ready);
         Ok(())
     }
 
