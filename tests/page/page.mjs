@@ -2,19 +2,14 @@
 //
 //   npm install playwright-core && node tests/page/page.mjs 'http://127.0.0.1:9090/#token=…' [directory for screenshots] [--insecure]
 //
-// --insecure is for sockets with TLS whose certificate is nobody's.
-// CHROMIUM names the browser (/usr/bin/chromium by default). Ends with 0 when everything held.
+// What --insecure and CHROMIUM mean is in browser.mjs. Ends with 0 when everything held.
 
-import { chromium } from 'playwright-core';
 import assert from 'node:assert/strict';
+import { launch, words } from './browser.mjs';
 
-const options = process.argv.slice(2).filter(argument => argument.startsWith('--'));
-const [url, shots] = process.argv.slice(2).filter(argument => !argument.startsWith('--'));
+const [url, shots] = words;
 assert(url, 'usage: page.mjs URL [directory for screenshots] [--insecure]');
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', ...(options.includes('--insecure') ? ['--ignore-certificate-errors'] : [])],
-});
+const browser = await launch();
 
 try {
   for (const [name, width, height, colorScheme] of [['wide-light', 1280, 900, 'light'], ['wide-dark', 1280, 900, 'dark'],

@@ -4,22 +4,18 @@
 //   node tests/page/sockets.mjs 'http://127.0.0.1:9090/#token=…' ws://127.0.0.1:8080 CONFIG_FILE [--insecure]
 //
 // The second argument is where the sockets are: `ws://` or `wss://`, the latter with --insecure where the certificate is nobody's.
-// CONFIG_FILE is the file that the server was started with; it is rewritten. TIDEWHEEL_ADMIN_KEY is the server's key. CHROMIUM
-// names the browser (/usr/bin/chromium by default).
+// CONFIG_FILE is the file that the server was started with; it is rewritten. TIDEWHEEL_ADMIN_KEY is the server's key. What
+// --insecure and CHROMIUM mean is in browser.mjs.
 
-import { chromium } from 'playwright-core';
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
+import { launch, words } from './browser.mjs';
 
-const options = process.argv.slice(2).filter(argument => argument.startsWith('--'));
-const [url, sockets, config] = process.argv.slice(2).filter(argument => !argument.startsWith('--'));
+const [url, sockets, config] = words;
 assert(url && sockets && config, 'usage: sockets.mjs PAGE SOCKETS CONFIG_FILE [--insecure]');
 const token = new URL(url).hash.replace('#token=', '');
 const admin = new URL(url).origin;
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', ...(options.includes('--insecure') ? ['--ignore-certificate-errors'] : [])],
-});
+const browser = await launch();
 
 try {
   const page = await open();
