@@ -8,6 +8,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use certificates::Authority;
+
+#[path = "e2e/certificates.rs"]
+mod certificates;
+
 #[test]
 fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     let check = |arguments: &str, said: &str| {
@@ -107,21 +112,19 @@ fn check_reads_a_file_as_serve_does() {
     check("listen: 0.0.0.0:8080", 2, "can be reached from outside");
     check("auth: {algorithm: RS256}", 2, "there is no key to check a token with");
     check("auth: {secret: hunter2}", 0, "warning: ");
-    let tls = |names: &[&str], (chain, key): (&str, &str)| {
-        let made = rcgen::generate_simple_self_signed(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-        let rcgen::CertifiedKey { cert, signing_key } = made.unwrap();
-        let [chain, key] = [(chain, cert.pem()), (key, signing_key.serialize_pem())].map(|(name, pem)| {
-            let file = directory.path().join(name);
-            std::fs::write(&file, pem).unwrap();
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-            file.display().to_string()
-        });
-        format!("auth: {{required: false}}\ntls: {{listen: 127.0.0.1:0, cert_file: {chain}, key_file: {key}}}")
+    let authority = Authority::new();
+    authority.issue("named", &["a.example"]);
+    authority.issue("nameless", &[]);
+    std::fs::set_permissions(authority.path().join("named.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let tls = |chain: &str, key: &str| {
+        let dir = authority.path().display();
+        let files = format!("cert_file: {dir}/{chain}.pem, key_file: {dir}/{key}.key");
+        format!("auth: {{required: false}}\ntls: {{listen: 127.0.0.1:0, {files}}}")
     };
-    check(&tls(&["a.example"], ("chain", "key")), 0, "valid\nopen to everyone");
-    check(&tls(&["a.example"], ("chain", "key")), 0, "key can be read by everyone on this machine");
-    check(&tls(&[], ("chain", "key")), 0, "warning: tls.cert_file: ");
-    let broken = tls(&["a.example"], ("other", "key")).replace("/other,", "/chain,");
+    check(&tls("named", "named"), 0, "valid\nopen to everyone");
+    check(&tls("named", "named"), 0, "key can be read by everyone on this machine");
+    check(&tls("nameless", "nameless"), 0, "warning: tls.cert_file: ");
+    let broken = tls("named", "nameless");
     check(&broken, 2, "tls.key_file: ");
     check(&broken.replace("required: false", "algorithm: HS512"), 2, "does not fit");
     // A pipe that nobody writes to, as file and as key, and what has no end.

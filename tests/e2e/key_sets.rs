@@ -4,15 +4,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::Jwk;
-use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer as Signer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -20,6 +19,7 @@ use tidewheel::app::auth::{Algorithm, KeyMaterial, KeySettings, make_token};
 use tidewheel::{Engine, StartError};
 
 use super::auth::in_an_hour;
+use super::certificates::Authority;
 use super::client::Client;
 use super::http;
 use super::server::{Server, config};
@@ -440,13 +440,8 @@ fn sources_come_and_go_with_reloads() {
 
 #[test]
 fn https_is_believed_with_the_right_certificate_only() {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::new(vec![]).unwrap();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let certificate = authority.self_signed(&authority_key).unwrap();
-    let authority = Signer::new(authority, authority_key);
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (leaf, key) = authority.sign("keys", &["127.0.0.1"]);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -454,31 +449,20 @@ fn https_is_believed_with_the_right_certificate_only() {
     let issuer = Issuer::start(ok(&[jwk("rsa", "a")]), Some(Arc::new(tls)));
     let port = issuer.address.port();
 
-    let directory = tempfile::tempdir().unwrap();
-    let trust = |pem: &str| {
-        let file = directory.path().join("ca.pem");
-        fs::write(&file, pem).unwrap();
-        format!("{EAGER}, jwks_ca_file: {}", file.display())
-    };
+    let trust = |file: PathBuf| format!("{EAGER}, jwks_ca_file: {}", file.display());
+    let [own, other] = [&authority, &stranger].map(|authority| authority.path().join("ca.pem"));
     let source = |host: &str| format!("'https://{host}:{port}/keys?tenant=1'");
-    let good = server(&source("127.0.0.1"), &trust(&pem_of(&certificate)));
+    let good = server(&source("127.0.0.1"), &trust(own.clone()));
     accepted_in_time(&good, &token("rsa", "a"));
     drop(good);
-    let stranger = KeyPair::generate().unwrap();
-    let mut other = CertificateParams::new(vec![]).unwrap();
-    other.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let other = pem_of(&other.self_signed(&stranger).unwrap());
-    for (host, pem) in [("127.0.0.1", other), ("localhost", pem_of(&certificate))] {
-        let server = server(&source(host), &trust(&pem));
+    for (host, file) in [("127.0.0.1", other), ("localhost", own)] {
+        let server = server(&source(host), &trust(file));
         until("a certificate that is not believed", || outcomes(&server, "unreachable") > 0.0);
         refused(&server, &token("rsa", "a"), "unknown key");
     }
-    let yaml = format!("auth: {{jwks: {}, {}}}", source("127.0.0.1"), trust("nothing"));
+    let empty = authority.path().join("empty.pem");
+    fs::write(&empty, "nothing").unwrap();
+    let yaml = format!("auth: {{jwks: {}, {}}}", source("127.0.0.1"), trust(empty));
     let Err(StartError::Auth(why)) = Engine::builder(config(1, &yaml)).start() else { panic!("it started") };
     assert!(why.contains("jwks_ca_file holds no certificate"), "{why}");
-}
-
-fn pem_of(certificate: &Certificate) -> String {
-    let text = BASE64_STANDARD.encode(certificate.der());
-    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
 }

@@ -9,6 +9,7 @@ mod backpressure;
 mod bad_input;
 mod bench;
 mod boundaries;
+mod certificates;
 mod churn;
 mod client;
 mod commands;

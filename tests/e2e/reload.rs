@@ -13,6 +13,7 @@ use tidewheel::{Config, Context, StartError};
 
 use super::api::{Api, WITH_KEY};
 use super::auth::{SECRET, now_s, token};
+use super::certificates::Authority;
 use super::client::Client;
 use super::limits::pings;
 use super::raw::{PING, request, request_with, text};
@@ -28,17 +29,14 @@ pub fn reload(server: &Server, yaml: &str) -> Reloaded {
 /// said to have changed.
 #[test]
 fn every_key_is_applied_or_said_to_wait() {
-    let files = tempfile::tempdir().unwrap();
-    let rcgen::CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
-    let [chain, key] = [("chain", cert.pem()), ("key", signing_key.serialize_pem())].map(|(name, pem)| {
-        fs::write(files.path().join(name), pem).unwrap();
-        files.path().join(name).display().to_string()
-    });
+    let authority = Authority::new();
+    authority.issue("server", &["a.example"]);
+    let files = authority.path();
+    let [chain, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|file| files.join(file).display().to_string());
     let server = Server::start(&format!(
         "auth: {{required: false, secret: '0123456789abcdef0123456789abcdef'}}\nlimits: {{errors: 50}}\n\
          proxy: {{trusted: 10.1.0.0/16}}\ndrain: {{deadline: 30s}}\n\
-         tls: {{cert_file: {chain}, key_file: {key}, client_ca_file: {chain}, client_auth: required}}",
+         tls: {{cert_file: {chain}, key_file: {key}, client_ca_file: {ca}, client_auth: required}}",
     ));
     let values = [
         "null",

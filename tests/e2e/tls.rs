@@ -2,18 +2,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use serde_json::json;
-use tempfile::TempDir;
 use tidewheel::metrics::{CloseReason, TlsHandshake};
 use tungstenite::Message;
 
+use super::certificates::Authority;
 use super::client::Client;
 use super::raw::request_with;
 use super::server::{Server, tcp};
@@ -21,42 +19,12 @@ use super::until;
 
 type Stream = StreamOwned<ClientConnection, TcpStream>;
 
-/// Who signs, and a directory for what was signed.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: TempDir,
-}
-
 impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "a root of these tests");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
-        let authority = Self { issuer, dir };
+    /// One that has issued a certificate for the server.
+    fn of_server() -> Self {
+        let authority = Self::new();
         authority.issue("server", &["localhost"]);
         authority
-    }
-
-    fn sign(&self, common_name: &str, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap(), key)
-    }
-
-    /// Writes `file`.pem and `file`.key, new ones each time.
-    fn issue(&self, file: &str, names: &[&str]) {
-        let (certificate, key) = self.sign(file, names);
-        std::fs::write(self.path().join(format!("{file}.pem")), certificate.pem()).unwrap();
-        std::fs::write(self.path().join(format!("{file}.key")), key.serialize_pem()).unwrap();
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
     }
 
     /// The section `tls`, and what comes with it.
@@ -107,7 +75,7 @@ fn port(server: &Server) -> SocketAddr {
 
 #[test]
 fn messages_of_every_size_both_ways() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let limits = "websocket: {max_message_size: 4MiB, max_total_connections: 99}\noutbound: {max_bytes: 8MiB}";
     let server = Server::start(&format!("echo_path: /echo\n{limits}\n{}", authority.yaml("")));
     for versions in [&[&TLS12][..], &[&TLS13]] {
@@ -133,7 +101,7 @@ fn messages_of_every_size_both_ways() {
 /// One publisher, and subscribers with and without TLS on every shard.
 #[test]
 fn a_publish_reaches_both_kinds() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::build(4, &authority.yaml(""), |builder| builder);
     let config = Arc::new(authority.client_config(&[&TLS13, &TLS12], None));
     let mut plain: Vec<_> = (0..20).map(|_| server.connect()).collect();
@@ -156,7 +124,7 @@ fn a_publish_reaches_both_kinds() {
 
 #[test]
 fn who_comes_back_has_a_ticket() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     for versions in [&[&TLS12][..], &[&TLS13]] {
         let config = Arc::new(authority.client_config(versions, None));
@@ -178,7 +146,7 @@ fn who_comes_back_has_a_ticket() {
 
 #[test]
 fn both_say_that_they_end() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     // The server's close_notify, behind its close frame.
     let mut socket = client(authority.stream(port(&server))).socket;
@@ -201,7 +169,7 @@ fn both_say_that_they_end() {
 
 #[test]
 fn the_wrong_port() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     let mut plain = tcp(port(&server));
     plain.write_all(request_with("/ws", "").as_bytes()).unwrap();
@@ -219,7 +187,7 @@ fn the_wrong_port() {
 
 #[test]
 fn who_does_not_finish_is_cut() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let yaml = authority.yaml("");
     let server = Server::start(&format!("websocket: {{handshake_timeout: 300ms, max_total_connections: 99}}\n{yaml}"));
     let mut silent = tcp(port(&server));
@@ -239,7 +207,7 @@ fn who_does_not_finish_is_cut() {
 
 #[test]
 fn what_was_changed_on_its_way_ends_the_connection() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     let mut client = client(authority.stream(port(&server)));
     client.quiet();
@@ -258,7 +226,7 @@ fn what_was_changed_on_its_way_ends_the_connection() {
 
 #[test]
 fn keys_change_while_messages_go_on() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     let mut client = client(authority.stream(port(&server)));
     for n in 0..20 {
@@ -273,7 +241,7 @@ fn keys_change_while_messages_go_on() {
 
 #[test]
 fn a_certificate_says_who_a_client_is() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let ca = authority.path().join("ca.pem");
     let more = format!(", client_ca_file: {}, client_auth: required, client_id: common_name", ca.display());
     let server = Server::start(&format!("auth: {{required: true}}\n{}", authority.yaml(&more)));
@@ -302,7 +270,7 @@ fn a_certificate_says_who_a_client_is() {
 
 #[test]
 fn a_proxy_says_whose_connection_it_is_before_tls_begins() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let proxy = "proxy: {trusted: [127.0.0.1], proxy_protocol: true}";
     let server = Server::start(&format!("{proxy}\n{}", authority.yaml("")));
     let config = Arc::new(authority.client_config(&[&TLS13], None));
@@ -322,7 +290,7 @@ fn a_proxy_says_whose_connection_it_is_before_tls_begins() {
 /// Certificates are renewed, and more come, while connections go on.
 #[test]
 fn a_reload_changes_what_newcomers_are_shown() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     authority.issue("other", &["other.example"]);
     let dir = authority.path().display().to_string();
     let server = Server::start(&authority.yaml(""));
@@ -360,7 +328,7 @@ fn a_reload_changes_what_newcomers_are_shown() {
 /// A drain, a client that does not read, a message that is too large: the same as without TLS.
 #[test]
 fn ends_are_told_through_tls() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let limits = "websocket: {max_message_size: 1KiB, max_total_connections: 99}";
     let server = Server::start(&format!("{limits}\noutbound: {{max_bytes: 64KiB}}\n{}", authority.yaml("")));
     let mut large = client(authority.stream(port(&server)));
@@ -384,7 +352,7 @@ fn ends_are_told_through_tls() {
 /// Half of a client's stream ends in the middle of everything.
 #[test]
 fn streams_that_end_without_a_word() {
-    let authority = Authority::new();
+    let authority = Authority::of_server();
     let server = Server::start(&authority.yaml(""));
     for cut in 0..40 {
         let config = Arc::new(authority.client_config(&[&TLS13], None));
