@@ -111,7 +111,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn flags(self) -> Result<Vec<Flag>, Failure> {
+    fn flags(&self) -> Result<Vec<Flag>, Failure> {
         let flag = |set: &String| {
             let (key, value) = set.split_once('=')?;
             Some(Flag { typed: "--set".to_owned(), key: key.trim().to_owned(), value: value.to_owned() })

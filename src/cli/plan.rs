@@ -1,8 +1,10 @@
 //! `tidewheel plan`: what this machine needs for a number of connections, what it has, and what fits.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 use tidewheel::Config;
 use tidewheel::server::Traffic;
 use tidewheel::server::host::{Demand, Host, plan};
@@ -24,6 +26,28 @@ pub(super) struct Plan {
     /// Count every connection as one over TLS, also where the configuration has no port for it.
     #[arg(long)]
     tls: bool,
+    #[command(flatten)]
+    inquiry: Inquiry,
+}
+
+impl Plan {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut config = self.inquiry.config()?;
+        if self.tls && config.tls.addresses().is_empty() {
+            // Only counted with: nothing is listened on.
+            config.tls.listen = Some(std::mem::take(&mut config.listen));
+        }
+        let traffic = self.rate.map(|rate| Traffic { rate, message_bytes: self.message_bytes });
+        let demand = Demand { connections: self.connections.into(), traffic, config: &config };
+        let plan = plan::plan(&Host::read(Path::new("/")), &demand);
+        self.inquiry.answer(&plan)?;
+        if plan.fits() { Ok(()) } else { Err(Failure::Bad) }
+    }
+}
+
+/// For which configuration a machine is asked about, and how the answer is to be written.
+#[derive(Args)]
+pub(super) struct Inquiry {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -34,32 +58,22 @@ pub(super) struct Plan {
     settings: Settings,
 }
 
-impl Plan {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let mut config = read_config(self.config, self.settings)?;
-        if self.tls && config.tls.addresses().is_empty() {
-            // Only counted with: nothing is listened on.
-            config.tls.listen = Some(std::mem::take(&mut config.listen));
-        }
-        let traffic = self.rate.map(|rate| Traffic { rate, message_bytes: self.message_bytes });
-        let demand = Demand { connections: self.connections.into(), traffic, config: &config };
-        let plan = plan::plan(&Host::read(Path::new("/")), &demand);
-        output::print(&if self.json { json(&plan)? } else { plan.to_string() })?;
-        if plan.fits() { Ok(()) } else { Err(Failure::Bad) }
+impl Inquiry {
+    /// The configuration that a server would have. Who only counts connections needs no key for their tokens.
+    pub(super) fn config(&self) -> Result<Config, Failure> {
+        let mut draft = sources(self.config.clone(), self.settings.flags()?).read();
+        draft.config.auth.required = false;
+        Ok(draft.finish()?)
     }
-}
 
-/// The configuration that a server would have. Who only counts connections needs no key for their tokens.
-pub(super) fn read_config(file: Option<PathBuf>, settings: Settings) -> Result<Config, Failure> {
-    let mut draft = sources(file, settings.flags()?).read();
-    draft.config.auth.required = false;
-    Ok(draft.finish()?)
-}
-
-/// As programs read it.
-pub(super) fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Run(error.to_string()))?;
-    Ok(text + "\n")
+    /// Prints the answer, for people or for programs.
+    pub(super) fn answer(&self, answer: &(impl Display + Serialize)) -> Result<(), Failure> {
+        if !self.json {
+            return output::print(&answer.to_string());
+        }
+        let text = serde_json::to_string_pretty(answer).map_err(|error| Failure::Run(error.to_string()))?;
+        output::print(&(text + "\n"))
+    }
 }
 
 fn rate(text: &str) -> Result<f64, String> {
