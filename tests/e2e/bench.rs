@@ -107,15 +107,17 @@ fn idle_clients_answer_and_are_all_reached() {
 fn memory_of_many_goes_back() {
     let server = Server::build(1, &format!("{OPEN}websocket: {{max_total_connections: 6000}}\n"), |builder| builder);
     let pool_bytes = || server.sum(|shard| &shard.pool_bytes);
+    let spare_bytes = || server.sum(|shard| &shard.spare_out_bytes);
     for _ in 0..2 {
         let idle = Idle { time: Duration::from_millis(10), topic: Some("all".into()) };
         let report = clean(idle::run(setup(server.address, "/ws", 4_500), idle, &|_| {}));
         assert_eq!(report.get("answered_a_ping"), Some(4_500.0));
         super::until("the pools to be given back", || (1..EMPTY).contains(&pool_bytes()));
+        super::until("what was kept for replies to be given back", || spare_bytes() == 0);
     }
     let few = Idle { time: Duration::from_millis(10), topic: None };
     clean(idle::run(setup(server.address, "/ws", 10), few, &|_| {}));
-    assert!(pool_bytes() > EMPTY, "those of few are kept");
+    assert!(pool_bytes() > EMPTY && spare_bytes() > 0, "those of few are kept");
     server.rest();
 }
 
