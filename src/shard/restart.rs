@@ -109,12 +109,11 @@ impl<I: Io> Shard<I> {
         // Those that the next shard would write in its first turn too: there may be none.
         let counted = [&metrics.authenticated, &metrics.frames, &metrics.topics, &metrics.subscriptions];
         let held = [&metrics.parked, &metrics.frame_bytes, &metrics.inbound_bytes, &metrics.in_line, &metrics.sharing];
-        counted
-            .into_iter()
-            .chain(held)
-            .chain([&metrics.receipts_waiting, &metrics.inflater_bytes])
-            .chain([&metrics.spare_in_bytes, &metrics.spare_out_bytes])
-            .for_each(|gauge| gauge.set(0));
+        let tls = [&metrics.tls_connections, &metrics.tls_waiting];
+        let others = [&metrics.receipts_waiting, &metrics.inflater_bytes, &metrics.unflushed];
+        let spare = [&metrics.spare_in_bytes, &metrics.spare_out_bytes];
+        let gauges = counted.into_iter().chain(held).chain(tls).chain(others).chain(spare);
+        gauges.for_each(|gauge| gauge.set(0));
         draining.iter_mut().for_each(Draining::lose_everyone);
         let generation = conns.next_generation();
         (

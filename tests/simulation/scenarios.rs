@@ -15,6 +15,7 @@ use tidewheel::shard::{DrainOrder, Order};
 use tidewheel::{Config, Delivery, OutgoingMessage};
 use tokio::sync::oneshot;
 
+use crate::secure;
 use crate::stage::Stage;
 use crate::wire;
 
@@ -226,6 +227,17 @@ fn who_is_on_a_shard_that_breaks_is_told() {
     }
     let [before, after] = [0, 1].map(|shard| stage.shards[shard].leftovers()[0].1);
     assert_eq!((before, after, stage.metrics[1].active(), stage.metrics[1].restarts.get()), (1, 1, 1, 1));
+}
+
+#[test]
+fn a_shard_that_breaks_counts_no_tls_connection_any_more() {
+    let mut stage = Stage::new(1, 8, |settings| (settings.tls, settings.plain_ports) = (Some(secure::terms()), 0));
+    stage.newcomer(0);
+    stage.rest();
+    assert_eq!(stage.metrics[0].tls_connections.get(), 1);
+    stage.restart(0);
+    stage.rest();
+    assert_eq!((stage.metrics[0].active(), stage.metrics[0].tls_connections.get()), (0, 0));
 }
 
 #[test]
