@@ -39,6 +39,15 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("token make --sub ada --key k --ttl 99999999999999999d", "at most a hundred years");
     check("token make --sub ada --key k --algorithm none", "invalid value 'none'");
     check("token make --sub ada --key k --algorithm RS256", "cannot sign with this key");
+    let no_server = |arguments: &str, said: &str| {
+        check(&format!("token make --key k {arguments}"), &format!("no server would accept this token: {said}"));
+    };
+    no_server("--sub=", "claim `sub` must be a string of 1 to 255 bytes");
+    no_server(&format!("--sub {}", "a".repeat(256)), "claim `sub` must be");
+    no_server("--sub ada --subscribe a..b", "claim `topics.subscribe`: a topic must not have empty segments");
+    no_server("--sub ada --publish a.>.b", "claim `topics.publish`: `>` must be the last segment");
+    no_server(&format!("--sub ada --publish{}", " a".repeat(65)), "claim `topics.publish` has more than 64 patterns");
+    no_server(&format!("--sub ada --issuer {}", "i".repeat(16 << 10)), "token longer than 16384 bytes");
     check("plan", "--connections <N>");
     check("plan --connections some", "invalid value 'some'");
     check("plan --connections 1 --rate -1", "unexpected argument");

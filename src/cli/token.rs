@@ -3,6 +3,7 @@
 //! that is checked, go nowhere.
 
 use std::env;
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -11,7 +12,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use tidewheel::Engine;
-use tidewheel::app::auth::{Algorithm, Claims as Verified, KeyMaterial, KeySettings, TOKEN_LENGTH_MAX, make_token};
+use tidewheel::app::auth::{
+    Algorithm, AuthError, AuthSettings, Authenticator, Claims as Verified, KeyMaterial, KeySettings, TOKEN_LENGTH_MAX,
+    make_token,
+};
 
 use super::{Failure, Settings, output, sources};
 
@@ -152,7 +156,23 @@ impl Claims {
 
     /// The signed token.
     pub(super) fn sign(&self, key: &KeySettings) -> Result<String, Failure> {
-        make_token(self, key).map_err(|error| Failure::Usage(error.to_string()))
+        let wrong = |error: &dyn Display| Failure::Usage(error.to_string());
+        let token = make_token(self, key).map_err(|error| wrong(&error))?;
+        let refusal = self.judge().err().or((token.len() > TOKEN_LENGTH_MAX).then_some(AuthError::TooLong));
+        match refusal {
+            None => Ok(token),
+            Some(why) => Err(wrong(&format_args!("no server would accept this token: {why}"))),
+        }
+    }
+
+    /// What a server says of the claims, signed with a key that it has: perhaps it has only the other half of the real one.
+    fn judge(&self) -> Result<(), AuthError> {
+        let key = KeySettings { id: None, algorithm: Algorithm::HS256, key: KeyMaterial::Secret(vec![0]) };
+        let (issuer, audience) = (self.iss.clone(), self.aud.clone());
+        let settings = AuthSettings { keys: vec![key.clone()], issuer, audience, ..AuthSettings::default() };
+        let server = Authenticator::new(&settings).expect("one key that fits its algorithm");
+        let token = make_token(self, &key).expect("so it does for signing");
+        server.verify(&token, self.iat.saturating_mul(1000)).map(drop)
     }
 }
 
