@@ -103,7 +103,7 @@ fn what_is_refused() {
     check(r#"{"type":"ping","id":true}"#, "invalid_message", Value::Null, "`id`");
     check(r#"{"type":"ping","id":{}}"#, "invalid_message", Value::Null, "`id`");
     check(r#"{"type":"ping","id":18446744073709551616}"#, "invalid_message", Value::Null, "`id`");
-    check(&format!(r#"{{"type":"ping","id":"{}"}}"#, "x".repeat(65)), "invalid_message", Value::Null, "`id`");
+    check(&format!(r#"{{"type":"ping","id":"{}"}}"#, "x".repeat(65)), "too_large", Value::Null, "`id`");
     check(r#"{"type":"subscribe","id":1}"#, "invalid_message", json!(1), "`topic` is missing");
     check(r#"{"type":"subscribe","payload":{"topic":7},"id":1}"#, "invalid_message", json!(1), "`topic`");
     check(r#"{"type":"unsubscribe","payload":{},"id":1}"#, "invalid_message", json!(1), "`topic`");

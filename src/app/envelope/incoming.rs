@@ -115,7 +115,10 @@ impl Outline {
             return number.map(|number| Some(Id::Number(number))).ok_or(invalid);
         }
         let span = cut_text(bytes, value, "id")?;
-        if span.end - span.start <= ID_LENGTH_MAX { Ok(Some(Id::Text(span))) } else { Err(invalid) }
+        match span.end - span.start <= ID_LENGTH_MAX {
+            true => Ok(Some(Id::Text(span))),
+            false => Err(Invalid::TooLong { member: "id", length_max: ID_LENGTH_MAX }),
+        }
     }
 
     fn kind(&self, bytes: &mut [u8]) -> Result<Span, Invalid> {
@@ -153,6 +156,7 @@ impl Id {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::ErrorCode;
     use proptest::prelude::*;
     use serde_json::{Value as Json, json};
 
@@ -205,7 +209,9 @@ mod tests {
         for text in ["-1", "-0", "1.0", "1e3", "18446744073709551616", "null", "true", "{}", "[1]"] {
             check(&format!(r#"{{"id":{text},"type":"x"}}"#), &format!("-: {id}"));
         }
-        check(&format!(r#"{{"id":"{}","type":"x"}}"#, "A".repeat(65)), &format!("-: {id}"));
+        let long = format!(r#"{{"id":"{}","type":"x"}}"#, "A".repeat(65));
+        check(&long, "-: `id` is longer than 64 bytes");
+        assert_eq!(parse(&mut long.into_bytes()).unwrap_err().cause.code(), ErrorCode::TooLarge);
         check(r#"{"id":1,"id":1,"type":"x"}"#, "-: `id` is there twice");
         check(r#"{"id":1}"#, "1: `type` is missing");
         check("{}", "-: `type` is missing");
