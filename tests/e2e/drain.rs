@@ -259,6 +259,10 @@ fn the_api_drains() {
     let refused = |body: &str, text: &str| api.refused("POST /api/drain", body, 400, "invalid_message", text);
     refused(r#"{"deadline": "soon"}"#, "drain.deadline");
     refused(r#"{"deadline": "2h"}"#, "drain.deadline: 2h is out of range");
+    // Of a script whose variable is not set.
+    refused(r#"{"deadline": ""}"#, "drain.deadline: this key cannot be null");
+    refused(r#"{"wait": "", "spread": "auto"}"#, "drain.wait: this key cannot be null");
+    refused(r#"{"spread": ""}"#, "drain.spread: this key cannot be null");
     refused(r#"{"deadline": "500ms"}"#, "drain.wait: 1s is longer than drain.deadline: 500ms");
     refused(r#"{"wait": "0s", "spread": "3s", "deadline": "2s"}"#, "drain.spread: 3s is longer than");
     refused(r#"{"reconnects_per_second": 0}"#, "drain.reconnects_per_second: 0 is out of range");

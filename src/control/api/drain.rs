@@ -58,7 +58,7 @@ pub(super) async fn begin(
         ("drain.deadline", deadline),
         ("drain.reconnects_per_second", rate),
     ] {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
+        if let Some(text) = text {
             config.set(key, &text).map_err(|problems| ApiError::invalid(problems.to_string()))?;
         }
     }
