@@ -232,6 +232,10 @@ mod tests {
         }
         let sum = format!("| together | {IDLE_CONNECTION_BYTES} |");
         assert!(guide.contains(&sum), "src/guide/memory.md has no row that begins `{sum}`");
+        let of_session = format!(
+            "A session takes {SESSION_BYTES} bytes beside its connection, which **{IDLE_CONNECTION_BYTES} bytes**"
+        );
+        assert!(include_str!("../guide/sessions.md").contains(&of_session), "src/guide/sessions.md: `{of_session}`");
     }
 
     #[test]

@@ -382,6 +382,8 @@ mod tests {
         check(1, of(0), Ok(()));
         check(1, of(100), Err(AuthError::TooManyKeys));
         check(1, named("more-0", of(100)), Ok(()));
+        let cost = format!("| {TRIES_MAX} signatures a token |");
+        assert!(include_str!("../../guide/threats.md").contains(&cost), "src/guide/threats.md: {cost}");
     }
 
     #[test]

@@ -159,6 +159,8 @@ fn sizes() {
     let many = "a:\r\n".repeat(HEADERS_MAX - 7);
     check(format!("{REQUEST}{many}\r\n"), LEGAL);
     check(format!("{REQUEST}{many}a:\r\n\r\n"), "431 more than 96 request headers");
+    let said = format!("`websocket.max_header_bytes` and {HEADERS_MAX} headers: 431");
+    assert!(include_str!("../../guide/threats.md").contains(&said), "src/guide/threats.md: {said}");
 }
 
 #[test]
