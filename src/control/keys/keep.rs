@@ -57,7 +57,7 @@ async fn tend(source: Arc<Source>, running: Arc<Running>) {
                     sleep_until(looked_at + interval).await;
                 };
                 tokio::select! {
-                    () = sleep(ahead(fresh, dice())) => {}
+                    () = sleep(ahead(fresh, interval, dice())) => {}
                     () = early => {}
                 }
             }
@@ -67,14 +67,14 @@ async fn tend(source: Arc<Source>, running: Arc<Running>) {
 }
 
 /// How long to wait before a set that is fresh for so long is fetched again: from seven to nine tenths of it.
-fn ahead(fresh: Duration, dice: f64) -> Duration {
-    fresh.mul_f64(0.7 + 0.2 * dice)
+fn ahead(fresh: Duration, interval: Duration, dice: f64) -> Duration {
+    fresh.mul_f64(0.7 + 0.2 * dice).max(interval)
 }
 
-/// How long to wait after so many failures in a row: from half to all of an interval that doubles each time.
+/// How long to wait after so many failures in a row: from one interval to two, and twice as long after each more.
 fn back_off(interval: Duration, most: Duration, failures: u32, dice: f64) -> Duration {
-    let doubled = interval.saturating_mul(1 << (failures.clamp(1, 17) - 1));
-    doubled.min(most.max(interval)).mul_f64(0.5 + 0.5 * dice)
+    let doubled = interval.saturating_mul(1 << failures.clamp(1, 17));
+    doubled.min(most.max(2 * interval)).mul_f64(0.5 + 0.5 * dice)
 }
 
 /// From 0 to 1.
@@ -90,17 +90,30 @@ mod tests {
     #[test]
     fn waits() {
         let seconds = Duration::from_secs;
-        assert_eq!((ahead(seconds(100), 0.0), ahead(seconds(100), 1.0)), (seconds(70), seconds(90)));
+        let ahead = |fresh, dice| ahead(seconds(fresh), seconds(10), dice);
+        assert_eq!((ahead(100, 0.0), ahead(100, 1.0)), (seconds(70), seconds(90)));
         let check = |failures, dice, expected: f64| {
             let wait = back_off(seconds(10), seconds(300), failures, dice).as_secs_f64();
             assert!((wait - expected).abs() < 1e-6, "{failures}: {wait}");
         };
-        check(1, 0.0, 5.0);
-        check(1, 1.0, 10.0);
-        check(2, 1.0, 20.0);
-        check(5, 1.0, 160.0);
-        check(6, 1.0, 300.0);
+        check(1, 0.0, 10.0);
+        check(1, 1.0, 20.0);
+        check(2, 1.0, 40.0);
+        check(4, 1.0, 160.0);
+        check(5, 1.0, 300.0);
         check(u32::MAX, 0.0, 150.0);
-        assert_eq!(back_off(seconds(3600), seconds(1), 1, 1.0), seconds(3600));
+    }
+
+    /// `auth.jwks_interval` is the least time between two looks, whatever comes of them.
+    #[test]
+    fn no_wait_is_shorter_than_the_interval() {
+        let interval = Duration::from_secs(10);
+        for (dice, lifetime_s) in [(0.0, 1), (1.0, 1), (0.0, 10), (0.5, 15), (0.0, 300)] {
+            let lifetime = Duration::from_secs(lifetime_s);
+            for failures in 1..40 {
+                assert!(back_off(interval, lifetime, failures, dice) >= interval, "{failures}, {dice}, {lifetime_s}");
+            }
+            assert!(ahead(lifetime.max(interval), interval, dice) >= interval, "{dice}, {lifetime_s}");
+        }
     }
 }
