@@ -319,7 +319,7 @@ impl Source {
             }
             Err((counted, why)) => {
                 let (source, has_keys) = (self.settings.name(), self.set().is_some());
-                let age_s = super::running::unix_s() - self.counts.last_success_s.load(Relaxed);
+                let age_s = super::running::unix_s().saturating_sub(self.counts.last_success_s.load(Relaxed));
                 match has_keys {
                     true => tracing::warn!(source, age_s, "key set not refreshed: {why}; the last good one stays"),
                     false => tracing::error!(source, "no key set: {why}; until there is one its tokens are refused"),
@@ -392,3 +392,21 @@ const KEYS: &str = "auth.keys";
 /// The longest `max-age` that is believed, unless `auth.jwks_lifetime` is longer: a key that its issuer withdraws is
 /// believed no longer than that.
 const MAX_AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+
+    /// A failure says how old the set in use is, whatever the clock has done since that was fetched.
+    #[test]
+    fn a_clock_that_was_set_back_is_no_failure() {
+        let config = Config::parse("auth: {jwks: 'http://127.0.0.1:1/'}").unwrap();
+        let (keys, _) = Keys::read(&config.auth, None).unwrap();
+        let source = &keys.sources[0];
+        source.counts.last_success_s.store(u64::MAX, Relaxed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert_eq!(runtime.block_on(source.look()), Err(()));
+        assert_eq!(source.counts.outcomes[Outcome::Unreachable as usize].load(Relaxed), 1);
+    }
+}
