@@ -37,7 +37,14 @@ const WEIGHT: u64 = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
     use super::*;
+    use crate::id::ShardId;
+    use crate::io::bell::Bell;
+    use crate::io::uring::{ReceiveMode, Uring, UringConfig};
+    use crate::io::{Io, Wait};
 
     /// What is polled for after each of these waits, in microseconds, of at most 50.
     #[track_caller]
@@ -65,5 +72,31 @@ mod tests {
         assert_eq!(never.budget_ns(), 0);
         never.note(0);
         assert_eq!(never.budget_ns(), 0);
+    }
+
+    /// Whoever waits for a deadline polls first and sleeps for the rest, and does not sleep for all of it after that.
+    #[test]
+    fn polling_makes_no_deadline_late() {
+        let (polled, timeout) = (Duration::from_millis(40), Duration::from_millis(60));
+        let mut io = Uring::new(UringConfig {
+            table: 4,
+            buffers: 1,
+            buffer_size: 64,
+            mode: ReceiveMode::Recv,
+            busy_poll: polled,
+            listeners: Vec::new(),
+            bells: Arc::from([Arc::new(Bell::new().unwrap())]),
+            shard: ShardId(0),
+        })
+        .unwrap();
+        let mut wait = || {
+            let begin = Instant::now();
+            io.wait(Wait::AtMost(timeout)).unwrap();
+            begin.elapsed()
+        };
+        // One of them, since this thread may have to wait for a core.
+        let shortest = (0..5).map(|_| wait()).min().unwrap();
+        assert!((timeout..polled + timeout).contains(&shortest), "{shortest:?}");
+        assert_eq!((io.counters().busy_polls, io.counters().busy_poll_hits), (5, 0));
     }
 }

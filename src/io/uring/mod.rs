@@ -232,6 +232,12 @@ impl Uring {
         Ok(true)
     }
 
+    /// How long this wait has polled, which is a part of the time it may take.
+    fn polled_for(&self) -> Duration {
+        let from_ns = self.slept_from_ns.filter(|_| self.busy_poll.budget_ns() > 0);
+        Duration::from_nanos(from_ns.map_or(0, |from_ns| clock::monotonic_ns().saturating_sub(from_ns)))
+    }
+
     /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each, or for some:
     /// where it can be told how much one connection may bring at once, before others have their turn, that comes in one.
     fn receive_all(&mut self, conn: ConnKey, descriptor: u32) {
@@ -317,7 +323,8 @@ impl Io for Uring {
         };
         // With work at hand and nothing to submit there is nothing to ask of the kernel.
         if !has_polled && (!waiting || !self.ring.is_submitted()) {
-            self.ring.enter(wanted, timeout, most)?;
+            let rest = |timeout: Duration| timeout.saturating_sub(self.polled_for());
+            self.ring.enter(wanted, timeout.map(rest), most)?;
         }
         self.bells[self.shard.index()].awake();
         let now = clock::now();
