@@ -1,10 +1,12 @@
 //! Names of things: shards, connections, sessions.
 //! Law: a key whose generation is stale finds nothing; a session id is unguessable and carries its own address.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use ahash::RandomState;
 use siphasher::sip::SipHasher24;
 use uuid::Uuid;
 
@@ -101,19 +103,43 @@ pub const SHARD_MAX: u16 = (1 << 10) - 1;
 pub struct SessionId(Uuid);
 
 /// Makes the unguessable bits of a shard's session ids: a keyed hash of the connection's key, so that no connection has
-/// to keep them. A shard that starts again takes a new secret, so that no id of before is an id of now.
-pub struct SessionNames(SipHasher24);
+/// to keep them. A shard that starts again takes a new secret, so that no id of before is an id of now; and where the
+/// generations of a slot begin anew, what comes is named by another hash than what was.
+pub struct SessionNames {
+    hasher: SipHasher24,
+    /// How often the generations of all slots have begun anew.
+    rounds: u32,
+    /// How often those of single slots have beside that: of each that has had 2^24 connections.
+    rounds_of: HashMap<u32, u32, RandomState>,
+}
 
 impl SessionNames {
     /// The names that come of a secret: 128 bits that nobody can guess.
     pub fn new(secret: [u64; 2]) -> Self {
-        Self(SipHasher24::new_with_keys(secret[0], secret[1]))
+        let hasher = SipHasher24::new_with_keys(secret[0], secret[1]);
+        Self { hasher, rounds: 0, rounds_of: HashMap::default() }
     }
 
     /// The id of connection `conn` on `shard`; the same whenever it is asked for.
     pub fn of(&self, shard: ShardId, conn: ConnKey) -> SessionId {
-        let address = (u64::from(conn.generation) << 32) | u64::from(conn.slot);
-        SessionId::new(shard, conn, self.0.hash(&address.to_le_bytes()))
+        let round = self.rounds.wrapping_add(self.rounds_of.get(&conn.slot).copied().unwrap_or_default());
+        let mut named = [0; 12];
+        for (place, part) in named.chunks_exact_mut(4).zip([conn.slot, conn.generation, round]) {
+            place.copy_from_slice(&part.to_le_bytes());
+        }
+        SessionId::new(shard, conn, self.hasher.hash(&named))
+    }
+
+    /// The connection with the largest generation of its slot has gone: the next one has the first.
+    #[cold]
+    pub fn begin_anew(&mut self, slot: u32) {
+        *self.rounds_of.entry(slot).or_default() += 1;
+    }
+
+    /// The next connection of every slot may have a generation that it had before.
+    #[cold]
+    pub fn begin_all_anew(&mut self) {
+        self.rounds = self.rounds.wrapping_add(1);
     }
 }
 
@@ -183,6 +209,8 @@ impl serde::Serialize for SessionId {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[track_caller]
@@ -203,6 +231,24 @@ mod tests {
         assert_ne!(first.random(), next.random());
         assert_ne!(first.random(), of(8, 1).random());
         assert_ne!(first.random(), others.of(ShardId(3), ConnKey { slot: 7, generation: 1 }).random());
+    }
+
+    #[test]
+    fn each_round_of_generations_has_names_of_its_own() {
+        let mut names = SessionNames::new([1, 2]);
+        let key = |slot| ConnKey { slot, generation: 1 };
+        let mut named = HashSet::new();
+        let mut check = |names: &SessionNames, slot, is_new| {
+            assert_eq!(named.insert(names.of(ShardId(0), key(slot))), is_new, "{slot}");
+        };
+        check(&names, 7, true);
+        check(&names, 8, true);
+        names.begin_anew(7);
+        check(&names, 7, true);
+        check(&names, 8, false);
+        names.begin_all_anew();
+        check(&names, 7, true);
+        check(&names, 8, true);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::app::forwarded;
 use crate::conn::{Conn, Greeting, Seat};
-use crate::id::ConnKey;
+use crate::id::{ConnKey, GENERATION_MAX};
 use crate::io::{Io, Socket};
 use crate::metrics::{CloseReason, Refusal};
 use crate::ws::decoder::Memory;
@@ -153,10 +153,18 @@ impl<I: Io> Shard<I> {
 
     /// The kernel is done with a connection: its slot is free, and so is its descriptor.
     pub(super) fn on_closed(&mut self, key: ConnKey) {
-        if self.conns.remove(key).is_some() && self.shared.tally.leave(1) {
-            self.bus.wake_others(); // it was the last of all, and they wait for that to end
+        if self.conns.remove(key).is_some() {
+            if key.generation == GENERATION_MAX {
+                self.names.begin_anew(key.slot);
+            }
+            if self.shared.tally.leave(1) {
+                self.bus.wake_others(); // it was the last of all, and they wait for that to end
+            }
         }
         if self.conns.is_empty() && self.conns.slots() >= GIVE_BACK_SLOTS {
+            if self.conns.next_generation() == 1 {
+                self.names.begin_all_anew();
+            }
             self.conns.give_back();
             self.wheel.give_back();
             self.sessions.give_back();
@@ -172,3 +180,59 @@ impl<I: Io> Shard<I> {
 
 /// A shard that had at least so many connections, and has none any more, gives their memory back. Fewer come and go.
 const GIVE_BACK_SLOTS: u32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Config;
+    use crate::app::Router;
+    use crate::conn::ConnPool;
+    use crate::id::{SessionId, ShardId};
+    use crate::io::sim::{Faults, Sim, SimConfig, World};
+    use crate::pubsub::Bus;
+    use crate::shard::{Settings, Shared};
+
+    /// A shard whose first connection has this generation.
+    fn shard(generation: u32) -> Shard<Sim> {
+        let world = World::new(1, Faults::default());
+        let shared = Arc::new(Shared::new(Router::default(), Bus::new(1), Arc::default()));
+        let settings = Arc::new(Settings::new(&Config::default(), GIVE_BACK_SLOTS, GIVE_BACK_SLOTS));
+        let io = world.driver(ShardId(0), SimConfig { table: 9, buffers: 9, buffer_size: 99 });
+        let mut shard = Shard::new(ShardId(0), io, settings, shared, Arc::default(), Arc::default(), world.now());
+        shard.conns = ConnPool::starting_at(GIVE_BACK_SLOTS, generation);
+        shard
+    }
+
+    /// So many connections come and go; the ids of their sessions.
+    fn come_and_go(shard: &mut Shard<Sim>, count: u32) -> Vec<SessionId> {
+        let newcomer = |_| {
+            shard.shared.tally.arrives();
+            shard.conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap()
+        };
+        let keys: Vec<ConnKey> = (0..count).map(newcomer).collect();
+        let ids = keys.iter().map(|&key| shard.session_id(key)).collect();
+        keys.into_iter().for_each(|key| shard.on_closed(key));
+        ids
+    }
+
+    #[test]
+    fn no_session_has_the_id_of_another_one_after_all_generations_of_its_slot() {
+        let mut shard = shard(GENERATION_MAX);
+        let first = shard.session_id(ConnKey { slot: 0, generation: 1 });
+        let ids: Vec<SessionId> = (0..2).flat_map(|_| come_and_go(&mut shard, 1)).collect();
+        assert_eq!([0, 1].map(|at: usize| ids[at].conn().generation), [GENERATION_MAX, 1]);
+        assert_ne!(ids[1], first);
+    }
+
+    #[test]
+    fn nor_has_one_after_the_memory_of_all_slots_was_given_back() {
+        let mut shard = shard(GENERATION_MAX - 1);
+        let first = shard.session_id(ConnKey { slot: 7, generation: 1 });
+        come_and_go(&mut shard, GIVE_BACK_SLOTS);
+        assert_eq!(shard.conns.slots(), 0, "given back");
+        let ids = come_and_go(&mut shard, 8);
+        assert_eq!((ids[7].conn(), ids[7] == first), (first.conn(), false));
+    }
+}
