@@ -59,6 +59,8 @@ pub struct Room {
 pub struct Running {
     state: Mutex<State>,
     room: Room,
+    /// The room for connections is what the machine allows.
+    is_computed: bool,
     shards: Shards,
     reread: Option<Reread>,
     /// Told when the sources of key sets may be others. For one task.
@@ -139,7 +141,9 @@ impl Running {
         odd.iter().chain(&more).for_each(|odd| tracing::warn!("configuration: {odd}"));
         let counts = Reloads::default();
         counts.last_success_s.store(unix_s(), Relaxed);
-        Ok(Self { state: Mutex::new(state), room, shards, reread, resourced: Notify::new(), counts })
+        let is_computed = state.config.websocket.max_total_connections == Auto::Auto;
+        let (state, resourced) = (Mutex::new(state), Notify::new());
+        Ok(Self { state, room, is_computed, shards, reread, resourced, counts })
     }
 
     /// What is in force.
@@ -189,12 +193,11 @@ impl Running {
         }
         // Of what waits and what does not.
         config.validate()?;
-        if let Auto::Value(connections) = wanted
-            && connections > self.room.connections
-            && wanted != state.config.websocket.max_total_connections
+        if wanted != state.config.websocket.max_total_connections
+            && let Some(why) = self.too_many(wanted)
         {
-            let (key, room) = ("websocket.max_total_connections", self.room.connections);
-            warnings.push(format!("{key}: {connections} is more than the {room} that the server was started for"));
+            let key = "websocket.max_total_connections";
+            warnings.push(format!("{key}: {why}"));
             config.websocket.max_total_connections = state.config.websocket.max_total_connections;
             applied.retain(|other| other != key);
             restart.push(key.to_owned());
@@ -221,6 +224,20 @@ impl Running {
         }
         self.resourced.notify_one();
         Ok(Reloaded { applied, restart, warnings })
+    }
+
+    /// Why so many connections need a restart, if they do.
+    fn too_many(&self, wanted: Auto<u32>) -> Option<String> {
+        let room = self.room.connections;
+        match wanted {
+            Auto::Value(connections) if connections > room => {
+                Some(format!("{connections} is more than the {room} that the server was started for"))
+            }
+            Auto::Auto if !self.is_computed => {
+                Some(format!("auto is computed at the start, and the server was started for {room}"))
+            }
+            Auto::Value(_) | Auto::Auto => None,
+        }
     }
 
     /// When each certificate of the TLS ports ends, in Unix seconds, in their order.

@@ -231,6 +231,14 @@ fn how_many_may_connect() {
     );
     assert_eq!(status().0, "503", "the last value that was taken up holds");
     gone(3);
+    // What the machine allows is computed at a start.
+    let auto = reload(&server, "websocket: {ping_interval_seconds: 0}");
+    assert_eq!((auto.applied.len(), auto.restart), (0, vec!["websocket.max_total_connections".to_owned()]));
+    assert!(
+        auto.warnings.iter().any(|warning| warning.contains("auto is computed at the start")),
+        "{:?}",
+        auto.warnings
+    );
     reload(&server, &all(10));
     assert_eq!(status().0, "101");
 }
