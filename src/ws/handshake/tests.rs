@@ -70,6 +70,7 @@ fn legal_requests() {
     check("GE", "need more");
     check_changed("Upgrade: websocket", "uPGRADE: WebSocket", LEGAL);
     check_changed("Upgrade: websocket\r\n", "Upgrade:h2c,websocket\r\n", LEGAL);
+    check_changed("Upgrade: websocket\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\n", LEGAL);
     check_changed("Connection: Upgrade", "Connection: keep-alive, upgrade", LEGAL);
     check_changed("Connection: Upgrade", "Connection: x\r\nConnection: upgrade", LEGAL);
     check_added("Content-Length: 0", LEGAL);
