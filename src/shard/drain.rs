@@ -50,6 +50,14 @@ impl DrainOrder {
         let reconnects_per_second = config::Drain::default().reconnects_per_second;
         Self { wait_ms: 0, spread_ms: 0, deadline_ms, reconnects_per_second }
     }
+
+    /// One order in place of two: of each time the more urgent.
+    pub(super) fn hastened_by(self, other: Self) -> Self {
+        let wait_ms = self.wait_ms.min(other.wait_ms);
+        let close_by_ms = |order: Self| order.wait_ms.saturating_add(order.spread_ms);
+        let spread_ms = close_by_ms(self).min(close_by_ms(other)) - wait_ms;
+        Self { wait_ms, spread_ms, deadline_ms: self.deadline_ms.min(other.deadline_ms), ..self }
+    }
 }
 
 /// A drain under way. Times are on the shard's clock.

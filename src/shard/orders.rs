@@ -93,7 +93,7 @@ const WALKS_PER_TURN: u32 = 4;
 pub struct Inbox {
     orders: ArrayQueue<Order>,
     /// Drains that have been ordered and not taken up. Apart from the other orders, since they must always find room: of more
-    /// than fit, the oldest is forgotten.
+    /// than fit, two become one.
     drains: ArrayQueue<DrainOrder>,
     /// The newest settings that the shard has not taken up. Not a queued order either.
     settings: ArrayQueue<Arc<Settings>>,
@@ -148,8 +148,10 @@ impl Inbox {
     }
 
     /// Orders the shard to close everybody and end. A second order can only make that faster.
-    pub fn drain(&self, order: DrainOrder) {
-        self.drains.force_push(order);
+    pub fn drain(&self, mut order: DrainOrder) {
+        while let Err(refused) = self.drains.push(order) {
+            order = self.drains.pop().map_or(refused, |older| older.hastened_by(refused));
+        }
         self.ring();
     }
 
@@ -236,4 +238,26 @@ impl<I: Io> Shard<I> {
 /// The refusal of a publish that has no room.
 pub(super) fn refused_for_room() -> Refused {
     Refused::new(ErrorCode::LimitExceeded, "the engine is busy; publish again later")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shard that stands still may have more orders to drain than there is room for: none of them can make it slower.
+    #[test]
+    fn the_most_urgent_of_many_drains_is_not_forgotten() {
+        let inbox = Inbox::default();
+        inbox.drain(DrainOrder { spread_ms: 5_000, ..DrainOrder::within(60_000) });
+        inbox.drain(DrainOrder { wait_ms: 7_000, spread_ms: 1_000, ..DrainOrder::within(9_000) });
+        for _ in 0..3 * DRAINS_MAX {
+            inbox.drain(DrainOrder { wait_ms: 20_000, spread_ms: 20_000, ..DrainOrder::within(60_000) });
+        }
+        let orders: Vec<DrainOrder> = std::iter::from_fn(|| inbox.take_drain()).collect();
+        let least = |time: fn(&DrainOrder) -> u64| orders.iter().map(time).min().unwrap();
+        assert_eq!(least(|order| order.wait_ms), 0);
+        assert_eq!(least(|order| order.wait_ms + order.spread_ms), 5_000);
+        assert_eq!(least(|order| order.deadline_ms), 9_000);
+        assert!(orders.len() <= DRAINS_MAX);
+    }
 }
