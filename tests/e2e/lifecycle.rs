@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tidewheel::Context;
 use tidewheel::metrics::{CloseReason, Drop};
 
@@ -217,6 +217,8 @@ fn who_does_not_read_replies_is_not_read_from() {
     });
     assert!(!wrote.is_finished(), "the server has read everything");
     neighbour.quiet();
+    // With a window that small the kernel may wait for a timer of 200 ms before each segment.
+    SockRef::from(&greedy.stream).set_recv_buffer_size(1 << 20).unwrap();
     for id in 0..count {
         assert_eq!(greedy.json()["reply_to"], id);
     }
