@@ -164,6 +164,7 @@ impl Run {
             tight: true,
             hurried: false,
             rough,
+            close_timeout_ms: settings.close_timeout_ms,
             brittle: false,
             publishing: 1.0,
             unrest: [0.0, 0.005, 0.03][dice.below(3)],

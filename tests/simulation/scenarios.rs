@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidewheel::app::context::Refused;
 use tidewheel::config::{OutboundPolicy, TopicRule};
 use tidewheel::id::{ConnKey, ShardId};
-use tidewheel::io::sim::{Faults, SimConfig};
+use tidewheel::io::sim::{ClientState, Faults, SimConfig};
 use tidewheel::metrics::ErrorCode;
 use tidewheel::pubsub::Policies;
 use tidewheel::shard::errands::{Addressees, Errand};
@@ -159,6 +159,31 @@ fn a_subscriber_that_gets_messages_is_not_idle() {
     }
     stage.pass(1_400);
     assert_eq!(stage.told(subscriber), "disconnect, close 4001");
+}
+
+/// Seed 270076 of the runs: the last words wait behind what a socket buffer of one byte lets through.
+#[test]
+fn last_words_that_do_not_leave_in_time_are_cut_off() {
+    let check = |bytes: usize, told: &str| {
+        let change = |settings: &mut Settings| {
+            (settings.idle_timeout_ms, settings.close_timeout_ms) = (1_000, 500);
+        };
+        let mut stage = Stage::new(1, 8, change);
+        stage.world.set_socket_buffers(&[1]);
+        let client = stage.client(0);
+        let (answer, _answered) = oneshot::channel();
+        let from_ms = stage.world.now().monotonic_ms();
+        stage.inboxes[0].push(Order::Broadcast { data: vec![b'1'; bytes], answer }).unwrap();
+        stage.pass(2_000);
+        assert_eq!(stage.told(client), told, "{bytes} bytes");
+        let id = stage.id(client);
+        assert_eq!(stage.world.client_state(id), ClientState::ServerClosed { clean: true }, "{bytes} bytes");
+        let took_ms = stage.world.now().monotonic_ms() - from_ms;
+        (stage.world.client_backlog_ms(id), took_ms)
+    };
+    assert_eq!(check(300, "broadcast, disconnect, close 4001").0, 0, "all of it had left");
+    let (backlog_ms, took_ms) = check(20_000, "");
+    assert!((1_500..=took_ms).contains(&backlog_ms), "the idle and the close timeout: {backlog_ms} of {took_ms} ms");
 }
 
 #[test]

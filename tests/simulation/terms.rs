@@ -28,6 +28,8 @@ pub struct Rules {
     pub hurried: bool,
     /// The network breaks connections, or time jumps.
     pub rough: bool,
+    /// How long what is queued and the last words of a close may take to leave, in milliseconds.
+    pub close_timeout_ms: u64,
     /// Shards break.
     pub brittle: bool,
     /// An operator is at work: settings change, sessions are sent to, subscribed and closed.

@@ -26,6 +26,7 @@ pub(super) struct Conn {
     pub stream: usize,
     pub receive: Receive,
     pub send: Option<Sending>,
+    pub busy: Busy,
     pub phase: Phase,
     pub shut_down: bool,
 }
@@ -41,6 +42,15 @@ pub(super) enum Receive {
     Pausing,
     /// Its last completion is posted, not polled.
     Over,
+}
+
+/// Sends that follow each other without a pause: the next is asked for in the turn that is told of the end of the one before.
+#[derive(Debug, Default)]
+pub(super) struct Busy {
+    /// When the first of them was asked for.
+    pub since_ns: u64,
+    /// When the shard was told of the end of the last one that has ended.
+    pub until_ns: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -68,7 +78,7 @@ pub(super) enum Phase {
 impl Conn {
     pub fn new(key: ConnKey, descriptor: usize, stream: usize) -> Self {
         let (receive, phase) = (Receive::Idle, Phase::Open);
-        Self { key, descriptor, stream, receive, send: None, phase, shut_down: false }
+        Self { key, descriptor, stream, receive, send: None, busy: Busy::default(), phase, shut_down: false }
     }
 
     pub fn is_busy(&self, stream: &Stream) -> bool {

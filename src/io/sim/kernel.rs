@@ -199,17 +199,26 @@ impl Kernel {
     }
 
     pub fn send(&mut self, key: ConnKey, frame: FrameKey, from: u32, bytes: &[u8]) {
-        let shard = self.shard;
+        let (shard, now_ns) = (self.shard, self.told_ns);
         let conn = self.open("send", key);
         assert!(conn.send.is_none(), "{shard:?}: send on {key:?}: one is in flight already");
         assert!(!conn.shut_down, "{shard:?}: send on {key:?} after its shutdown");
         let from = from as usize;
         assert!(from < bytes.len(), "{shard:?}: send on {key:?} from byte {from} of a frame of {}", bytes.len());
         conn.send = Some(Sending::new(frame, from, &bytes[from..]));
+        if conn.busy.until_ns != Some(now_ns) {
+            conn.busy.since_ns = now_ns;
+        }
     }
 
-    pub fn close(&mut self, key: ConnKey) {
-        self.open("close", key).phase = Phase::Closing;
+    pub fn close(&mut self, key: ConnKey, streams: &mut [Stream]) {
+        let now_ns = self.told_ns;
+        let conn = self.open("close", key);
+        conn.phase = Phase::Closing;
+        if conn.send.is_some() {
+            // In whole milliseconds of the clock, as a shard counts.
+            streams[conn.stream].backlog_ms = now_ns / 1_000_000 - conn.busy.since_ns / 1_000_000;
+        }
     }
 
     pub fn shutdown(&mut self, key: ConnKey, streams: &mut [Stream]) {
@@ -321,6 +330,7 @@ impl Kernel {
     /// The next completion; with it the shard knows, and the kernel's account of what the shard knows follows.
     pub fn poll(&mut self, palette: &mut Palette) -> Option<Completion<Buffer>> {
         let completion = self.ready.pop_front()?;
+        let now_ns = self.told_ns;
         match &completion {
             Completion::AcceptStopped(_) if self.listener == Listener::Stopped => self.listener = Listener::Idle,
             Completion::Accepted(_) | Completion::AcceptStopped(_) | Completion::Rang => {}
@@ -333,7 +343,9 @@ impl Kernel {
                 conn.receive = Receive::Idle;
             }
             Completion::Sent { conn, .. } => {
-                let send = self.posted(*conn).send.take().expect("a send that completes was in flight");
+                let conn = self.posted(*conn);
+                let send = conn.send.take().expect("a send that completes was in flight");
+                conn.busy.until_ns = Some(now_ns);
                 palette.returned(send.frame);
             }
             Completion::Closed { conn } => {

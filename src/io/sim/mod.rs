@@ -175,6 +175,13 @@ impl World {
         self.client(client, |stream| stream.faulted)
     }
 
+    /// For how many milliseconds the shard had had something to send to this client at every moment when it closed the
+    /// connection before all of it had left: the client, or its network, is that slow. 0 if it has not closed it, or had
+    /// nothing more to send.
+    pub fn client_backlog_ms(&self, client: ClientId) -> u64 {
+        self.client(client, |stream| stream.backlog_ms)
+    }
+
     /// A little time passes and some of what is on its way arrives. When nothing is on its way and every shard is
     /// asleep, time jumps to the next shard's waking, or by a second if none will wake by itself.
     pub fn step(&self) {
@@ -352,7 +359,7 @@ impl Io for Sim {
     }
 
     fn close(&mut self, conn: ConnKey) {
-        self.kernel(|kernel, _, _| kernel.close(conn));
+        self.kernel(|kernel, streams, _| kernel.close(conn, streams));
     }
 
     fn shutdown(&mut self, conn: ConnKey) {
@@ -482,12 +489,17 @@ mod tests {
     /// A shard with one adopted connection, and its client.
     fn connected(table: usize, buffers: usize) -> (World, Sim, ClientId) {
         let world = World::new(1, Faults::default());
+        let (sim, client) = adopted(&world, table, buffers);
+        (world, sim, client)
+    }
+
+    fn adopted(world: &World, table: usize, buffers: usize) -> (Sim, ClientId) {
         let mut sim = world.driver(ShardId(0), SimConfig { table, buffers, buffer_size: 8 });
         let client = world.connect();
         sim.accept();
         let Completion::Accepted(socket) = next(&mut sim) else { panic!("nobody connected") };
         sim.adopt(socket, KEY);
-        (world, sim, client)
+        (sim, client)
     }
 
     fn next(sim: &mut Sim) -> Completion<Buffer> {
@@ -522,6 +534,45 @@ mod tests {
         assert!(matches!(next(&mut sim), Completion::Closed { conn: KEY }));
         assert_eq!(world.client_state(client), ClientState::ServerClosed { clean: false });
         assert_eq!(world.audit(), Ok(()));
+    }
+
+    #[test]
+    fn a_close_under_a_send_tells_for_how_long_there_was_something_to_send() {
+        // Two frames, of which the client takes the first after three seconds and the second not in four.
+        let check = |pauses: bool, takes_all: bool, expected: std::ops::Range<u64>| {
+            let world = World::new(1, Faults::default());
+            world.set_socket_buffers(&[1]);
+            let (mut sim, client) = adopted(&world, 1, 1);
+            let pass = |sim: &mut Sim, secs| {
+                world.advance(Duration::from_secs(secs));
+                sim.wait(Wait::No).unwrap();
+            };
+            let send = |sim: &mut Sim| {
+                let frame = sim.palette().open();
+                sim.palette().append(frame, |out| out.extend_from_slice(b"hello")).unwrap();
+                sim.send(KEY, frame, 0);
+            };
+            world.client_stall(client, true);
+            send(&mut sim);
+            pass(&mut sim, 3);
+            world.client_stall(client, false);
+            assert!(matches!(next(&mut sim), Completion::Sent { sent: Ok(5), .. }));
+            if pauses {
+                sim.wait(Wait::No).unwrap();
+            }
+            send(&mut sim);
+            if takes_all {
+                assert!(matches!(next(&mut sim), Completion::Sent { sent: Ok(5), .. }));
+            }
+            world.client_stall(client, true);
+            pass(&mut sim, 4);
+            sim.close(KEY);
+            let found = world.client_backlog_ms(client);
+            assert!(expected.contains(&found), "pauses {pauses}, takes all {takes_all}: {found} ms");
+        };
+        check(false, false, 7_000..7_100);
+        check(true, false, 4_000..4_100);
+        check(false, true, 0..1);
     }
 
     #[test]

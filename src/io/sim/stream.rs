@@ -55,6 +55,8 @@ pub(super) struct Stream {
     closed: bool,
     /// The network broke it: neither the shard nor the client is to blame.
     pub faulted: bool,
+    /// For how long the shard had been sending without a pause when it closed the connection under a send.
+    pub backlog_ms: u64,
 }
 
 impl Stream {
@@ -81,6 +83,7 @@ impl Stream {
             broken: false,
             closed: false,
             faulted: false,
+            backlog_ms: 0,
         }
     }
 
