@@ -186,8 +186,8 @@ fn websocket_ping() -> Round {
     })
 }
 
-/// One client publishes to a topic with so many others as subscribers. The turn after the last publish brings the ends of
-/// its sends.
+/// One client publishes to a topic with so many others as subscribers, which takes as many turns as it takes to send to them;
+/// the turn after the last brings the ends of the last sends.
 fn publish(subscribers: u64, at_once: u64, is_compressed: bool) -> Round {
     let headers = if is_compressed { DEFLATE } else { "" };
     let mut server = Server::new(Router::default(), |_| {});
@@ -202,12 +202,16 @@ fn publish(subscribers: u64, at_once: u64, is_compressed: bool) -> Round {
         server.calm().pass(at_once * WITHIN_RATES_MS);
         server.calm().say(publisher, &message);
         let (queued, sends) = (server.metrics().queued.get(), server.calm().sent.0);
-        meter(&mut || (0..2).for_each(|_| server.turn()));
+        let turns = subscribers.div_ceil(CROWD_A_TURN).max(1) + 1;
+        meter(&mut || (0..turns).for_each(|_| server.turn()));
         assert_eq!(server.metrics().queued.get() - queued, subscribers * at_once);
         // All at once leave in one send, and so do the acks.
         assert_eq!(server.calm().sent.0 - sends, subscribers + 1);
     })
 }
+
+/// A shard sends to so many subscribers in a turn.
+const CROWD_A_TURN: u64 = 128;
 
 fn publish_text(data: &str) -> String {
     format!(r#"{{"id":12345678,"type":"publish","payload":{{"topic":"prices","data":{data}}}}}"#)
