@@ -55,8 +55,9 @@ impl Topic {
         let Self { conns, palette, gather, unflushed, .. } = self;
         let crowd = unflushed.len(FlushLine::Crowd);
         for _ in 0..crowd {
-            let slot = unflushed.next(FlushLine::Crowd, conns).flatten().expect("live");
+            let slot = unflushed.next(FlushLine::Crowd).expect("listed");
             let conn = conns.slot_mut(slot).expect("live");
+            assert!(conn.unflushed.take(FlushLine::Crowd));
             black_box(conn.outbound.next_send(palette, gather));
         }
         gather.reset(palette);

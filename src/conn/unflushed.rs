@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Conn, ConnPool};
+use super::Conn;
 
 /// Where a connection waits for its flush. Nobody waits for those in the lines behind its own; a line behind has its part of
 /// every turn.
@@ -33,7 +33,9 @@ impl FlushMarks {
         self.0 |= 1 << line as u8;
     }
 
-    fn take(&mut self, line: FlushLine) -> bool {
+    /// Takes the mark of a line away; `false` if there was none.
+    #[inline]
+    pub fn take(&mut self, line: FlushLine) -> bool {
         let has = self.has(line);
         self.0 &= !(1 << line as u8);
         has
@@ -57,11 +59,11 @@ impl Unflushed {
         }
     }
 
-    /// Takes out the slot of whoever came first into a line; `None` in it for one that has gone since.
-    pub fn next(&mut self, line: FlushLine, conns: &mut ConnPool) -> Option<Option<u32>> {
-        let slot = self.0[line as usize].pop_front()?;
-        let is_listed = conns.slot_mut(slot).is_some_and(|conn| conn.unflushed.take(line));
-        Some(is_listed.then_some(slot))
+    /// Takes out the slot of whoever came first into a line. Its connection may have gone since: then whoever has the slot now
+    /// has no mark ([`FlushMarks::take`]), or one of an entry of its own behind.
+    #[inline]
+    pub fn next(&mut self, line: FlushLine) -> Option<u32> {
+        self.0[line as usize].pop_front()
     }
 
     /// Entries in a line.
@@ -83,7 +85,7 @@ impl Unflushed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::Greeting;
+    use crate::conn::{ConnPool, Greeting};
 
     #[test]
     fn each_stands_in_a_line_once_and_who_has_gone_is_passed_over() {
@@ -104,7 +106,10 @@ mod tests {
         unflushed.add(eve.slot, conns.get_mut(eve).unwrap(), FlushLine::Own);
         unflushed.add(eve.slot, conns.get_mut(eve).unwrap(), FlushLine::Crowd);
         assert_eq!(unflushed.len(FlushLine::Crowd), 2, "who stands in the first line need not stand in the crowd's");
-        let mut next = |line| unflushed.next(line, &mut conns);
+        let mut next = |line| {
+            let slot = unflushed.next(line)?;
+            Some(conns.slot_mut(slot)?.unflushed.take(line).then_some(slot))
+        };
         let own: Vec<_> = std::iter::from_fn(|| next(FlushLine::Own)).collect();
         assert_eq!(own, [Some(eve.slot), Some(ben.slot), None], "hers is taken at the place of her slot's old entry");
         assert_eq!((next(FlushLine::Crowd), next(FlushLine::Crowd)), (Some(None), Some(Some(ben.slot))));

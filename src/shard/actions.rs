@@ -133,8 +133,8 @@ impl<I: Io> Shard<I> {
     /// Whether what waits for the connection is several times what may: published messages stop at the bound, requests are
     /// not read beyond it, and a handler that sends without being asked stops here.
     fn is_flooded(&self, key: ConnKey) -> bool {
-        let flood = 4 * self.settings.outbound.bytes_max as usize;
-        self.conns.get(key).is_some_and(|conn| conn.outbound.bytes() >= flood)
+        let flood_bytes = flood_bytes(self.settings.outbound.bytes_max);
+        self.conns.get(key).is_some_and(|conn| conn.outbound.bytes() >= flood_bytes)
     }
 
     /// Queues a message of a handler, unless it sends on and on to a client that does not read.
@@ -180,5 +180,25 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+    }
+}
+
+/// Bytes on a connection's queue at which a handler that goes on sending to it is stopped; a queue counts them in 32 bits.
+fn flood_bytes(bytes_max: u32) -> usize {
+    (4 * bytes_max as usize).min(FLOOD_BYTES_MAX)
+}
+
+/// What is left of 32 bits is more than any message that comes on top.
+const FLOOD_BYTES_MAX: usize = 2 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_stopped_while_it_can_be_counted() {
+        assert_eq!(flood_bytes(1_000_000), 4_000_000);
+        let largest = 1 << 30; // of `outbound.max_bytes`
+        assert!(flood_bytes(largest) + largest as usize <= u32::MAX as usize);
     }
 }

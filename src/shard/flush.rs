@@ -34,43 +34,38 @@ impl<I: Io> Shard<I> {
             if left == 0 {
                 return;
             }
-            let Some(slot) = self.unflushed.next(line, &mut self.conns) else { return };
-            let Some(key) = slot.and_then(|slot| self.conns.key_of(slot)) else { continue };
-            let sends = match self.conns.get(key).map(|conn| &conn.phase) {
-                // It may stand in another line for what it was sent before it went.
-                Some(Phase::Gone) if line != FlushLine::Leaving => 0,
-                Some(Phase::Gone) => {
+            let Some(slot) = self.unflushed.next(line) else { return };
+            let Some(key) = self.conns.key_of(slot) else { continue };
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            if !conn.unflushed.take(line) {
+                continue; // it is not the one that was put in line, which has gone
+            }
+            if matches!(conn.phase, Phase::Gone) {
+                // In another line it may still stand for what it was sent before.
+                if line == FlushLine::Leaving {
                     self.io.close(key);
-                    1
+                    left -= 1;
                 }
-                _ => self.flush_one(key),
-            };
-            left = left.saturating_sub(sends);
-        }
-    }
-
-    /// Returns what it counts as, in sends.
-    fn flush_one(&mut self, key: ConnKey) -> usize {
-        let Some(conn) = self.conns.get_mut(key) else { return 0 };
-        if !conn.outbound.is_empty() {
-            self.metrics.queue_frames.observe(conn.outbound.depth() as u64);
-            self.metrics.queue_bytes.observe(conn.outbound.bytes() as u64);
-        }
-        let mut sends = 0;
-        if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
-            sends = 1 + conn.outbound.bytes() / BYTES_LIKE_A_SEND;
-            self.metrics.sends.add(1);
-            self.io.send(key, part.frame, part.from);
-            if let Some(spilled) = conn.traffic.add(Flow::MessagesOut, self.gather.published) {
-                self.sessions.spill(key.slot, Flow::MessagesOut, spilled);
+                continue;
+            }
+            if !conn.outbound.is_empty() {
+                self.metrics.queue_frames.observe(conn.outbound.depth() as u64);
+                self.metrics.queue_bytes.observe(conn.outbound.bytes() as u64);
+            }
+            if let Some(part) = conn.outbound.next_send(self.io.palette(), &mut self.gather) {
+                left = left.saturating_sub(1 + conn.outbound.bytes() / BYTES_LIKE_A_SEND);
+                self.metrics.sends.add(1);
+                self.io.send(key, part.frame, part.from);
+                if let Some(spilled) = conn.traffic.add(Flow::MessagesOut, self.gather.published) {
+                    self.sessions.spill(key.slot, Flow::MessagesOut, spilled);
+                }
+            }
+            if conn.outbound.watch(&self.settings.outbound).is_some() {
+                self.reschedule(key);
+            } else if conn.outbound.is_empty() && matches!(conn.phase, Phase::Finishing { .. }) {
+                self.on_drained(key);
             }
         }
-        if conn.outbound.watch(&self.settings.outbound).is_some() {
-            self.reschedule(key);
-        } else if conn.outbound.is_empty() && matches!(conn.phase, Phase::Finishing { .. }) {
-            self.on_drained(key);
-        }
-        sends
     }
 
     pub(super) fn on_sent(&mut self, key: ConnKey, sent: Result<u32, io::ErrorKind>) {
