@@ -94,9 +94,9 @@ mod tests {
             io.wait(Wait::AtMost(timeout)).unwrap();
             begin.elapsed()
         };
-        // One of them, since this thread may have to wait for a core.
-        let shortest = (0..5).map(|_| wait()).min().unwrap();
-        assert!((timeout..polled + timeout).contains(&shortest), "{shortest:?}");
-        assert_eq!((io.counters().busy_polls, io.counters().busy_poll_hits), (5, 0));
+        // This thread may have to wait for a core: one of many that is in time is enough, and with the mistake none would be.
+        let tries = (1..=50).find(|_| (timeout..polled + timeout).contains(&wait()));
+        let tries = tries.expect("a wait that ends in time");
+        assert_eq!((io.counters().busy_polls, io.counters().busy_poll_hits), (tries, 0));
     }
 }
