@@ -119,7 +119,8 @@ impl<I: Io> Shard<I> {
 const OWN_A_TURN: usize = 256;
 /// Sends of a turn to a crowd, 1 ms: a turn beside costs some microseconds.
 pub(super) const CROWD_A_TURN: usize = 128;
-/// Last words and closes of a turn.
-const LEAVING_A_TURN: usize = 64;
+/// Last words and closes of a turn. Many: where turns are slow, since very many threads share a core, hundreds of turns for all who
+/// leave together would take longer than a close may, and cut them off without the answer to their close.
+const LEAVING_A_TURN: usize = 4096;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;
