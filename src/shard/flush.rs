@@ -13,6 +13,7 @@ use crate::metrics::CloseReason;
 
 use super::Shard;
 use super::closing::Goodbye;
+use super::settings::CONNS_A_TURN;
 
 impl<I: Io> Shard<I> {
     /// The connection has something to flush, or is to be finished or closed.
@@ -24,7 +25,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn flush(&mut self) {
         self.flush_line(FlushLine::Own, OWN_A_TURN);
         self.flush_line(FlushLine::Crowd, CROWD_A_TURN);
-        self.flush_line(FlushLine::Leaving, LEAVING_A_TURN);
+        // Many: where turns are slow, since very many threads share a core, hundreds of turns for all who leave together would
+        // take longer than a close may, and cut them off without the answer to their close.
+        self.flush_line(FlushLine::Leaving, CONNS_A_TURN as usize);
         self.gather.reset(self.io.palette());
     }
 
@@ -119,8 +122,5 @@ impl<I: Io> Shard<I> {
 const OWN_A_TURN: usize = 256;
 /// Sends of a turn to a crowd, 1 ms: a turn beside costs some microseconds.
 pub(super) const CROWD_A_TURN: usize = 128;
-/// Last words and closes of a turn. Many: where turns are slow, since very many threads share a core, hundreds of turns for all who
-/// leave together would take longer than a close may, and cut them off without the answer to their close.
-const LEAVING_A_TURN: usize = 4096;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;
