@@ -41,6 +41,12 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
         "bound MB",
         "gone after ms",
         "left",
+        "samples again",
+        "p50 us again",
+        "p99 us again",
+        "p99 ratio again",
+        "server core % again",
+        "ended again",
         "how they ended",
     ];
     let mut table = Table::new(&format!("{connections} attackers"), &labels);
@@ -49,29 +55,35 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
         let row = match measure(attack, connections, most) {
             Ok(row) => row,
             Err(error) => {
-                table.row_with_words(&name, &[f64::NAN; 13], 0, &format!("failed: {error}"));
+                table.row_with_words(&name, &[f64::NAN; 19], 0, &format!("failed: {error}"));
                 continue;
             }
         };
         let bound = bound_bytes(attack) as f64 * connections as f64 / 1e6;
-        let gone = if row.left == 0 { row.lasted_ms } else { f64::NAN };
+        let gone = if row.wave.left == 0 { row.wave.lasted_ms } else { f64::NAN };
         let figures = [
             row.quiet.p50,
             row.quiet.p99,
-            row.attacked.p50,
-            row.attacked.p99,
-            row.attacked.p50 / row.quiet.p50,
-            row.attacked.p99 / row.quiet.p99,
-            row.attacked.count,
-            row.cpu.as_secs_f64() * 100_000.0 / row.lasted_ms,
-            row.sent_bytes as f64 / 1e6,
+            row.wave.latency.p50,
+            row.wave.latency.p99,
+            row.wave.latency.p50 / row.quiet.p50,
+            row.wave.latency.p99 / row.quiet.p99,
+            row.wave.latency.count,
+            row.wave.core_percent(),
+            row.wave.sent_bytes as f64 / 1e6,
             row.peak_bytes as f64 / 1e6,
             bound,
             gone,
-            row.left as f64,
+            row.wave.left as f64,
+            row.again.latency.count,
+            row.again.latency.p50,
+            row.again.latency.p99,
+            row.again.latency.p99 / row.quiet.p99,
+            row.again.core_percent(),
+            row.again.ended as f64,
         ];
-        table.row_with_words(&name, &figures, 1, &row.ends.join(", "));
-        writeln!(io::stderr(), "{name}: {figures:.1?} {}", row.ends.join(", "))?;
+        table.row_with_words(&name, &figures, 1, &row.wave.ends.join(", "));
+        writeln!(io::stderr(), "{name}: {figures:.1?} {}", row.wave.ends.join(", "))?;
     }
     table.print()
 }
@@ -95,14 +107,59 @@ fn bound_bytes(attack: Attack) -> usize {
 
 struct Row {
     quiet: Latency,
-    attacked: Latency,
-    cpu: Duration,
-    sent_bytes: u64,
+    wave: Wave,
+    /// The same, with attackers that come again; of those that never end or only connect there is none.
+    again: Wave,
     /// Beyond what it had before.
     peak_bytes: u64,
+}
+
+/// One wave of attackers.
+struct Wave {
+    latency: Latency,
+    cpu: Duration,
+    sent_bytes: u64,
     lasted_ms: f64,
-    left: usize,
+    left: u64,
+    ended: u64,
     ends: Vec<String>,
+}
+
+impl Wave {
+    fn run(server: &mut Server, neighbours: &mut Helper, attackers: &mut Helper) -> io::Result<Self> {
+        Latency::take(neighbours)?;
+        let before = server.spent()?.cpu;
+        attackers.say()?;
+        let first = attackers.line()?;
+        let latency = Latency::take(neighbours)?;
+        let cpu = server.spent()?.cpu - before;
+        let numbers: Vec<u64> = first.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [lasted_ms, left, sent_bytes] = numbers[..] else { return Err(io::Error::other(first)) };
+        let (mut ends, mut ended) = (Vec::new(), 0);
+        loop {
+            let line = attackers.line()?;
+            match line.split_once(' ') {
+                Some((count, how)) => {
+                    ended += count.parse::<u64>().map_err(io::Error::other)?;
+                    ends.push(format!("{count} × {how}"));
+                }
+                None => break,
+            }
+        }
+        if left > 0 {
+            ends.push(format!("{left} × still there"));
+        }
+        Ok(Self { latency, cpu, sent_bytes, lasted_ms: lasted_ms as f64, left, ended, ends })
+    }
+
+    fn none() -> Self {
+        let latency = Latency { count: f64::NAN, p50: f64::NAN, p99: f64::NAN };
+        Self { latency, cpu: Duration::ZERO, sent_bytes: 0, lasted_ms: f64::NAN, left: 0, ended: 0, ends: Vec::new() }
+    }
+
+    fn core_percent(&self) -> f64 {
+        self.cpu.as_secs_f64() * 100_000.0 / self.lasted_ms
+    }
 }
 
 fn measure(attack: Attack, connections: usize, most: Duration) -> io::Result<Row> {
@@ -120,35 +177,16 @@ fn measure(attack: Attack, connections: usize, most: Duration) -> io::Result<Row
         ["attackers".into(), name, address.to_string(), connections.to_string(), most.as_secs().to_string()];
     let mut attackers = Helper::start(Priority::Low, &arguments)?;
     thread::sleep(SETTLE);
-    Latency::take(&mut neighbours)?;
-    let before = server.spent()?.cpu;
-    attackers.say()?;
-    let first = attackers.line()?;
-    let attacked = Latency::take(&mut neighbours)?;
-    let cpu = server.spent()?.cpu - before;
+    let wave = Wave::run(&mut server, &mut neighbours, &mut attackers)?;
     let (peak_bytes, _) = server.resident_bytes()?;
-    let numbers: Vec<u64> = first.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    let [lasted_ms, left, sent_bytes] = numbers[..] else { return Err(io::Error::other(first)) };
-    let mut ends = Vec::new();
-    loop {
-        match attackers.line()?.as_str() {
-            "end" => break,
-            end => ends.push(end.replacen(' ', " × ", 1)),
+    let again = match wave.left == 0 && !attack.comes_again() {
+        true => {
+            thread::sleep(SETTLE);
+            Wave::run(&mut server, &mut neighbours, &mut attackers)?
         }
-    }
-    if left > 0 {
-        ends.push(format!("{left} × still there"));
-    }
-    Ok(Row {
-        quiet,
-        attacked,
-        cpu,
-        sent_bytes,
-        peak_bytes: peak_bytes.saturating_sub(before_bytes),
-        lasted_ms: lasted_ms as f64,
-        left: left as usize,
-        ends,
-    })
+        false => Wave::none(),
+    };
+    Ok(Row { quiet, wave, again, peak_bytes: peak_bytes.saturating_sub(before_bytes) })
 }
 
 /// Of clients that behave, in microseconds.
@@ -230,4 +268,4 @@ impl Drop for Helper {
 }
 
 const SETTLE: Duration = Duration::from_millis(500);
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(5);

@@ -1,7 +1,8 @@
 //! The attackers: one process, one thread, a thousand connections that each do one thing as fast as the kernel takes it.
 //!
-//! Law: whoever is closed stays away, unless the attack is one of connecting; how each ended is counted. Sockets do not
-//! block, so one that the server does not read from slows no other down.
+//! Law: in the first wave whoever is closed stays away, unless the attack is one of connecting; in the second, each comes
+//! again at once, from another address and as another user. How each ended is counted. Sockets do not block, so one that
+//! the server does not read from slows no other down.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
@@ -51,7 +52,7 @@ pub enum Attack {
 
 impl Attack {
     /// Whether who is closed comes again, from another address: connecting is the attack.
-    fn comes_again(self) -> bool {
+    pub fn comes_again(self) -> bool {
         matches!(self, Self::ResetStorm | Self::UpgradeStorm)
     }
 
@@ -74,9 +75,17 @@ impl Attack {
     fn upgrades(self) -> bool {
         self.authenticates() || self == Self::NoAuth
     }
+
+    /// The header line with the extension that it needs.
+    fn offer(self) -> &'static str {
+        match self {
+            Self::ZipBomb | Self::LegalZip => "Sec-WebSocket-Extensions: permessage-deflate\r\n",
+            _ => "",
+        }
+    }
 }
 
-/// What became of an attack: how many were left, what they sent, and how the others ended.
+/// What became of a wave: how many were left, what they sent, and how the others ended.
 #[derive(Debug, Default)]
 struct Outcome {
     left: usize,
@@ -84,14 +93,26 @@ struct Outcome {
     ends: BTreeMap<String, u64>,
 }
 
+impl Outcome {
+    fn print(&self, begin: Instant) -> io::Result<()> {
+        writeln!(io::stdout(), "{} {} {}", begin.elapsed().as_millis(), self.left, self.sent_bytes)?;
+        for (how, count) in &self.ends {
+            writeln!(io::stdout(), "{count} {how}")?;
+        }
+        writeln!(io::stdout(), "end")
+    }
+}
+
 /// Attacks the server at `address`: connects everybody, says so on standard output, waits for a line, attacks until all are
-/// gone or the time is up, and prints what became of it.
+/// gone or the time is up, and prints what became of it. For each further line it attacks for [`AGAIN`], with as many, of whom
+/// each comes again when it is closed.
 ///
 /// # Errors
 /// The server did not let them in.
 pub fn run(attack: Attack, address: SocketAddr, connections: usize, most: Duration) -> io::Result<()> {
+    let (first, again) = script(attack);
     let mut crowd =
-        Crowd { attack, address, script: script(attack), next: 0, attackers: Vec::new(), outcome: Outcome::default() };
+        Crowd { attack, address, first, again, next: 0, attackers: Vec::new(), outcome: Outcome::default() };
     if !attack.comes_again() {
         for _ in 0..connections {
             let attacker = crowd.prepare()?;
@@ -99,25 +120,30 @@ pub fn run(attack: Attack, address: SocketAddr, connections: usize, most: Durati
         }
     }
     writeln!(io::stdout(), "ready")?;
-    io::stdin().lock().read_line(&mut String::new())?;
-    let begin = Instant::now();
-    match attack.comes_again() {
-        true => crowd.storm(connections, begin + most)?,
-        false => crowd.attack(begin + most)?,
+    let mut orders = io::stdin().lock().lines();
+    if orders.next().is_some() {
+        let begin = Instant::now();
+        match attack.comes_again() {
+            true => crowd.storm(connections, begin + most)?,
+            false => crowd.attack(begin + most, 0)?,
+        }
+        std::mem::take(&mut crowd.outcome).print(begin)?;
     }
-    let Outcome { left, sent_bytes, ends, .. } = &crowd.outcome;
-    writeln!(io::stdout(), "{} {left} {sent_bytes}", begin.elapsed().as_millis())?;
-    for (how, count) in ends {
-        writeln!(io::stdout(), "{count} {how}")?;
+    while orders.next().is_some() {
+        let begin = Instant::now();
+        crowd.attack(begin + AGAIN, connections)?;
+        std::mem::take(&mut crowd.outcome).print(begin)?;
     }
-    writeln!(io::stdout(), "end")
+    Ok(())
 }
 
 struct Crowd {
     attack: Attack,
     address: SocketAddr,
-    /// What each says first, and what it says then again and again.
-    script: (Vec<u8>, Vec<u8>),
+    /// What each says once it may speak.
+    first: Vec<u8>,
+    /// What it says then again and again.
+    again: Vec<u8>,
     /// How many have connected so far.
     next: u32,
     attackers: Vec<Attacker>,
@@ -126,8 +152,8 @@ struct Crowd {
 
 struct Attacker {
     socket: TcpStream,
-    /// It has said what it says once.
-    has_begun: bool,
+    /// What it says once; nothing when it has.
+    first: Vec<u8>,
     /// How much of what it is saying has left.
     offset: usize,
     received: Vec<u8>,
@@ -138,6 +164,12 @@ struct Attacker {
 impl Crowd {
     /// A connection from the next address: each has 20 connections, less than one address may make at once.
     fn connect(&mut self) -> io::Result<TcpStream> {
+        let socket = self.socket()?;
+        socket.connect(&self.address.into())?;
+        Ok(socket.into())
+    }
+
+    fn socket(&mut self) -> io::Result<Socket> {
         let from = self.next / PER_ADDRESS;
         self.next += 1;
         let from = Ipv4Addr::new(127, 1 + (from >> 16) as u8, (from >> 8) as u8, from as u8);
@@ -146,40 +178,61 @@ impl Crowd {
             socket.set_recv_buffer_size(4096)?;
         }
         socket.bind(&SocketAddr::from((from, 0)).into())?;
-        socket.connect(&self.address.into())?;
         socket.set_tcp_nodelay(true)?;
-        Ok(socket.into())
+        Ok(socket)
     }
 
     fn prepare(&mut self) -> io::Result<Attacker> {
         let number = self.next;
         let mut socket = self.connect()?;
         if self.attack.upgrades() {
-            let offer = match self.attack {
-                Attack::ZipBomb | Attack::LegalZip => "Sec-WebSocket-Extensions: permessage-deflate\r\n",
-                _ => "",
-            };
-            websocket::shake_hands_with(&mut socket, "/ws", offer)?;
+            websocket::shake_hands_with(&mut socket, "/ws", self.attack.offer())?;
         }
         if self.attack.authenticates() {
-            let token = token(&format!("attacker-{number}"))?;
-            let ask = format!(r#"{{"type":"authenticate","payload":{{"token":"{token}"}}}}"#);
-            let answer = websocket::ask(&mut socket, &ask)?;
+            let answer = websocket::ask(&mut socket, &authenticate(number)?)?;
             if !answer.contains(r#""authenticated":true"#) {
                 return Err(io::Error::other(answer));
             }
         }
         socket.set_nonblocking(true)?;
-        Ok(Attacker { socket, has_begun: self.script.0.is_empty(), offset: 0, received: Vec::new(), told: None })
+        Ok(Attacker { socket, first: self.first.clone(), offset: 0, received: Vec::new(), told: None })
     }
 
-    fn attack(&mut self, until: Instant) -> io::Result<()> {
+    /// One more, that waits for no answer: its attack follows its handshake.
+    fn newcomer(&mut self) -> io::Result<Attacker> {
+        let number = self.next;
+        let socket = self.socket()?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&self.address.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            _ => {}
+        }
+        let mut first = Vec::new();
+        if self.attack.upgrades() {
+            first.extend_from_slice(websocket::request("/ws", self.attack.offer()).as_bytes());
+        }
+        if self.attack.authenticates() {
+            websocket::text_frame(&mut first, authenticate(number)?.as_bytes(), MASK);
+        }
+        first.extend_from_slice(&self.first);
+        Ok(Attacker { socket: socket.into(), first, offset: 0, received: Vec::new(), told: None })
+    }
+
+    /// Until nobody is left or the time is up; newcomers make them `least` again and again.
+    fn attack(&mut self, until: Instant, least: usize) -> io::Result<()> {
         let reads = self.attack != Attack::ZeroWindow;
         let pause = if self.attack == Attack::SlowHandshake { Duration::from_millis(50) } else { Duration::ZERO };
-        while !self.attackers.is_empty() && Instant::now() < until {
-            let Self { attackers, outcome, script, .. } = self;
+        while Instant::now() < until {
+            while self.attackers.len() < least {
+                let newcomer = self.newcomer()?;
+                self.attackers.push(newcomer);
+            }
+            if self.attackers.is_empty() {
+                break;
+            }
+            let Self { attackers, outcome, again, .. } = self;
             attackers.retain_mut(|attacker| {
-                let is_broken = attacker.write(script, &mut outcome.sent_bytes).is_err();
+                let is_broken = attacker.write(again, &mut outcome.sent_bytes).is_err();
                 let has_ended = (reads || is_broken) && attacker.read();
                 if has_ended {
                     let how = attacker.told.take().unwrap_or_else(|| "reset".into());
@@ -216,8 +269,8 @@ impl Crowd {
 
 impl Attacker {
     /// Writes as much as the kernel takes at once, up to a turn's share.
-    fn write(&mut self, (first, again): &(Vec<u8>, Vec<u8>), sent_bytes: &mut u64) -> io::Result<()> {
-        let bytes = if self.has_begun { again } else { first };
+    fn write(&mut self, again: &[u8], sent_bytes: &mut u64) -> io::Result<()> {
+        let bytes = if self.first.is_empty() { again } else { &self.first };
         if bytes.is_empty() {
             return Ok(());
         }
@@ -227,7 +280,7 @@ impl Attacker {
                 self.offset += count;
                 if self.offset == bytes.len() {
                     self.offset = 0;
-                    self.has_begun = true;
+                    self.first = Vec::new();
                 }
                 Ok(())
             }
@@ -252,6 +305,12 @@ impl Attacker {
     /// Remembers the status of an answer, or the code of a close frame.
     fn note(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
+        if self.received.starts_with(b"HTTP/1.1 101 ") {
+            match self.received.windows(4).position(|window| window == b"\r\n\r\n") {
+                Some(at) => drop(self.received.drain(..at + 4)),
+                None => return,
+            }
+        }
         if let Some(line) = self.received.strip_prefix(b"HTTP/1.1 ") {
             self.told = Some(format!("HTTP {}", String::from_utf8_lossy(&line[..line.len().min(3)])));
             return;
@@ -332,6 +391,11 @@ fn deflated(message: &[u8]) -> Vec<u8> {
     frame
 }
 
+fn authenticate(number: u32) -> io::Result<String> {
+    let token = token(&format!("attacker-{number}"))?;
+    Ok(format!(r#"{{"type":"authenticate","payload":{{"token":"{token}"}}}}"#))
+}
+
 /// A token for this user.
 pub fn token(sub: &str) -> io::Result<String> {
     #[derive(Serialize)]
@@ -347,3 +411,5 @@ pub fn token(sub: &str) -> io::Result<String> {
 
 const MASK: [u8; 4] = [0x1f, 0x2e, 0x3d, 0x4c];
 const PER_ADDRESS: u32 = 20;
+/// How long a further wave lasts.
+const AGAIN: Duration = Duration::from_secs(5);
