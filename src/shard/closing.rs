@@ -198,10 +198,23 @@ impl<I: Io> Shard<I> {
             Phase::Finishing { linger: true, late } if !conn.receive_ended() => {
                 conn.phase = Phase::Lingering(late);
                 conn.since = self.now.monotonic_ms() as u32;
-                self.io.shutdown(key);
+                self.io.say_last(key);
                 self.reschedule(key);
             }
             Phase::Finishing { .. } => self.retire(key, reason),
+            _ => {}
+        }
+    }
+
+    /// A peer that was told its last has said its own: nothing more of it will come.
+    pub(super) fn on_last_word(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        match &mut conn.phase {
+            Phase::Finishing { linger, .. } => *linger = false,
+            Phase::Lingering(_) => {
+                let reason = conn.reason.unwrap_or(CloseReason::Internal);
+                self.retire(key, reason);
+            }
             _ => {}
         }
     }

@@ -25,10 +25,22 @@ impl<I: Io> Shard<I> {
     pub(super) fn flush(&mut self) {
         self.flush_line(FlushLine::Own, OWN_A_TURN);
         self.flush_line(FlushLine::Crowd, CROWD_A_TURN);
-        // Many: where turns are slow, since very many threads share a core, hundreds of turns for all who leave together would
-        // take longer than a close may, and cut them off without the answer to their close.
-        self.flush_line(FlushLine::Leaving, CONNS_A_TURN as usize);
+        self.flush_leaving();
         self.gather.reset(self.io.palette());
+    }
+
+    /// Few of those who leave in one turn, since each is a send and a close; many where that has taken long. Turns are slow
+    /// where very many threads share a core, and hundreds of them would be longer than a close may take: who leaves would be
+    /// cut off without the answer to its close.
+    fn flush_leaving(&mut self) {
+        let now_ms = self.now.monotonic_ms();
+        let is_late = self.leaving_since_ms.is_some_and(|since_ms| now_ms >= since_ms + LEAVING_MS);
+        self.flush_line(FlushLine::Leaving, if is_late { CONNS_A_TURN as usize } else { LEAVING_A_TURN });
+        if self.unflushed.len(FlushLine::Leaving) == 0 {
+            self.leaving_since_ms = None;
+        } else if is_late || self.leaving_since_ms.is_none() {
+            self.leaving_since_ms = Some(now_ms);
+        }
     }
 
     /// Flushes a line until `left` sends have been made. What finishing connections add meanwhile stays for the next turn.
@@ -122,5 +134,9 @@ impl<I: Io> Shard<I> {
 const OWN_A_TURN: usize = 256;
 /// Sends of a turn to a crowd, 1 ms: a turn beside costs some microseconds.
 pub(super) const CROWD_A_TURN: usize = 128;
+/// Those who leave in a turn, at first: 1 ms.
+pub(super) const LEAVING_A_TURN: usize = 64;
+/// After how long there are [`CONNS_A_TURN`] of them.
+const LEAVING_MS: u64 = 100;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;

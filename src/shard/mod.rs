@@ -129,6 +129,8 @@ pub struct Shard<I: Io> {
     walks: queries::Walks,
     /// Who has something to flush.
     unflushed: Unflushed,
+    /// Since when those who leave have been more than one turn takes.
+    leaving_since_ms: Option<u64>,
     /// Slots whose queue refused a published frame this turn.
     over: Vec<u32>,
     /// Connections to start reading from again at the end of the turn.
@@ -211,6 +213,7 @@ impl<I: Io> Shard<I> {
             inbox,
             walks: queries::Walks::default(),
             unflushed: Unflushed::default(),
+            leaving_since_ms: None,
             over: Vec::new(),
             rearm: Vec::new(),
             held: Line::new(),

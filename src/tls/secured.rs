@@ -23,8 +23,6 @@ pub(super) struct Secured {
     flight: Option<Flight>,
     /// What leaves after it.
     queued: Option<Flight>,
-    /// This side of the stream ends when all of it has left.
-    ends: bool,
     /// The shard was told that nothing more will be received.
     pub(super) told_end: bool,
     /// The shard has closed it: nothing more leaves.
@@ -61,7 +59,6 @@ impl Secured {
             certificate: None,
             flight: None,
             queued: None,
-            ends: false,
             told_end: false,
             closed: false,
         }
@@ -109,17 +106,9 @@ impl Secured {
             palette.append(queued.frame, |out| records.seal_key_update(out).expect("a key after this one"));
         }
         self.flight = self.queued.take();
-        match self.flight {
-            Some(flight) => io.send(self.key, flight.frame, 0),
-            None if std::mem::take(&mut self.ends) => io.shutdown(self.key),
-            None => {}
+        if let Some(flight) = self.flight {
+            io.send(self.key, flight.frame, 0);
         }
-    }
-
-    /// Ends this side of the stream once everything has left.
-    pub(super) fn end<I: Io>(&mut self, io: &mut I) {
-        self.ends = true;
-        self.kick(io);
     }
 
     /// The driver's send is over. How many bytes of the shard's frame have left with it, if it is for the shard to know.
@@ -158,7 +147,7 @@ impl Secured {
         }
         self.stage = Stage::Over;
         self.partial = Vec::new();
-        (self.closed, self.ends) = (true, false);
+        self.closed = true;
         io.close(self.key);
         queued.is_some_and(|queued| queued.plain > 0)
     }

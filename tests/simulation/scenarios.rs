@@ -6,11 +6,11 @@ use std::time::Duration;
 use tidewheel::app::context::Refused;
 use tidewheel::config::{OutboundPolicy, TopicRule};
 use tidewheel::id::{ConnKey, ShardId};
-use tidewheel::io::sim::{ClientState, Faults, SimConfig};
+use tidewheel::io::sim::{ClientState, Dice, Faults, SimConfig};
 use tidewheel::metrics::ErrorCode;
 use tidewheel::pubsub::Policies;
 use tidewheel::shard::errands::{Addressees, Errand};
-use tidewheel::shard::settings::Settings;
+use tidewheel::shard::settings::{LINGER_MS, Settings};
 use tidewheel::shard::{DrainOrder, Order};
 use tidewheel::{Config, Delivery, OutgoingMessage};
 use tokio::sync::oneshot;
@@ -49,6 +49,34 @@ fn publishes_before_a_protocol_error_are_acked() {
     stage.rest();
     assert_eq!(stage.told(publisher), "ack 1, close 1002");
     assert_eq!(stage.told(subscriber), "ack 0, message");
+}
+
+/// Who was told of its mistake may still be sending, so its stream is read until it has answered, or for a second.
+#[test]
+fn who_is_told_of_a_mistake_is_closed_when_it_has_answered() {
+    let mistake = b"\x81\x00 without a mask";
+    for answers in [true, false] {
+        let mut stage = Stage::new(1, 8, |_| {});
+        let client = stage.client(0);
+        stage.world.client_send(stage.id(client), mistake);
+        stage.rest();
+        assert_eq!(stage.told(client), "close 1002");
+        let state = |stage: &Stage| stage.world.client_state(stage.id(client));
+        stage.pass(LINGER_MS / 2);
+        stage.world.client_send(stage.id(client), mistake);
+        stage.rest();
+        assert_eq!(state(&stage), ClientState::Open);
+        if answers {
+            let mut close = Vec::new();
+            wire::frame(&mut close, 0x80 | wire::CLOSE, &1002u16.to_be_bytes(), &mut Dice::new(1));
+            stage.world.client_send(stage.id(client), &close);
+        } else {
+            stage.pass(LINGER_MS);
+        }
+        stage.rest();
+        assert_eq!(state(&stage), ClientState::ServerClosed { clean: true });
+        assert!(answers || stage.world.now().monotonic_ms() >= LINGER_MS);
+    }
 }
 
 #[test]

@@ -330,7 +330,8 @@ fn is_gone_already(errno: i32) -> bool {
     )
 }
 
-/// Accepts out on each listener, so connections that one turn can take in from each; the kernel queues the others.
-const ACCEPTS: usize = 32;
+/// Accepts out on each listener, so connections that one turn can take in from each; the kernel queues the others. Few: a
+/// newcomer with its handshake and its token is 60 µs, and those who are there wait for the turn.
+const ACCEPTS: usize = 8;
 /// IORING_FILE_INDEX_ALLOC: the kernel picks the place in the table.
 const ALLOCATE: i32 = -1;
