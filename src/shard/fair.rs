@@ -7,7 +7,7 @@
 //!
 //! A single message is never cut: a turn is longer than its time by at most the longest one.
 
-use crate::conn::{Conn, ConnPool, WaitsFor};
+use crate::conn::{Conn, ConnPool, Phase, WaitsFor};
 use crate::fixed::Line;
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -65,12 +65,12 @@ impl Fairness {
 }
 
 impl<I: Io> Shard<I> {
-    /// Gives whoever sent so many bytes just now its share; `false` if that has to wait, since the turn is late and they
-    /// are not few. A newcomer's request takes much work however short it is.
-    pub(super) fn share_arrival(&mut self, bytes: usize, is_newcomer: bool) -> bool {
+    /// Gives whoever has just sent something its share; `false` if that has to wait, since the turn is late and it is not
+    /// little.
+    pub(super) fn share_arrival(&mut self, is_little: bool) -> bool {
         let until_ns = self.fair.turn_until_ns;
         self.fair.grant(until_ns);
-        self.fair.is_stopped = (is_newcomer || bytes > FEW_BYTES) && self.io.clock_ns() >= until_ns;
+        self.fair.is_stopped = !is_little && self.io.clock_ns() >= until_ns;
         !self.fair.is_stopped
     }
 
@@ -130,6 +130,14 @@ impl<I: Io> Shard<I> {
     }
 }
 
+/// Whether so many bytes just received are little work: they may end a message of which the most has come before, or inflate
+/// to many times as many, and a newcomer's request takes much work however short it is.
+pub(super) fn is_little(conn: &Conn, bytes: usize) -> bool {
+    let gathered = conn.intake.as_ref().map_or(0, |intake| intake.decoder.held_bytes());
+    let few = if conn.deflate.is_some() { FEW_DEFLATED_BYTES } else { FEW_BYTES };
+    !matches!(conn.phase, Phase::Handshake(_)) && bytes + gathered <= few
+}
+
 /// What the connection's held bytes wait for, if it has some.
 fn waits_for(conns: &ConnPool, key: ConnKey) -> Option<WaitsFor> {
     conns.get(key)?.held().map(|held| held.waits_for)
@@ -143,5 +151,7 @@ const TURN_NS: u64 = 1_000_000;
 const SHARE_NS: u64 = 100_000;
 /// What is worked on even in a turn that is late: a message that people write, or some.
 const FEW_BYTES: usize = 1024;
+/// The same where messages are compressed.
+const FEW_DEFLATED_BYTES: usize = 128;
 /// Echoes, pings and parts of messages between two looks at the clock.
 const UNWATCHED: u32 = 8;

@@ -16,6 +16,7 @@ use crate::ws::{self, Decoder, Event, Extensions, Input, Limits, Opcode};
 use super::Shard;
 use super::closing::Goodbye;
 use super::codecs::Failed;
+use super::fair;
 use super::reload::slice;
 use super::settings::{LATE_BYTES, PARKED_PER_CONN_MAX, SHARE, Settings};
 
@@ -43,7 +44,7 @@ impl<I: Io> Shard<I> {
         if is_too_late(conn, &self.settings) {
             return self.io.pause(key);
         }
-        let is_newcomer = matches!(conn.phase, Phase::Handshake(_));
+        let is_little = fair::is_little(conn, bytes.len());
         if conn.ping == Ping::Awaited {
             conn.ping = Ping::Heard;
             self.reschedule(key); // the next ping may be due before the pong would have been
@@ -52,7 +53,7 @@ impl<I: Io> Shard<I> {
             self.want_more(key);
         }
         self.share = if self.held.is_empty() { SHARE } else { 1 };
-        let has_share = self.share_arrival(bytes.len(), is_newcomer);
+        let has_share = self.share_arrival(is_little);
         let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
             Phase::Finishing { .. } | Phase::Lingering(_) if ws::ends_in_close(&bytes) => self.on_last_word(key),

@@ -1,6 +1,6 @@
 //! A turn is shared by all who send, played step by step on a shard whose every look at the clock finds it later.
 
-use tidewheel::io::sim::{Faults, SimConfig};
+use tidewheel::io::sim::{Dice, Faults, SimConfig};
 use tidewheel::metrics::CloseReason;
 use tidewheel::shard::settings::Settings;
 
@@ -46,6 +46,49 @@ fn who_sends_little_never_waits_for_who_sends_much() {
     }
     assert_eq!((stage.metrics[0].sharing.get(), stage.metrics[0].inbound_bytes.get()), (0, 0));
     assert!(stage.metrics[0].shares.get() > 0);
+}
+
+/// The end of a large message is as much work as all of it, however few bytes it is; and so are a few compressed ones.
+#[test]
+fn what_is_much_work_waits_for_its_share_however_few_bytes_come() {
+    const CROWD: usize = 20;
+    let text = format!(r#"{{"type":"ping","note":"{}"}}"#, "x".repeat(20_000));
+    for is_compressed in [false, true] {
+        let (mut stage, _) = busy(0, |settings| settings.compression.enabled = true);
+        let crowd: Vec<usize> = (0..CROWD).map(|_| stage.newcomer(0)).collect();
+        for &client in &crowd {
+            stage.world.client_send(stage.id(client), wire::request_with_offer("/ws", 15, false).as_bytes());
+        }
+        stage.rest();
+        let mut message = Vec::new();
+        let mut deflater = wire::Deflater::default();
+        match is_compressed {
+            true => {
+                let deflated = deflater.deflate(text.as_bytes(), false);
+                wire::frame(&mut message, 0xc0 | wire::TEXT, &deflated, &mut Dice::new(1));
+            }
+            false => wire::frame(&mut message, 0x80 | wire::TEXT, text.as_bytes(), &mut Dice::new(1)),
+        }
+        let (begin, end) = message.split_at(message.len() - if is_compressed { message.len() } else { 100 });
+        for &client in &crowd {
+            assert_eq!(stage.response(client), Some(101));
+            stage.world.client_send(stage.id(client), begin);
+        }
+        stage.rest();
+        crowd.iter().for_each(|&client| stage.world.client_send(stage.id(client), end));
+        assert!(end.len() <= 1024, "{} bytes", end.len());
+        stage.deliver();
+        let done = |stage: &Stage| stage.metrics[0].messages_in.get();
+        let (mut before, mut most) = (done(&stage), 0);
+        assert_eq!(before, 0);
+        while before < CROWD as u64 {
+            stage.turn(0);
+            stage.deliver();
+            most = most.max(done(&stage) - before);
+            before = done(&stage);
+        }
+        assert!(most <= 3, "{most} of them in one turn, compressed: {is_compressed}");
+    }
 }
 
 /// Who is through first has not gone on while others waited.
