@@ -9,6 +9,7 @@
 //! what the attackers' system calls do for the server's side of a loopback connection is theirs as well. Latencies count
 //! from when a publish was due.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
@@ -46,6 +47,9 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
         "p99 us again",
         "p99 ratio again",
         "server core % again",
+        "stolen ms, quiet",
+        "stolen ms",
+        "stolen ms again",
         "ended again",
         "how they ended",
     ];
@@ -55,7 +59,7 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
         let row = match measure(attack, connections, most) {
             Ok(row) => row,
             Err(error) => {
-                table.row_with_words(&name, &[f64::NAN; 19], 0, &format!("failed: {error}"));
+                table.row_with_words(&name, &[f64::NAN; 22], 0, &format!("failed: {error}"));
                 continue;
             }
         };
@@ -80,6 +84,9 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
             row.again.latency.p99,
             row.again.latency.p99 / row.quiet.p99,
             row.again.core_percent(),
+            row.quiet.stolen_ms,
+            row.wave.latency.stolen_ms,
+            row.again.latency.stolen_ms,
             row.again.ended as f64,
         ];
         table.row_with_words(&name, &figures, 1, &row.wave.ends.join(", "));
@@ -127,11 +134,11 @@ struct Wave {
 
 impl Wave {
     fn run(server: &mut Server, neighbours: &mut Helper, attackers: &mut Helper) -> io::Result<Self> {
-        Latency::take(neighbours)?;
+        let since = Latency::begin(neighbours)?;
         let before = server.spent()?.cpu;
         attackers.say()?;
         let first = attackers.line()?;
-        let latency = Latency::take(neighbours)?;
+        let latency = Latency::take(neighbours, since)?;
         let cpu = server.spent()?.cpu - before;
         let numbers: Vec<u64> = first.split_whitespace().filter_map(|number| number.parse().ok()).collect();
         let [lasted_ms, left, sent_bytes] = numbers[..] else { return Err(io::Error::other(first)) };
@@ -153,7 +160,7 @@ impl Wave {
     }
 
     fn none() -> Self {
-        let latency = Latency { count: f64::NAN, p50: f64::NAN, p99: f64::NAN };
+        let latency = Latency { count: f64::NAN, p50: f64::NAN, p99: f64::NAN, stolen_ms: f64::NAN };
         Self { latency, cpu: Duration::ZERO, sent_bytes: 0, lasted_ms: f64::NAN, left: 0, ended: 0, ends: Vec::new() }
     }
 
@@ -167,21 +174,21 @@ fn measure(attack: Attack, connections: usize, most: Duration) -> io::Result<Row
     let address = server.address();
     let mut neighbours = Helper::start(Priority::High, &["neighbours".into(), address.to_string()])?;
     thread::sleep(SETTLE);
-    Latency::take(&mut neighbours)?;
+    let since = Latency::begin(&mut neighbours)?;
     thread::sleep(QUIET);
-    let quiet = Latency::take(&mut neighbours)?;
+    let quiet = Latency::take(&mut neighbours, since)?;
     let (_, before_bytes) = server.resident_bytes()?;
 
     let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
     let arguments =
         ["attackers".into(), name, address.to_string(), connections.to_string(), most.as_secs().to_string()];
     let mut attackers = Helper::start(Priority::Low, &arguments)?;
-    thread::sleep(SETTLE);
+    thread::sleep(REST);
     let wave = Wave::run(&mut server, &mut neighbours, &mut attackers)?;
     let (peak_bytes, _) = server.resident_bytes()?;
     let again = match wave.left == 0 && !attack.comes_again() {
         true => {
-            thread::sleep(SETTLE);
+            thread::sleep(REST);
             Wave::run(&mut server, &mut neighbours, &mut attackers)?
         }
         false => Wave::none(),
@@ -194,15 +201,40 @@ struct Latency {
     count: f64,
     p50: f64,
     p99: f64,
+    /// What a hypervisor took of the cores meanwhile: it lengthens all of them.
+    stolen_ms: f64,
 }
 
 impl Latency {
-    fn take(neighbours: &mut Helper) -> io::Result<Self> {
-        neighbours.say()?;
-        let line = neighbours.line()?;
-        let numbers: Vec<f64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-        let [count, p50, p99, _] = numbers[..] else { return Err(io::Error::other(line)) };
-        Ok(Self { count, p50, p99 })
+    /// Of the time until now; `begin` begins it.
+    fn take(neighbours: &mut Helper, since: Stolen) -> io::Result<Self> {
+        let stolen_ms = Stolen::now()?.0 - since.0;
+        let [count, p50, p99, _] = ask(neighbours)?;
+        Ok(Self { count, p50, p99, stolen_ms })
+    }
+
+    fn begin(neighbours: &mut Helper) -> io::Result<Stolen> {
+        ask(neighbours)?;
+        Stolen::now()
+    }
+}
+
+fn ask(neighbours: &mut Helper) -> io::Result<[f64; 4]> {
+    neighbours.say()?;
+    let line = neighbours.line()?;
+    let numbers: Vec<f64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    numbers.try_into().map_err(|_| io::Error::other(line))
+}
+
+/// Milliseconds that the machine's cores were withheld so far (`steal` of proc(5), in ticks of 10 ms).
+#[derive(Clone, Copy)]
+struct Stolen(f64);
+
+impl Stolen {
+    fn now() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let ticks = text.split_whitespace().nth(8).and_then(|ticks| ticks.parse::<f64>().ok());
+        ticks.map(|ticks| Self(ticks * 10.0)).ok_or_else(|| io::Error::other("/proc/stat names no stolen time"))
     }
 }
 
@@ -268,4 +300,6 @@ impl Drop for Helper {
 }
 
 const SETTLE: Duration = Duration::from_millis(500);
+/// After much work of both cores: a hypervisor that lends them for a while only has to be willing again.
+const REST: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(5);
