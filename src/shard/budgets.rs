@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::flush::CROWD_A_TURN;
+use super::flush::{CROWD_A_TURN, LEAVING_A_TURN, LEAVING_MS};
 use super::publish::{DELIVERIES_A_TURN, FRAMES_ANYWAY};
 use super::queries::ConnectionsQuery;
 use super::settings::{CONNS_A_TURN, Settings};
@@ -194,6 +194,23 @@ fn a_drain_at_once_takes_many_turns() {
     assert_eq!(open(&shard), 0);
     // The turn that takes the order looks twice.
     assert!(most <= 2 * AT_ONCE, "{most} were told in one turn");
+}
+
+/// Few of those who leave are told in a turn, so that others have theirs; where turns are slow that would take too long.
+#[test]
+fn few_leave_in_a_turn_and_many_when_turns_are_slow() {
+    let most_of_ten = |slow_ms: u64| {
+        let mut shard = shard_of(COUNT);
+        shard.inbox.drain(DrainOrder::within(1_000_000));
+        let told = |shard: &mut Shard<Silent>| {
+            let before = shard.io.inner().sent;
+            shard.io.inner_mut().now_ms += slow_ms;
+            shard.turn().unwrap();
+            shard.io.inner().sent - before
+        };
+        (0..10).map(|_| told(&mut shard)).max().unwrap()
+    };
+    assert_eq!((most_of_ten(0), most_of_ten(LEAVING_MS)), (LEAVING_A_TURN, AT_ONCE));
 }
 
 /// Whoever has not left by the deadline is cut, and nobody is forgotten.

@@ -137,6 +137,6 @@ pub(super) const CROWD_A_TURN: usize = 128;
 /// Those who leave in a turn, at first: 1 ms.
 pub(super) const LEAVING_A_TURN: usize = 64;
 /// After how long there are [`CONNS_A_TURN`] of them.
-const LEAVING_MS: u64 = 100;
+pub(super) const LEAVING_MS: u64 = 100;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;
