@@ -6,8 +6,12 @@
 //!
 //! Activity, for the idle timeout, is a message in either direction or a ping from the client. The server's own ping
 //! and its pong prove that the peer is there, not that it is in use.
+//!
+//! While a message is on its way to it, a peer is neither pinged nor idle, however long that takes: its pong could only come
+//! behind what is there to be read. What waits behind the message ends it (`outbound.max_age`), or the kernel, when nothing of
+//! it is acknowledged any more (`TCP_USER_TIMEOUT`).
 
-use crate::conn::{FlushLine, Ms, Phase, Ping};
+use crate::conn::{Conn, FlushLine, Ms, Phase, Ping};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
@@ -140,6 +144,8 @@ impl<I: Io> Shard<I> {
                 self.refuse(key, write, CloseReason::HandshakeTimeout);
             }
             Due::Auth => self.part(key, Goodbye::new(CloseReason::AuthTimeout, 4502, "not authenticated in time")),
+            Due::Idle if self.is_being_sent_to(key) => self.put_off(key, |conn, now| conn.active = now),
+            Due::Ping if self.is_being_sent_to(key) => self.put_off(key, |conn, now| conn.heard = now),
             Due::Idle => self.part(key, Goodbye::new(CloseReason::Idle, 4001, "idle timeout")),
             Due::Pong => self.part(key, Goodbye::new(CloseReason::NoPong, 4002, "no pong")),
             Due::Lifetime => {
@@ -153,6 +159,17 @@ impl<I: Io> Shard<I> {
             Due::Expiry => self.announce_expiry(key),
             Due::Close => self.give_up(key),
             Due::Linger => self.retire(key, CloseReason::Internal),
+        }
+    }
+
+    fn is_being_sent_to(&self, key: ConnKey) -> bool {
+        self.conns.get(key).is_some_and(|conn| !conn.outbound.is_empty())
+    }
+
+    fn put_off(&mut self, key: ConnKey, begin_anew: impl FnOnce(&mut Conn, Ms)) {
+        let now = self.ms();
+        if let Some(conn) = self.conns.get_mut(key) {
+            begin_anew(conn, now);
         }
     }
 

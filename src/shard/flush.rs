@@ -84,6 +84,7 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn on_sent(&mut self, key: ConnKey, sent: Result<u32, io::ErrorKind>) {
+        let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         let bytes = match sent {
             Ok(bytes) => bytes,
@@ -101,11 +102,14 @@ impl<I: Io> Shard<I> {
             self.metrics.sends.add(1);
             return self.io.send(key, rest.frame, rest.from);
         }
+        if bytes > CONTROL_FRAME_BYTES_MAX {
+            conn.active = now; // no ping: a message, which may have been on its way for long
+        }
         let more = !conn.outbound.is_empty() || matches!(conn.phase, Phase::Finishing { .. });
         let held = conn.held().is_some();
         if !more && matches!(conn.phase, Phase::Closing(_)) {
             // The close frame has left: from now on the peer's is awaited.
-            conn.since = self.now.monotonic_ms() as u32;
+            conn.since = now;
             self.reschedule(key);
         }
         if more {
@@ -138,5 +142,7 @@ pub(super) const CROWD_A_TURN: usize = 128;
 pub(super) const LEAVING_A_TURN: usize = 64;
 /// After how long there are [`CONNS_A_TURN`] of them.
 pub(super) const LEAVING_MS: u64 = 100;
+/// A header and 125 bytes.
+const CONTROL_FRAME_BYTES_MAX: u32 = 127;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;
