@@ -74,13 +74,14 @@ impl<I: Io> Shard<I> {
     }
 
     /// The peer broke the protocol: what it asked for before is answered, it is told what was wrong, and nothing more is
-    /// looked at.
+    /// looked at. If its close frame was wrong, nothing more comes, and no other one is awaited.
     pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ProtocolError) {
         let code = error.close_code();
         tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
         let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
         let (code, text) = (Some(code), error.to_string());
-        self.break_off(key, reason, Farewell { notice: None, code, text, then: Then::Linger });
+        let then = if error.is_of_close_frame() { Then::Close } else { Then::Linger };
+        self.break_off(key, reason, Farewell { notice: None, code, text, then });
     }
 
     /// Nothing more of what the peer sends is looked at: `farewell`, unless it has been told its last, and then the end.
@@ -88,9 +89,9 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Open => self.leave_open(key, reason, farewell),
-            Phase::Settling(farewell, _) => farewell.then = Then::Linger,
+            Phase::Settling(earlier, _) => earlier.then = farewell.then,
             &mut Phase::Closing(late) => {
-                conn.phase = Phase::Finishing { linger: true, late };
+                conn.phase = Phase::Finishing { linger: farewell.then == Then::Linger, late };
                 self.finish(key);
             }
             _ => {}

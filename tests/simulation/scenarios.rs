@@ -79,6 +79,21 @@ fn who_is_told_of_a_mistake_is_closed_when_it_has_answered() {
     }
 }
 
+/// A close frame that is wrong is the last of its client all the same.
+#[test]
+fn who_is_told_of_a_wrong_close_frame_is_closed_at_once() {
+    let mut stage = Stage::new(1, 8, |_| {});
+    let client = stage.client(0);
+    let mut close = Vec::new();
+    wire::frame(&mut close, 0x80 | wire::CLOSE, b"?", &mut Dice::new(1));
+    stage.world.client_send(stage.id(client), &close);
+    let began_ms = stage.world.now().monotonic_ms();
+    stage.rest();
+    assert_eq!(stage.told(client), "close 1002");
+    assert_eq!(stage.world.client_state(stage.id(client)), ClientState::ServerClosed { clean: true });
+    assert!(stage.world.now().monotonic_ms() < began_ms + LINGER_MS);
+}
+
 #[test]
 fn a_shard_without_connections_counts_for_others_that_drain() {
     let mut stage = Stage::new(2, 8, |_| {});
