@@ -60,6 +60,7 @@ fn broken_shards_are_caught() {
     check(Mistake::SendsBeyondTheEnd, "from byte");
     check(Mistake::ClosesTwice, "after its close");
     check(Mistake::ActsOnStaleKey, "is not adopted");
+    check(Mistake::ShutsDownUnderSend, "with a send in flight");
     check(Mistake::ForgetsSocket, "neither adopted nor refused");
     check(Mistake::KeepsBuffers, "receive buffers did not come back");
     check(Mistake::SkipsBytes, "not what it sent");
@@ -74,6 +75,7 @@ enum Mistake {
     SendsBeyondTheEnd,
     ClosesTwice,
     ActsOnStaleKey,
+    ShutsDownUnderSend,
     ForgetsSocket,
     KeepsBuffers,
     SkipsBytes,
@@ -212,6 +214,9 @@ impl Echo {
             sim.palette().append(frame, |out| out.append(&mut conn.pending)).unwrap();
             conn.sending = Some((frame, 0));
             sim.send(key, frame, 0);
+            if *mistake == Mistake::ShutsDownUnderSend {
+                sim.shutdown(key);
+            }
         }
         if conn.pending.len() > PENDING_MAX {
             if conn.armed && !conn.pausing {

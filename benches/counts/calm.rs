@@ -208,6 +208,8 @@ impl Io for Calm {
         self.ending.push_back(Completion::Closed { conn });
     }
 
+    fn shutdown(&mut self, _: ConnKey) {}
+
     fn ring(&mut self, _: ShardId) {}
 
     fn announce_sleep(&mut self) {}

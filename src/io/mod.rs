@@ -174,6 +174,8 @@ pub trait Io {
 
     /// Cancels what is in flight and closes. Ends in [`Completion::Closed`].
     fn close(&mut self, conn: ConnKey);
+    /// Ends this side of the stream (FIN) after what has been sent, and keeps receiving.
+    fn shutdown(&mut self, conn: ConnKey);
 
     /// Rings the doorbell of another shard, if it sleeps; leaves with the next [`Io::wait`].
     fn ring(&mut self, shard: ShardId);

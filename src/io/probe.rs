@@ -224,13 +224,14 @@ fn release() -> String {
 /// Oldest kernel with all that the driver needs: deferred task work came last, with 6.1.
 const MINIMUM: &str = "6.1";
 
-const NEEDED: [(&str, u8); 8] = [
+const NEEDED: [(&str, u8); 9] = [
     ("ACCEPT", opcode::Accept::CODE),
     ("RECV", opcode::Recv::CODE),
     ("SEND", opcode::Send::CODE),
     ("POLL_ADD", opcode::PollAdd::CODE),
     ("ASYNC_CANCEL", opcode::AsyncCancel2::CODE),
     ("CLOSE", opcode::Close::CODE),
+    ("SHUTDOWN", opcode::Shutdown::CODE),
     ("FILES_UPDATE", opcode::FilesUpdate::CODE),
     ("MSG_RING", opcode::MsgRingData::CODE),
 ];

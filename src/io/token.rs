@@ -16,6 +16,8 @@ pub(super) enum Op {
     Poll,
     /// A send.
     Send,
+    /// The end of this side's stream.
+    Shutdown,
     /// The close of a connection's descriptor.
     Close,
     /// A cancel of a connection's receive; a success is silent.
@@ -69,10 +71,10 @@ impl Token {
 }
 
 /// Every op at its own number.
-const OPS: [Option<Op>; 13] = {
+const OPS: [Option<Op>; 14] = {
     use Op::*;
-    let all = [Accept, Receive, Poll, Send, Close, Pause, Cancel, Forget, Bell, Knock, Rang, Take];
-    let mut ops = [None; 13];
+    let all = [Accept, Receive, Poll, Send, Shutdown, Close, Pause, Cancel, Forget, Bell, Knock, Rang, Take];
+    let mut ops = [None; 14];
     let mut i = 0;
     while i < all.len() {
         assert!(all[i] as usize == i + 1);

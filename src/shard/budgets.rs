@@ -80,6 +80,7 @@ impl Io for Silent {
         self.closed.push(conn);
     }
 
+    fn shutdown(&mut self, _: ConnKey) {}
     fn ring(&mut self, _: ShardId) {}
     fn announce_sleep(&mut self) {}
 

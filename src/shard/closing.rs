@@ -199,7 +199,7 @@ impl<I: Io> Shard<I> {
             Phase::Finishing { linger: true, late } if !conn.receive_ended() => {
                 conn.phase = Phase::Lingering(late);
                 conn.since = self.now.monotonic_ms() as u32;
-                self.io.say_last(key);
+                self.io.shutdown(key);
                 self.reschedule(key);
             }
             Phase::Finishing { .. } => self.retire(key, reason),

@@ -222,17 +222,11 @@ impl<I: Io> Goodbye<'_, I> {
         match completion {
             Completion::Sent { conn, sent: Ok(sent) } => self.on_sent(conn, sent),
             Completion::Sent { conn, sent: Err(_) } => self.close(conn),
-            Completion::Received { conn, bytes, armed } => {
-                if ws::ends_in_close(&bytes) && self.has_been_told(conn) {
-                    return self.close(conn);
+            // Input that nobody reads would make the kernel reset the connection and destroy what was sent.
+            Completion::Received { conn, armed: false, .. } | Completion::ReceiveStopped { conn, .. } => {
+                if self.is_told(conn) {
+                    self.io.receive(conn);
                 }
-                if !armed {
-                    self.receive(conn);
-                }
-                false
-            }
-            Completion::ReceiveStopped { conn, .. } => {
-                self.receive(conn);
                 false
             }
             Completion::ReceiveEnded { conn, lost: Lost::Broken(_) } => self.close(conn),
@@ -245,14 +239,10 @@ impl<I: Io> Goodbye<'_, I> {
                 self.io.refuse(socket);
                 false
             }
-            Completion::AcceptStopped(_) | Completion::Closed { .. } | Completion::Rang => false,
-        }
-    }
-
-    /// Input that nobody reads would make the kernel reset the connection and destroy what was sent.
-    fn receive(&mut self, key: ConnKey) {
-        if self.is_told(key) {
-            self.io.receive(key);
+            Completion::Received { armed: true, .. }
+            | Completion::AcceptStopped(_)
+            | Completion::Closed { .. }
+            | Completion::Rang => false,
         }
     }
 
@@ -269,7 +259,7 @@ impl<I: Io> Goodbye<'_, I> {
         } else if conn.receive_ended() {
             return self.close(key);
         } else {
-            self.io.say_last(key); // and its input is read until it has left too
+            self.io.shutdown(key); // and its input is read until it has left too
         }
         false
     }
@@ -283,11 +273,6 @@ impl<I: Io> Goodbye<'_, I> {
         }
         self.io.close(key);
         true
-    }
-
-    /// The last words have left.
-    fn has_been_told(&self, key: ConnKey) -> bool {
-        self.is_told(key) && self.conns.get(key).is_some_and(|conn| conn.outbound.is_empty())
     }
 
     fn is_told(&self, key: ConnKey) -> bool {

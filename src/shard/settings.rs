@@ -163,7 +163,7 @@ pub const LIFETIME_SPREAD_MS: u64 = 5_000;
 /// is awaited.
 pub const LATE_BYTES: usize = 64 * 1024;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
-pub const LINGER_MS: u64 = 500;
+pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.
 pub const SUBPROTOCOL: &str = "tidewheel.v1";
 /// How long accepting pauses when a table is full and no connection ends meanwhile.

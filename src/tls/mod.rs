@@ -132,15 +132,6 @@ impl<I: Io> Layer<I> {
         }
     }
 
-    /// Nothing more will be sent: a peer that speaks TLS is told so behind what has been (close_notify, RFC 8446 §6.1), and what
-    /// it sends is not opened any more.
-    pub fn say_last(&mut self, conn: ConnKey) {
-        if let Some(secured) = find(&mut self.conns, conn) {
-            secured.seal_last(self.io.palette(), Alert::CLOSE_NOTIFY);
-            secured.kick(&mut self.io);
-        }
-    }
-
     /// The certificate that the peer has shown, if one was asked for; given once.
     pub fn take_certificate(&mut self, conn: ConnKey) -> Option<CertificateDer<'static>> {
         self.secured(conn)?.certificate.take().map(|certificate| *certificate)
@@ -468,6 +459,16 @@ impl<I: Io> Io for Layer<I> {
                 }
             }
             None => self.io.close(conn),
+        }
+    }
+
+    fn shutdown(&mut self, conn: ConnKey) {
+        match find(&mut self.conns, conn) {
+            Some(secured) => {
+                secured.seal_last(self.io.palette(), Alert::CLOSE_NOTIFY);
+                secured.end(&mut self.io);
+            }
+            None => self.io.shutdown(conn),
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Secured {
     flight: Option<Flight>,
     /// What leaves after it.
     queued: Option<Flight>,
+    /// This side of the stream ends when all of it has left.
+    ends: bool,
     /// The shard was told that nothing more will be received.
     pub(super) told_end: bool,
     /// The shard has closed it: nothing more leaves.
@@ -59,6 +61,7 @@ impl Secured {
             certificate: None,
             flight: None,
             queued: None,
+            ends: false,
             told_end: false,
             closed: false,
         }
@@ -106,9 +109,17 @@ impl Secured {
             palette.append(queued.frame, |out| records.seal_key_update(out).expect("a key after this one"));
         }
         self.flight = self.queued.take();
-        if let Some(flight) = self.flight {
-            io.send(self.key, flight.frame, 0);
+        match self.flight {
+            Some(flight) => io.send(self.key, flight.frame, 0),
+            None if std::mem::take(&mut self.ends) => io.shutdown(self.key),
+            None => {}
         }
+    }
+
+    /// Ends this side of the stream once everything has left.
+    pub(super) fn end<I: Io>(&mut self, io: &mut I) {
+        self.ends = true;
+        self.kick(io);
     }
 
     /// The driver's send is over. How many bytes of the shard's frame have left with it, if it is for the shard to know.
@@ -147,7 +158,7 @@ impl Secured {
         }
         self.stage = Stage::Over;
         self.partial = Vec::new();
-        self.closed = true;
+        (self.closed, self.ends) = (true, false);
         io.close(self.key);
         queued.is_some_and(|queued| queued.plain > 0)
     }

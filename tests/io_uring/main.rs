@@ -405,6 +405,33 @@ fn a_reset_is_a_broken_connection() {
 }
 
 #[test]
+fn shutdown_ends_one_direction_after_what_was_sent() {
+    for mode in BOTH {
+        let mut server = Server::new(mode);
+        let (mut client, conn) = server.pair();
+        let message = pattern(4 << 20);
+        server.send(conn, &message);
+        server.io.shutdown(conn);
+        let reader = std::thread::spawn({
+            let mut client = client.try_clone().unwrap();
+            move || {
+                let mut all = Vec::new();
+                client.read_to_end(&mut all).unwrap();
+                all
+            }
+        });
+        assert!(matches!(server.next(), Completion::Sent { .. }));
+        while !reader.is_finished() {
+            server.io.wait(Wait::AtMost(Duration::from_millis(1))).unwrap();
+        }
+        assert!(reader.join().unwrap() == message);
+        client.write_all(b"and back").unwrap();
+        assert_eq!(server.collect(conn, 8), b"and back");
+        server.close(conn);
+    }
+}
+
+#[test]
 fn a_slot_is_used_again_without_a_trace_of_its_former_connection() {
     for mode in BOTH {
         let mut server = Server::sized(mode, 4, 8, 256);

@@ -136,6 +136,10 @@ impl Io for Driver {
         self.sim.close(conn);
     }
 
+    fn shutdown(&mut self, conn: ConnKey) {
+        self.sim.shutdown(conn);
+    }
+
     fn ring(&mut self, shard: ShardId) {
         if self.bells[shard.index()].bell.take_sleeper() {
             self.ringing.push(shard.index());

@@ -126,6 +126,10 @@ impl Io for Brittle {
         self.sim().close(conn);
     }
 
+    fn shutdown(&mut self, conn: ConnKey) {
+        self.sim().shutdown(conn);
+    }
+
     fn ring(&mut self, shard: ShardId) {
         self.sim().ring(shard);
     }

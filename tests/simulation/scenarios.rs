@@ -61,11 +61,11 @@ fn who_is_told_of_a_mistake_is_closed_when_it_has_answered() {
         stage.world.client_send(stage.id(client), mistake);
         stage.rest();
         assert_eq!(stage.told(client), "close 1002");
-        let state = |stage: &Stage| stage.world.client_state(stage.id(client));
+        let lingering = |stage: &Stage| stage.metrics[0].active();
         stage.pass(LINGER_MS / 2);
         stage.world.client_send(stage.id(client), mistake);
         stage.rest();
-        assert_eq!(state(&stage), ClientState::Open);
+        assert_eq!(lingering(&stage), 1);
         if answers {
             let mut close = Vec::new();
             wire::frame(&mut close, 0x80 | wire::CLOSE, &1002u16.to_be_bytes(), &mut Dice::new(1));
@@ -74,7 +74,8 @@ fn who_is_told_of_a_mistake_is_closed_when_it_has_answered() {
             stage.pass(LINGER_MS);
         }
         stage.rest();
-        assert_eq!(state(&stage), ClientState::ServerClosed { clean: true });
+        assert_eq!(lingering(&stage), 0);
+        assert_eq!(stage.world.client_state(stage.id(client)), ClientState::ServerClosed { clean: true });
         assert!(answers || stage.world.now().monotonic_ms() >= LINGER_MS);
     }
 }

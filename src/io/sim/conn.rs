@@ -28,6 +28,7 @@ pub(super) struct Conn {
     pub send: Option<Sending>,
     pub busy: Busy,
     pub phase: Phase,
+    pub shut_down: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub(super) enum Phase {
 impl Conn {
     pub fn new(key: ConnKey, descriptor: usize, stream: usize) -> Self {
         let (receive, phase) = (Receive::Idle, Phase::Open);
-        Self { key, descriptor, stream, receive, send: None, busy: Busy::default(), phase }
+        Self { key, descriptor, stream, receive, send: None, busy: Busy::default(), phase, shut_down: false }
     }
 
     pub fn is_busy(&self, stream: &Stream) -> bool {

@@ -202,6 +202,7 @@ impl Kernel {
         let (shard, now_ns) = (self.shard, self.told_ns);
         let conn = self.open("send", key);
         assert!(conn.send.is_none(), "{shard:?}: send on {key:?}: one is in flight already");
+        assert!(!conn.shut_down, "{shard:?}: send on {key:?} after its shutdown");
         let from = from as usize;
         assert!(from < bytes.len(), "{shard:?}: send on {key:?} from byte {from} of a frame of {}", bytes.len());
         conn.send = Some(Sending::new(frame, from, &bytes[from..]));
@@ -218,6 +219,14 @@ impl Kernel {
             // In whole milliseconds of the clock, as a shard counts.
             streams[conn.stream].backlog_ms = now_ns / 1_000_000 - conn.busy.since_ns / 1_000_000;
         }
+    }
+
+    pub fn shutdown(&mut self, key: ConnKey, streams: &mut [Stream]) {
+        let shard = self.shard;
+        let conn = self.open("shutdown", key);
+        assert!(conn.send.is_none(), "{shard:?}: shutdown of {key:?} with a send in flight");
+        conn.shut_down = true;
+        streams[conn.stream].shutdown();
     }
 
     /// The connection an operation may be asked of.

@@ -362,6 +362,10 @@ impl Io for Sim {
         self.kernel(|kernel, streams, _| kernel.close(conn, streams));
     }
 
+    fn shutdown(&mut self, conn: ConnKey) {
+        self.kernel(|kernel, streams, _| kernel.shutdown(conn, streams));
+    }
+
     fn ring(&mut self, shard: ShardId) {
         let state = &mut *self.world.0.borrow_mut();
         assert!(shard.index() < state.kernels.len(), "{:?} rings {shard:?}, which does not exist", self.shard);

@@ -277,6 +277,11 @@ impl Stream {
         self.error.take().unwrap_or(ErrorKind::BrokenPipe)
     }
 
+    /// The shard ended its side of the stream.
+    pub fn shutdown(&mut self) {
+        self.tx_fin = true;
+    }
+
     /// The last descriptor is gone. With bytes unread the kernel answers with a RST and forgets what it still had to
     /// transmit; otherwise it transmits that and a FIN by itself.
     pub fn close(&mut self) {

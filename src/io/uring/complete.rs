@@ -34,6 +34,7 @@ impl Uring {
             }
             Some(Op::Poll) => self.polled(conn, completion),
             Some(Op::Send) => self.sent(conn, completion.result()),
+            Some(Op::Shutdown) => self.over(conn, flag::SHUTDOWN),
             Some(Op::Close) => self.over(conn, flag::CLOSE),
             Some(Op::Pause) => self.pause_missed(conn),
             Some(Op::Cancel) => self.cancel_missed(conn, completion.result()),
@@ -184,6 +185,13 @@ impl Uring {
         let Some(frame) = record.frame.take() else { return self.stale() };
         self.holding -= 1;
         self.palette.take_back(frame);
+        let finish = record.is(flag::FINISH) && !record.is(flag::CLOSING);
+        if finish {
+            record.clear(flag::FINISH);
+            record.set(flag::SHUTDOWN);
+            let descriptor = record.descriptor();
+            self.push_shutdown(conn, descriptor);
+        }
         self.close_if_over(conn);
         Some(Completion::Sent { conn, sent: u32::try_from(result).map_err(|_| kind(-result)) })
     }
@@ -306,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_completion_of_a_former_connection_finds_nothing() {
-        for op in [Op::Receive, Op::Poll, Op::Send, Op::Close, Op::Pause, Op::Cancel] {
+        for op in [Op::Receive, Op::Poll, Op::Send, Op::Shutdown, Op::Close, Op::Pause, Op::Cancel] {
             let (mut io, _peer) = connected(ReceiveMode::Recv);
             push(&mut io, opcode::Nop::new().build().user_data(Token::of_conn(op, STALE).0));
             assert!(next(&mut io).is_none(), "{op:?}");

@@ -155,7 +155,7 @@ impl Uring {
             io::Error::new(error.kind(), format!("a table of {table} descriptors (RLIMIT_NOFILE bounds it): {error}"))
         })?;
         buffers.register(ring.submitter())?;
-        // Worker threads of the kernel would take the core from the shard; nothing that is asked for here needs one.
+        // Only shutdowns use the kernel's worker threads; one is enough for them.
         ring.submitter().register_iowq_max_workers(&mut [1, 1])?;
         let own = bells.get(shard.index()).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("shard {} of {} has no bell", shard.0, bells.len()))
@@ -270,6 +270,12 @@ impl Uring {
         unsafe { self.ring.push(&poll.user_data(Token::of_conn(Op::Poll, conn).0)) };
     }
 
+    fn push_shutdown(&mut self, conn: ConnKey, descriptor: u32) {
+        let shutdown = opcode::Shutdown::new(Fixed(descriptor), libc::SHUT_WR).build();
+        // SAFETY: a shutdown names no memory.
+        unsafe { self.ring.push(&shutdown.user_data(Token::of_conn(Op::Shutdown, conn).0)) };
+    }
+
     /// Cancels one request by its user data. `op` says what a failure means.
     fn cancel(&mut self, target: Token, op: Op) {
         let answer = Token::of_conn(op, target.conn()).0;
@@ -286,6 +292,7 @@ impl Uring {
             (Op::Receive, record.is(flag::RECEIVE)),
             (Op::Poll, record.is(flag::POLL)),
             (Op::Send, record.frame.is_some()),
+            (Op::Shutdown, record.is(flag::SHUTDOWN)),
         ];
         for (op, _) in requests.into_iter().filter(|(_, out)| *out) {
             self.cancel(Token::of_conn(op, conn), Op::Cancel);
@@ -470,6 +477,20 @@ impl Io for Uring {
         let close = opcode::Close::new(descriptor).build().user_data(Token::of_conn(Op::Close, conn).0);
         // SAFETY: a close names no memory.
         unsafe { self.ring.push(&close) };
+    }
+
+    fn shutdown(&mut self, conn: ConnKey) {
+        let Some(record) = self.records.get(conn) else { return debug_assert!(false, "shutdown on a stale key") };
+        if record.is(flag::CLOSING | flag::SHUTDOWN | flag::FINISH) {
+            return;
+        }
+        if record.frame.is_some() {
+            record.set(flag::FINISH);
+            return;
+        }
+        record.set(flag::SHUTDOWN);
+        let descriptor = record.descriptor();
+        self.push_shutdown(conn, descriptor);
     }
 
     fn ring(&mut self, shard: ShardId) {

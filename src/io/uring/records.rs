@@ -10,20 +10,24 @@ pub(super) mod flag {
     pub const RECEIVE: u32 = 1;
     /// A multishot poll is with the kernel.
     pub const POLL: u32 = 1 << 1;
+    /// A shutdown is with the kernel.
+    pub const SHUTDOWN: u32 = 1 << 2;
     /// The close is with the kernel.
-    pub const CLOSE: u32 = 1 << 2;
+    pub const CLOSE: u32 = 1 << 3;
     /// The shard asked to receive, and has not been told that it ended.
-    pub const ARMED: u32 = 1 << 3;
+    pub const ARMED: u32 = 1 << 4;
     /// The shard asked to pause, and has not been told that receiving stopped.
-    pub const PAUSING: u32 = 1 << 4;
+    pub const PAUSING: u32 = 1 << 5;
     /// Poll mode: input may wait that no request has been made for.
-    pub const READABLE: u32 = 1 << 5;
+    pub const READABLE: u32 = 1 << 6;
     /// Poll mode: the stream has ended or broken, so it is read to its end without waiting for another poll.
-    pub const HANGUP: u32 = 1 << 6;
+    pub const HANGUP: u32 = 1 << 7;
+    /// The shard asked to end the stream while a send was in flight.
+    pub const FINISH: u32 = 1 << 8;
     /// The shard asked to close.
-    pub const CLOSING: u32 = 1 << 7;
+    pub const CLOSING: u32 = 1 << 9;
     /// The requests among the flags; a send is in flight when there is a frame.
-    pub const REQUESTS: u32 = RECEIVE | POLL | CLOSE;
+    pub const REQUESTS: u32 = RECEIVE | POLL | SHUTDOWN | CLOSE;
 }
 
 /// One connection.
