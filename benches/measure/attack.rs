@@ -59,7 +59,7 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
         let row = match measure(attack, connections, most) {
             Ok(row) => row,
             Err(error) => {
-                table.row_with_words(&name, &[f64::NAN; 22], 0, &format!("failed: {error}"));
+                table.row_with_words(&name, &labels.map(|_| f64::NAN)[1..], 0, &format!("failed: {error}"));
                 continue;
             }
         };

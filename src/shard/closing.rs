@@ -194,7 +194,6 @@ impl<I: Io> Shard<I> {
     /// The queue of a finishing connection has left.
     pub(super) fn on_drained(&mut self, key: ConnKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let reason = conn.reason.unwrap_or(CloseReason::Internal);
         match conn.phase {
             Phase::Finishing { linger: true, late } if !conn.receive_ended() => {
                 conn.phase = Phase::Lingering(late);
@@ -202,7 +201,7 @@ impl<I: Io> Shard<I> {
                 self.io.shutdown(key);
                 self.reschedule(key);
             }
-            Phase::Finishing { .. } => self.retire(key, reason),
+            Phase::Finishing { .. } => self.retire(key, CloseReason::Internal), // unless it has its reason
             _ => {}
         }
     }
@@ -212,10 +211,7 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match &mut conn.phase {
             Phase::Finishing { linger, .. } => *linger = false,
-            Phase::Lingering(_) => {
-                let reason = conn.reason.unwrap_or(CloseReason::Internal);
-                self.retire(key, reason);
-            }
+            Phase::Lingering(_) => self.retire(key, CloseReason::Internal), // unless it has its reason
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use crate::conn::{Flow, FlushLine, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::CloseReason;
+use crate::ws::message::CONTROL_BYTES_MAX;
 
 use super::Shard;
 use super::closing::Goodbye;
@@ -142,7 +143,7 @@ pub(super) const CROWD_A_TURN: usize = 128;
 pub(super) const LEAVING_A_TURN: usize = 64;
 /// After how long there are [`CONNS_A_TURN`] of them.
 pub(super) const LEAVING_MS: u64 = 100;
-/// A header and 125 bytes.
-const CONTROL_FRAME_BYTES_MAX: u32 = 127;
+/// Of a server: no mask.
+const CONTROL_FRAME_BYTES_MAX: u32 = 2 + CONTROL_BYTES_MAX as u32;
 /// To copy so much takes the kernel about as long as a send beside.
 const BYTES_LIKE_A_SEND: usize = 32 * 1024;

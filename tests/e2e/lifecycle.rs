@@ -255,6 +255,7 @@ fn messages_too_big() {
     raw.write(&raw::masked(0, &[b' '; 400]));
     raw.write(&raw::masked(FIN, &[b' '; 100_000]));
     assert_eq!(raw.closed(), 1009);
+    assert_eq!(server.closed(CloseReason::TooBig), 0, "counted at the end");
     neighbour.quiet();
     neighbour.close();
     super::until("the counts", || server.closed(CloseReason::TooBig) == 3);
