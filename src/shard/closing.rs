@@ -74,14 +74,13 @@ impl<I: Io> Shard<I> {
     }
 
     /// The peer broke the protocol: what it asked for before is answered, it is told what was wrong, and nothing more is
-    /// looked at. If its close frame was wrong, nothing more comes, and no other one is awaited.
+    /// looked at.
     pub(super) fn on_protocol_error(&mut self, key: ConnKey, error: ProtocolError) {
         let code = error.close_code();
         tracing::debug!(shard = self.id.0, slot = key.slot, %error, code, "protocol error");
         let reason = if code == 1009 { CloseReason::TooBig } else { CloseReason::Protocol };
         let (code, text) = (Some(code), error.to_string());
-        let then = if error.is_of_close_frame() { Then::Close } else { Then::Linger };
-        self.break_off(key, reason, Farewell { notice: None, code, text, then });
+        self.break_off(key, reason, Farewell { notice: None, code, text, then: Then::Linger });
     }
 
     /// Nothing more of what the peer sends is looked at: `farewell`, unless it has been told its last, and then the end.
@@ -202,16 +201,6 @@ impl<I: Io> Shard<I> {
                 self.reschedule(key);
             }
             Phase::Finishing { .. } => self.retire(key, CloseReason::Internal), // unless it has its reason
-            _ => {}
-        }
-    }
-
-    /// A peer that was told its last has said its own: nothing more of it will come.
-    pub(super) fn on_last_word(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        match &mut conn.phase {
-            Phase::Finishing { linger, .. } => *linger = false,
-            Phase::Lingering(_) => self.retire(key, CloseReason::Internal), // unless it has its reason
             _ => {}
         }
     }

@@ -56,7 +56,6 @@ impl<I: Io> Shard<I> {
         let has_share = self.share_arrival(is_little);
         let Some(conn) = self.conns.get(key) else { return };
         match conn.phase {
-            Phase::Finishing { .. } | Phase::Lingering(_) if ws::ends_in_close(&bytes) => self.on_last_word(key),
             Phase::Finishing { .. } | Phase::Lingering(_) | Phase::Gone => {}
             // Nothing overtakes what is held.
             _ if !has_share || conn.held().is_some() => self.hold(key, &bytes),

@@ -67,11 +67,6 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// Whether it was the peer's close frame that was wrong: its last one (RFC 6455 §5.5.1).
-    pub fn is_of_close_frame(&self) -> bool {
-        matches!(self, Self::CloseCodeCut | Self::CloseCode(_) | Self::CloseReasonNotUtf8)
-    }
-
     /// The code for the close frame that ends the connection (§7.4.1).
     pub fn close_code(&self) -> u16 {
         let code = match self {

@@ -91,14 +91,6 @@ pub fn header_bytes(second: u8) -> usize {
     }
 }
 
-/// Whether these bytes of a client end in a close frame, as far as their last ones say: for a peer whose frames are not looked
-/// at any more. Random bytes may end in what looks like one.
-pub fn ends_in_close(bytes: &[u8]) -> bool {
-    let frame = |payload: usize| bytes.get(bytes.len().checked_sub(6 + payload)?..);
-    let is_close = |frame: &[u8], payload| frame[0] == 0x80 | Opcode::Close as u8 && frame[1] == MASKED | payload as u8;
-    (0..=CONTROL_BYTES_MAX).any(|payload| frame(payload).is_some_and(|frame| is_close(frame, payload)))
-}
-
 /// Longest header of a client: two bytes, a 64-bit length, a mask.
 pub const HEADER_BYTES_MAX: usize = 14;
 /// Value of the 7-bit length that says: 16 bits follow.
@@ -152,19 +144,6 @@ mod tests {
         check(b"\x88\xfdmask", Ok((true, Opcode::Close, 125)));
         check(b"\x89\x80mask", Ok((true, Opcode::Ping, 0)));
         check(b"\x8a\x81mask", Ok((true, Opcode::Pong, 1)));
-    }
-
-    #[test]
-    fn bytes_that_end_in_a_close_frame() {
-        for close in [&b"\x88\x80mask"[..], b"\x88\x82mask\x03\xe8", &[&b"\x88\xfdmask"[..], &[7; 125]].concat()] {
-            assert!(ends_in_close(close));
-            assert!(ends_in_close(&[b"the rest of a frame", close].concat()));
-            assert!(!ends_in_close(&[close, b"?"].concat()));
-            assert!(!ends_in_close(&close[1..]) && !ends_in_close(&close[..close.len() - 1]));
-        }
-        for other in [&b""[..], b"\x88", b"\x88\x00", b"\x08\x80mask", b"\x89\x80mask", b"\x88\x81mask"] {
-            assert!(!ends_in_close(other), "{other:?}");
-        }
     }
 
     #[test]

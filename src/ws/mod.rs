@@ -60,7 +60,7 @@ pub mod preamble;
 pub use decoder::{Decoder, Input, Limits};
 pub use encoder::{Mark, begin, close, deflated_frame, finish, frame, frame_of, payload};
 pub use error::ProtocolError;
-pub use frame::{Extensions, ends_in_close};
+pub use frame::Extensions;
 pub use handshake::{HandshakeError, HandshakeLimits, Progress, Upgrade, accept, parse_request, refuse};
 pub use message::{Close, Event, Opcode};
 pub use preamble::{Preamble, PreambleError, parse_preamble};
