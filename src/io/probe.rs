@@ -21,6 +21,8 @@ pub struct Features {
     pub no_sqarray: bool,
     /// Sleeping in the ring does not count as waiting for a disk (6.15).
     pub no_iowait: bool,
+    /// A socket of the ring can get an ordinary descriptor (6.8), on which the shard itself ends its side of a stream.
+    pub fd_install: bool,
     /// Waiting for a batch (6.12); reported, not used: it saved nothing (`design.md`).
     pub min_wait: bool,
     /// A receive can be told how much it may bring at once, before others have their turn, and in all (6.18).
@@ -33,6 +35,7 @@ impl fmt::Display for Features {
         for (there, name) in [
             (self.no_sqarray, "no_sqarray"),
             (self.no_iowait, "no_iowait"),
+            (self.fd_install, "fd_install"),
             (self.min_wait, "min_wait"),
             (self.bounded_receives, "bounded_receives"),
         ] {
@@ -115,12 +118,18 @@ pub fn check() -> Result<Features, Unavailable> {
 
 fn try_ring() -> Result<Features, Unavailable> {
     let Ready { ring, features } = build_ring(8, 16, false)?;
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(unavailable)?;
+    let probe = probe(&ring)?;
     match NEEDED.iter().find(|(_, code)| !probe.is_supported(*code)) {
         Some((name, _)) => Err(unavailable(io::Error::new(io::ErrorKind::Unsupported, format!("no {name}")))),
         None => Ok(features),
     }
+}
+
+/// The kinds of requests that the kernel knows.
+fn probe(ring: &IoUring) -> Result<Probe, Unavailable> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(unavailable)?;
+    Ok(probe)
 }
 
 /// Raises the soft limit of descriptors to the hard one, and says what it is now. A driver's table cannot be larger,
@@ -178,6 +187,7 @@ pub(super) fn build_ring(submissions: u32, completions: u32, tells_work: bool) -
         release: release(),
         no_sqarray,
         no_iowait: parameters.is_feature_no_iowait(),
+        fd_install: probe(&ring)?.is_supported(opcode::FixedFdInstall::CODE),
         min_wait: parameters.is_feature_min_timeout(),
         bounded_receives: can_bound_receives(&mut ring).map_err(unavailable)?,
     };

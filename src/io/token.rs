@@ -16,7 +16,7 @@ pub(super) enum Op {
     Poll,
     /// A send.
     Send,
-    /// The end of this side's stream.
+    /// The end of this side's stream, by a worker thread of the kernel.
     Shutdown,
     /// The close of a connection's descriptor.
     Close,
@@ -34,6 +34,8 @@ pub(super) enum Op {
     Rang,
     /// A descriptor that moves into the table; slot: index of the move.
     Take,
+    /// An ordinary descriptor for a connection's socket, for the end of this side's stream.
+    Install,
 }
 
 /// The user data of a request.
@@ -71,10 +73,10 @@ impl Token {
 }
 
 /// Every op at its own number.
-const OPS: [Option<Op>; 14] = {
+const OPS: [Option<Op>; 15] = {
     use Op::*;
-    let all = [Accept, Receive, Poll, Send, Shutdown, Close, Pause, Cancel, Forget, Bell, Knock, Rang, Take];
-    let mut ops = [None; 14];
+    let all = [Accept, Receive, Poll, Send, Shutdown, Close, Pause, Cancel, Forget, Bell, Knock, Rang, Take, Install];
+    let mut ops = [None; 15];
     let mut i = 0;
     while i < all.len() {
         assert!(all[i] as usize == i + 1);
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn foreign_user_data_has_no_op() {
-        for user_data in [0, u64::MAX, 14 << 56, 255 << 56 | 7] {
+        for user_data in [0, u64::MAX, 15 << 56, 255 << 56 | 7] {
             assert_eq!(Token(user_data).op(), None);
         }
     }

@@ -423,11 +423,14 @@ fn shutdown_ends_one_direction_after_what_was_sent() {
         assert!(matches!(server.next(), Completion::Sent { .. }));
         while !reader.is_finished() {
             server.io.wait(Wait::AtMost(Duration::from_millis(1))).unwrap();
+            assert!(server.io.poll().is_none(), "{mode:?}");
         }
         assert!(reader.join().unwrap() == message);
         client.write_all(b"and back").unwrap();
         assert_eq!(server.collect(conn, 8), b"and back");
         server.close(conn);
+        let is_by_worker = !server.io.features().fd_install;
+        assert_eq!(server.io.counters().worker_shutdowns, u64::from(is_by_worker), "{mode:?}");
     }
 }
 

@@ -12,7 +12,7 @@ use crate::io::recv_ring::RecvBuffer;
 use crate::io::token::{Op, Token};
 use crate::io::{Completion, Lost};
 
-type Yield = Option<Completion<RecvBuffer>>;
+pub(super) type Yield = Option<Completion<RecvBuffer>>;
 
 impl Uring {
     /// What a completion means to the shard; often nothing.
@@ -35,6 +35,7 @@ impl Uring {
             Some(Op::Poll) => self.polled(conn, completion),
             Some(Op::Send) => self.sent(conn, completion.result()),
             Some(Op::Shutdown) => self.over(conn, flag::SHUTDOWN),
+            Some(Op::Install) => self.installed(conn, completion.result()),
             Some(Op::Close) => self.over(conn, flag::CLOSE),
             Some(Op::Pause) => self.pause_missed(conn),
             Some(Op::Cancel) => self.cancel_missed(conn, completion.result()),
@@ -188,9 +189,7 @@ impl Uring {
         let finish = record.is(flag::FINISH) && !record.is(flag::CLOSING);
         if finish {
             record.clear(flag::FINISH);
-            record.set(flag::SHUTDOWN);
-            let descriptor = record.descriptor();
-            self.push_shutdown(conn, descriptor);
+            self.end_stream(conn);
         }
         self.close_if_over(conn);
         Some(Completion::Sent { conn, sent: u32::try_from(result).map_err(|_| kind(-result)) })
@@ -223,14 +222,14 @@ impl Uring {
         None
     }
 
-    fn close_if_over(&mut self, conn: ConnKey) {
+    pub(super) fn close_if_over(&mut self, conn: ConnKey) {
         if self.records.free_if_over(conn) {
             self.place_is_free();
             self.deferred.push_back(Deferred::Closed(conn));
         }
     }
 
-    fn stale(&mut self) -> Yield {
+    pub(super) fn stale(&mut self) -> Yield {
         self.ring.counters.stale += 1;
         None
     }
@@ -245,7 +244,7 @@ fn kind(errno: i32) -> io::ErrorKind {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
@@ -260,11 +259,11 @@ mod tests {
     use crate::io::uring::{BUFFERS_AT_ONCE, UringConfig};
     use crate::io::{Io, Wait, recv_ring};
 
-    const CONN: ConnKey = ConnKey { slot: 3, generation: 2 };
+    pub const CONN: ConnKey = ConnKey { slot: 3, generation: 2 };
     const STALE: ConnKey = ConnKey { slot: 3, generation: 1 };
 
     /// A driver with one connection under [`CONN`], and its peer.
-    fn connected(mode: ReceiveMode) -> (Uring, TcpStream) {
+    pub fn connected(mode: ReceiveMode) -> (Uring, TcpStream) {
         let mut io = driver(mode, 2);
         let peer = connect(&mut io, CONN);
         (io, peer)
@@ -297,7 +296,7 @@ mod tests {
     }
 
     /// The next completion, or nothing within a while.
-    fn next(io: &mut Uring) -> Option<Completion<RecvBuffer>> {
+    pub fn next(io: &mut Uring) -> Option<Completion<RecvBuffer>> {
         for _ in 0..5 {
             if let Some(completion) = io.poll() {
                 return Some(completion);

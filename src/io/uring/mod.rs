@@ -15,6 +15,7 @@ mod busy_poll;
 mod complete;
 mod records;
 mod ring;
+mod shutdown;
 mod teardown;
 
 use std::collections::VecDeque;
@@ -96,6 +97,8 @@ pub struct Counters {
     pub busy_poll_hits: u64,
     /// Closes that had to cancel a second time, because a request was between two states of the kernel.
     pub recancelled: u64,
+    /// Ends of streams that a worker thread of the kernel did.
+    pub worker_shutdowns: u64,
 }
 
 /// The driver. Lives on the thread that made it.
@@ -116,6 +119,8 @@ pub struct Uring {
     lingering: Vec<ConnKey>,
     /// Requests that name memory and are with the kernel.
     holding: u32,
+    /// Requests for ordinary descriptors that are with the kernel.
+    installing: u32,
     bells: Arc<[Arc<Bell>]>,
     shard: ShardId,
     features: Features,
@@ -155,7 +160,7 @@ impl Uring {
             io::Error::new(error.kind(), format!("a table of {table} descriptors (RLIMIT_NOFILE bounds it): {error}"))
         })?;
         buffers.register(ring.submitter())?;
-        // Only shutdowns use the kernel's worker threads; one is enough for them.
+        // Only shutdowns use the kernel's worker threads, and few of them; one is enough.
         ring.submitter().register_iowq_max_workers(&mut [1, 1])?;
         let own = bells.get(shard.index()).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("shard {} of {} has no bell", shard.0, bells.len()))
@@ -173,6 +178,7 @@ impl Uring {
             more: VecDeque::new(),
             lingering: Vec::new(),
             holding: 0,
+            installing: 0,
             bells,
             shard,
             features,
@@ -268,12 +274,6 @@ impl Uring {
         let poll = opcode::PollAdd::new(Fixed(descriptor), events).multi(true).build();
         // SAFETY: a poll names no memory.
         unsafe { self.ring.push(&poll.user_data(Token::of_conn(Op::Poll, conn).0)) };
-    }
-
-    fn push_shutdown(&mut self, conn: ConnKey, descriptor: u32) {
-        let shutdown = opcode::Shutdown::new(Fixed(descriptor), libc::SHUT_WR).build();
-        // SAFETY: a shutdown names no memory.
-        unsafe { self.ring.push(&shutdown.user_data(Token::of_conn(Op::Shutdown, conn).0)) };
     }
 
     /// Cancels one request by its user data. `op` says what a failure means.
@@ -481,16 +481,14 @@ impl Io for Uring {
 
     fn shutdown(&mut self, conn: ConnKey) {
         let Some(record) = self.records.get(conn) else { return debug_assert!(false, "shutdown on a stale key") };
-        if record.is(flag::CLOSING | flag::SHUTDOWN | flag::FINISH) {
+        if record.is(flag::CLOSING | flag::INSTALL | flag::SHUTDOWN | flag::FINISH) {
             return;
         }
         if record.frame.is_some() {
             record.set(flag::FINISH);
             return;
         }
-        record.set(flag::SHUTDOWN);
-        let descriptor = record.descriptor();
-        self.push_shutdown(conn, descriptor);
+        self.end_stream(conn);
     }
 
     fn ring(&mut self, shard: ShardId) {

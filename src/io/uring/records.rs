@@ -10,7 +10,7 @@ pub(super) mod flag {
     pub const RECEIVE: u32 = 1;
     /// A multishot poll is with the kernel.
     pub const POLL: u32 = 1 << 1;
-    /// A shutdown is with the kernel.
+    /// A shutdown is with a worker thread of the kernel.
     pub const SHUTDOWN: u32 = 1 << 2;
     /// The close is with the kernel.
     pub const CLOSE: u32 = 1 << 3;
@@ -26,8 +26,10 @@ pub(super) mod flag {
     pub const FINISH: u32 = 1 << 8;
     /// The shard asked to close.
     pub const CLOSING: u32 = 1 << 9;
+    /// The kernel was asked for an ordinary descriptor.
+    pub const INSTALL: u32 = 1 << 10;
     /// The requests among the flags; a send is in flight when there is a frame.
-    pub const REQUESTS: u32 = RECEIVE | POLL | SHUTDOWN | CLOSE;
+    pub const REQUESTS: u32 = RECEIVE | POLL | SHUTDOWN | CLOSE | INSTALL;
 }
 
 /// One connection.

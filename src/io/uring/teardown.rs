@@ -2,7 +2,8 @@
 //!
 //! Law: no memory that a request names is freed while the kernel may use it. Dropping the ring's descriptor is not
 //! enough: the kernel cancels in its own time then, and a [`Bell`](crate::io::bell::Bell) keeps the ring open anyway. So
-//! all requests are cancelled and their completions read first; what does not come back in time is leaked.
+//! all requests are cancelled and their completions read first; what does not come back in time is leaked. Ordinary descriptors
+//! that were asked for are closed.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::io::token::{Op, Token};
 impl Drop for Uring {
     fn drop(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while self.holding > 0 && Instant::now() < deadline {
+        while (self.holding > 0 || self.installing > 0) && Instant::now() < deadline {
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
             let cancel = cancel.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::of_driver(Op::Forget, 0).0);
             // SAFETY: a cancel names no memory.
@@ -24,10 +25,12 @@ impl Drop for Uring {
                 break;
             }
             while let Some(completion) = self.ring.next() {
-                let names_memory =
-                    matches!(Token(completion.user_data()).op(), Some(Op::Accept | Op::Take | Op::Receive | Op::Send));
-                if names_memory && !has_more(&completion) {
-                    self.holding = self.holding.saturating_sub(1);
+                match Token(completion.user_data()).op() {
+                    Some(Op::Accept | Op::Take | Op::Receive | Op::Send) if !has_more(&completion) => {
+                        self.holding = self.holding.saturating_sub(1);
+                    }
+                    Some(Op::Install) => drop(self.take_installed(completion.result())),
+                    _ => {}
                 }
             }
         }

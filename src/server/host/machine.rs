@@ -37,6 +37,12 @@ pub(super) fn ring(_: &Host, demand: &Demand<'_>, ring: &Result<Features, Unavai
     let buffer_bytes = demand.config.io.receive_buffer_size.0 as u64;
     lacks(features.no_sqarray, "no_sqarray (6.6): each submission writes four bytes more".into());
     lacks(
+        features.fd_install,
+        "fd_install (6.8): a worker thread of the kernel ends the streams of who is closed for an error, and takes the shard's \
+         core for milliseconds where those are many"
+            .into(),
+    );
+    lacks(
         features.no_iowait,
         "no_iowait (6.15): shards that sleep count as waiting for a disk, in the load average and in iowait".into(),
     );

@@ -12,6 +12,7 @@ fn features() -> Result<Features, Unavailable> {
         release: "6.18.44".into(),
         no_sqarray: true,
         no_iowait: true,
+        fd_install: true,
         min_wait: true,
         bounded_receives: true,
     })
@@ -96,6 +97,7 @@ fn io_uring() {
     };
     check(&Tree::good(), &lacking(|f| f.no_sqarray = false), "io_uring", Note, &["no_sqarray (6.6)"]);
     check(&Tree::good(), &lacking(|f| f.no_iowait = false), "io_uring", Note, &["no_iowait (6.15)", "iowait"]);
+    check(&Tree::good(), &lacking(|f| f.fd_install = false), "io_uring", Note, &["fd_install (6.8)", "worker thread"]);
     let bounded = lacking(|f| f.bounded_receives = false);
     check(&Tree::good(), &bounded, "io_uring", Note, &["128.0 KiB", "instead of 32.0 KiB", "a newer kernel"]);
     check(&Tree::good(), &lacking(|f| f.min_wait = false), "io_uring", Good, &[]);
