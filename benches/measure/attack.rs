@@ -9,7 +9,6 @@
 //! what the attackers' system calls do for the server's side of a loopback connection is theirs as well. Latencies count
 //! from when a publish was due.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
@@ -19,6 +18,7 @@ use clap::ValueEnum;
 
 use super::attackers::Attack;
 use super::child::Server;
+use super::neighbours::stolen_ms;
 use super::server::Kind;
 use super::table::Table;
 
@@ -201,21 +201,21 @@ struct Latency {
     count: f64,
     p50: f64,
     p99: f64,
-    /// What a hypervisor took of the cores meanwhile: it lengthens all of them.
+    /// What a hypervisor took of the cores meanwhile. What was on its way then is left out of the latencies.
     stolen_ms: f64,
 }
 
 impl Latency {
-    /// Of the time until now; `begin` begins it.
-    fn take(neighbours: &mut Helper, since: Stolen) -> io::Result<Self> {
-        let stolen_ms = Stolen::now()?.0 - since.0;
+    /// Of the time until now; `begin` begins it, and says how much had been stolen.
+    fn take(neighbours: &mut Helper, stolen_before_ms: f64) -> io::Result<Self> {
+        let stolen_ms = stolen_ms()? - stolen_before_ms;
         let [count, p50, p99, _] = ask(neighbours)?;
         Ok(Self { count, p50, p99, stolen_ms })
     }
 
-    fn begin(neighbours: &mut Helper) -> io::Result<Stolen> {
+    fn begin(neighbours: &mut Helper) -> io::Result<f64> {
         ask(neighbours)?;
-        Stolen::now()
+        stolen_ms()
     }
 }
 
@@ -224,18 +224,6 @@ fn ask(neighbours: &mut Helper) -> io::Result<[f64; 4]> {
     let line = neighbours.line()?;
     let numbers: Vec<f64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
     numbers.try_into().map_err(|_| io::Error::other(line))
-}
-
-/// Milliseconds that the machine's cores were withheld so far (`steal` of proc(5), in ticks of 10 ms).
-#[derive(Clone, Copy)]
-struct Stolen(f64);
-
-impl Stolen {
-    fn now() -> io::Result<Self> {
-        let text = fs::read_to_string("/proc/stat")?;
-        let ticks = text.split_whitespace().nth(8).and_then(|ticks| ticks.parse::<f64>().ok());
-        ticks.map(|ticks| Self(ticks * 10.0)).ok_or_else(|| io::Error::other("/proc/stat names no stolen time"))
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,10 @@
 //! message and the receipt.
 //!
 //! Law: a latency counts from when the publish was due, and one that was due while another was late is as late. An answer
-//! that is not the expected one, or none within half a minute, is a failure.
+//! that is not the expected one, or none within half a minute, is a failure. A publish that was on its way while a hypervisor
+//! withheld a core says nothing of the server, and does not count.
 
+use std::fs;
 use std::io::{self, BufRead, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -13,16 +15,16 @@ use std::time::{Duration, Instant};
 use super::attackers::token;
 use super::websocket;
 
-/// Publishes until standard input ends. For each line of it, says how many publishes there were since the last one, and
-/// their latencies: the median, the 99th part and the longest, in microseconds.
+/// Publishes until standard input ends. For each line of it, says how many publishes there were since the last one that count,
+/// and their latencies: the median, the 99th part and the longest, in microseconds.
 ///
 /// # Errors
 /// The server failed a client.
 pub fn run(address: SocketAddr) -> io::Result<()> {
-    let latencies_us: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let publishes: Arc<Mutex<Vec<Publish>>> = Arc::default();
     for number in 0..CLIENTS {
         let mut client = Client::connect(address, number)?;
-        let latencies_us = latencies_us.clone();
+        let publishes = publishes.clone();
         thread::spawn(move || {
             let mut due = Instant::now() + PERIOD * number / CLIENTS;
             loop {
@@ -31,25 +33,69 @@ pub fn run(address: SocketAddr) -> io::Result<()> {
                     let _ = writeln!(io::stderr(), "a client that behaved was failed: {error}");
                     std::process::exit(1);
                 }
-                let mut latencies_us = latencies_us.lock().expect("nobody panics");
+                let mut publishes = publishes.lock().expect("nobody panics");
                 // Those that were due meanwhile are not sent, which could be over the rate; they would have waited for as long.
                 let answered = Instant::now();
                 while due <= answered {
-                    latencies_us.push((answered - due).as_micros() as u32);
+                    publishes.push(Publish { due, answered });
                     due += PERIOD;
                 }
             }
         });
     }
+    let thefts: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    thread::spawn({
+        let thefts = thefts.clone();
+        move || watch(&thefts)
+    });
     writeln!(io::stdout(), "ready")?;
     for line in io::stdin().lock().lines() {
         line?;
-        let mut taken = std::mem::take(&mut *latencies_us.lock().expect("nobody panics"));
+        let taken = std::mem::take(&mut *publishes.lock().expect("nobody panics"));
+        let thefts = std::mem::take(&mut *thefts.lock().expect("nobody panics"));
+        let is_of_server = |publish: &&Publish| !thefts.iter().any(|theft| publish.overlaps(*theft));
+        let mut taken: Vec<u32> = taken.iter().filter(is_of_server).map(Publish::latency_us).collect();
         taken.sort_unstable();
         let at = |part: usize| taken.get(taken.len() * part / 100).or(taken.last()).copied().unwrap_or_default();
         writeln!(io::stdout(), "{} {} {} {}", taken.len(), at(50), at(99), at(100))?;
     }
     Ok(())
+}
+
+struct Publish {
+    due: Instant,
+    answered: Instant,
+}
+
+impl Publish {
+    fn latency_us(&self) -> u32 {
+        (self.answered - self.due).as_micros() as u32
+    }
+
+    /// Whether it was on its way in the time that was found stolen at `theft`.
+    fn overlaps(&self, theft: Instant) -> bool {
+        self.due <= theft && theft <= self.answered + STOLEN_BEFORE
+    }
+}
+
+/// Notes when a hypervisor was found to have withheld a core.
+fn watch(thefts: &Mutex<Vec<Instant>>) {
+    let mut before = stolen_ms().unwrap_or_default();
+    loop {
+        thread::sleep(WATCHED);
+        let now = stolen_ms().unwrap_or_default();
+        if now > before {
+            thefts.lock().expect("nobody panics").push(Instant::now());
+        }
+        before = now;
+    }
+}
+
+/// Milliseconds that the machine's cores were withheld so far (`steal` of proc(5), in ticks of 10 ms).
+pub fn stolen_ms() -> io::Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks = text.split_whitespace().nth(8).and_then(|ticks| ticks.parse::<f64>().ok());
+    ticks.map(|ticks| ticks * 10.0).ok_or_else(|| io::Error::other("/proc/stat names no stolen time"))
 }
 
 struct Client {
@@ -109,5 +155,8 @@ impl Client {
 }
 
 const CLIENTS: u32 = 4;
+/// How often stolen time is looked at, and for how long before it may have been taken: a tick.
+const WATCHED: Duration = Duration::from_millis(4);
+const STOLEN_BEFORE: Duration = Duration::from_millis(15);
 /// Of each client: 80 a second, less than it may.
 const PERIOD: Duration = Duration::from_micros(12_500);

@@ -331,7 +331,9 @@ fn is_gone_already(errno: i32) -> bool {
 }
 
 /// Accepts out on each listener, so connections that one turn can take in from each; the kernel queues the others. Few: a
-/// newcomer with its handshake and its token is 60 µs, and those who are there wait for the turn.
-const ACCEPTS: usize = 8;
+/// newcomer with its handshake and its token is 60 µs, and those who are there wait for the turn. If each of them is closed for an
+/// error, that is some 14 completions: more newcomers than leave with the completions of a turn would pile up, and everybody
+/// else's input behind theirs.
+const ACCEPTS: usize = 3;
 /// IORING_FILE_INDEX_ALLOC: the kernel picks the place in the table.
 const ALLOCATE: i32 = -1;
