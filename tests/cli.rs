@@ -56,7 +56,9 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("plan --connections 1 --set shards=0", "shards: 0 is out of range");
     check("bench echo", "<URL>...");
     check("bench echo http://127.0.0.1:1/", "write ws://HOST:PORT/PATH");
-    check("bench echo wss://127.0.0.1:1/", "does not speak TLS");
+    check("bench echo wss://127.0.0.1:1/ --ca /nowhere", "--ca /nowhere: No such file");
+    check("bench echo wss://127.0.0.1:1/ --ca Cargo.toml", "--ca Cargo.toml holds no certificate");
+    check("bench echo ws://127.0.0.1:1/ wss://127.0.0.1:1/", "all servers speak TLS, or none");
     check("bench echo ws://127.0.0.1:1/a ws://127.0.0.1:2/b", "the same path");
     check("bench echo ws://127.0.0.1:1/ --size 3", "16 to 16777216 bytes");
     check("bench echo ws://127.0.0.1:1/ --rate 0", "a number a second, more than 0");

@@ -16,7 +16,6 @@
 pub mod counts;
 mod crew;
 pub mod echo;
-
 pub mod fanout;
 pub mod idle;
 mod lanes;
@@ -28,8 +27,12 @@ mod wire;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 
 pub use crew::Progress;
@@ -46,6 +49,8 @@ pub struct Setup {
     pub host: String,
     /// Path and query of the request.
     pub path: String,
+    /// How they speak TLS; `None`: they do not.
+    pub tls: Option<Tls>,
     /// Addresses to connect from, which take turns; none: the kernel picks one.
     pub sources: Vec<IpAddr>,
     /// Clients.
@@ -62,6 +67,25 @@ pub struct Setup {
     pub process: Option<observe::Process>,
     /// How long the run may stand still before it is given up.
     pub patience: Duration,
+}
+
+/// How clients speak TLS: each with a handshake of its own, and none takes up a session of another.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    client: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    /// To a server of this name.
+    ///
+    /// # Errors
+    /// The name is neither one of DNS nor an address.
+    pub fn new(mut client: ClientConfig, name: &str) -> io::Result<Self> {
+        client.resumption = Resumption::disabled();
+        let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
+        Ok(Self { client: Arc::new(client), name })
+    }
 }
 
 /// What clients prove who they are with.

@@ -29,6 +29,9 @@ pub enum WireError {
     /// RFC 6455 §4.1.
     #[error("a response without the right Sec-WebSocket-Accept")]
     Accept,
+    /// RFC 8446.
+    #[error("TLS: {0}")]
+    Tls(String),
 }
 
 /// A frame in bytes of a server.

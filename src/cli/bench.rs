@@ -2,8 +2,10 @@
 //! Law: the report goes to stdout, progress to stderr; a run that found something wrong ends without success.
 
 use std::env;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +17,8 @@ use tidewheel::bench::fanout::{self, Fanout, Life};
 use tidewheel::bench::idle::{self, Idle};
 use tidewheel::bench::newcomers::{self, Newcomers};
 use tidewheel::bench::observe::Process;
-use tidewheel::bench::{Credentials, Progress, Report, Setup};
+use tidewheel::bench::{Credentials, Progress, Report, Setup, Tls};
+use tidewheel::tls::trust;
 
 use super::token::SECRET_VARIABLE;
 use super::{Failure, output};
@@ -138,7 +141,7 @@ pub(super) struct Topic {
 
 #[derive(Args)]
 pub(super) struct Common {
-    /// Where the server is, such as ws://127.0.0.1:8080/ws; several take turns, for the ports there are to each.
+    /// Where the server is, such as ws://127.0.0.1:8080/ws, or wss://; several take turns, for the ports there are to each.
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
     /// Clients.
@@ -163,6 +166,12 @@ pub(super) struct Common {
     /// The same token for all clients.
     #[arg(long)]
     token: Option<String>,
+    /// Of wss://: the authority that has signed the server's certificate, as PEM; otherwise those that the machine trusts.
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// Of wss://: take any certificate.
+    #[arg(long)]
+    insecure: bool,
     /// The server's process on this machine: its CPU time and memory are reported.
     #[arg(long)]
     pid: Option<u32>,
@@ -217,13 +226,15 @@ fn verdict(report: &Report) -> Result<(), Failure> {
 impl Common {
     fn setup(&self) -> Result<Setup, Failure> {
         let mut targets = Vec::new();
-        let (mut host, mut path) = (String::new(), String::new());
+        let (mut host, mut path, mut name) = (String::new(), String::new(), None);
         for (at, url) in self.urls.iter().enumerate() {
             let target = target(url).map_err(|why| Failure::Usage(format!("{url}: {why}")))?;
             if at == 0 {
-                (host, path) = (target.host, target.path);
+                (host, path, name) = (target.host, target.path, target.tls_name);
             } else if path != target.path {
                 return Err(Failure::Usage(format!("{url}: all servers need the same path")));
+            } else if name.is_some() != target.tls_name.is_some() {
+                return Err(Failure::Usage(format!("{url}: all servers speak TLS, or none")));
             }
             targets.push(target.address);
         }
@@ -236,6 +247,7 @@ impl Common {
             targets,
             host,
             path,
+            tls: name.map(|name| self.tls(&name)).transpose()?,
             sources,
             connections: self.connections,
             threads: self.threads,
@@ -266,6 +278,24 @@ impl Common {
         Ok(sources)
     }
 
+    fn tls(&self, name: &str) -> Result<Tls, Failure> {
+        let client = match &self.ca {
+            _ if self.insecure => trust::client_of_anybody(),
+            Some(file) => {
+                let pem =
+                    fs::read(file).map_err(|error| Failure::Usage(format!("--ca {}: {error}", file.display())))?;
+                let roots =
+                    trust::of_pem(&pem).map_err(|why| Failure::Usage(format!("--ca {} {why}", file.display())))?;
+                trust::client(roots)
+            }
+            None => {
+                let nobody = || Failure::Usage("this machine trusts no certificates: --ca FILE or --insecure".into());
+                trust::client(trust::of_machine().ok_or_else(nobody)?)
+            }
+        };
+        client.and_then(|client| Tls::new(client, name).map_err(|error| error.to_string())).map_err(Failure::Usage)
+    }
+
     fn credentials(&self) -> Result<Credentials, Failure> {
         if let Some(token) = &self.token {
             return Ok(Credentials::Token(token.clone()));
@@ -284,14 +314,16 @@ struct Target {
     address: SocketAddr,
     host: String,
     path: String,
+    /// What its certificate must be for, if it speaks TLS.
+    tls_name: Option<String>,
 }
 
 fn target(url: &str) -> Result<Target, String> {
-    let uri: http::Uri = url.parse().map_err(|error| format!("{error}; write ws://HOST:PORT/PATH"))?;
-    let port = match uri.scheme_str() {
-        Some("ws") => uri.port_u16().unwrap_or(80),
-        Some("wss") => return Err("the load generator does not speak TLS; measure with ws://".into()),
-        _ => return Err("write ws://HOST:PORT/PATH".into()),
+    let uri: http::Uri = url.parse().map_err(|error| format!("{error}; write ws://HOST:PORT/PATH, or wss://"))?;
+    let (port, is_tls) = match uri.scheme_str() {
+        Some("ws") => (uri.port_u16().unwrap_or(80), false),
+        Some("wss") => (uri.port_u16().unwrap_or(443), true),
+        _ => return Err("write ws://HOST:PORT/PATH, or wss://".into()),
     };
     let name = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let found = (name, port).to_socket_addrs().and_then(|mut found| {
@@ -299,7 +331,8 @@ fn target(url: &str) -> Result<Target, String> {
     });
     let host = uri.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    Ok(Target { address: found.map_err(|error| error.to_string())?, host, path })
+    let tls_name = is_tls.then(|| name.to_owned());
+    Ok(Target { address: found.map_err(|error| error.to_string())?, host, path, tls_name })
 }
 
 /// The addresses of a network, without the first and the last; or one address.

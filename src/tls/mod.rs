@@ -21,6 +21,7 @@ mod records;
 mod secured;
 mod subject;
 mod terms;
+pub mod trust;
 
 use std::collections::VecDeque;
 use std::io;

@@ -11,9 +11,11 @@ use tidewheel::bench::echo::{self, Echo};
 use tidewheel::bench::fanout::{self, Fanout, Life};
 use tidewheel::bench::idle::{self, Idle};
 use tidewheel::bench::newcomers::{self, Newcomers};
-use tidewheel::bench::{Credentials, Report, Setup};
-use tidewheel::metrics::CloseReason;
+use tidewheel::bench::{Credentials, Report, Setup, Tls};
+use tidewheel::metrics::{CloseReason, TlsHandshake};
+use tidewheel::tls::trust;
 
+use super::certificates::Authority;
 use super::server::Server;
 
 const SECRET: &str = "a-secret-of-32-bytes-for-the-tests";
@@ -28,6 +30,7 @@ fn setup(address: SocketAddr, path: &str, connections: u32) -> Setup {
         targets: vec![address],
         host: address.to_string(),
         path: path.to_owned(),
+        tls: None,
         sources: vec!["127.0.0.9".parse().unwrap(), "127.0.0.10".parse().unwrap()],
         connections,
         threads: 2,
@@ -75,6 +78,36 @@ fn what_is_published_reaches_everybody_once() {
         assert!(report.get("delivered").unwrap() > report.get("published").unwrap(), "{report}");
     }
     server.rest();
+}
+
+/// What is sealed comes whole, however it is cut into records; every client shakes hands anew.
+#[test]
+fn over_tls() {
+    let authority = Authority::of_server();
+    let server = Server::start(&format!("{OPEN}{}\n", authority.yaml("")));
+    let over = |path, connections, authority: Option<&Authority>| {
+        let client = match authority {
+            Some(authority) => trust::client(trust::of_pem(authority.issuer.pem().as_bytes()).unwrap()),
+            None => trust::client_of_anybody(),
+        };
+        let tls = Some(Tls::new(client.unwrap(), "localhost").unwrap());
+        Setup { tls, ..setup(server.tls_address.unwrap(), path, connections) }
+    };
+    let known = Some(&authority);
+    for of in [echo(3, None, 16), echo(1, None, 100_000), echo(1, Some(2_000.0), 100)] {
+        let report = clean(echo::run(over("/echo", 20, known), of, &|_| {}));
+        assert!(report.get("messages").unwrap() > 0.0, "{report}");
+    }
+    let report = clean(fanout::run(over("/ws", 30, known), fanout(3, 3, None, None), &|_| {}));
+    assert!(report.get("delivered").unwrap() > report.get("published").unwrap(), "{report}");
+    let come = Newcomers::Connect { time: WHILE, topic: Some("bench".into()) };
+    let report = clean(newcomers::run(over("/ws", 10, None), come, &|_| {}));
+    assert!(report.get("served").unwrap() > 10.0, "{report}");
+    let handshakes = |how| server.sum(|shard| &shard.tls_handshakes[how as usize]);
+    assert_eq!((handshakes(TlsHandshake::Resumed), handshakes(TlsHandshake::Failed)), (0, 0));
+    let stranger = Authority::of_server();
+    let error = echo::run(over("/echo", 2, Some(&stranger)), echo(1, None, 16), &|_| {}).unwrap_err().to_string();
+    assert!(error.contains(" was not let in: TLS: invalid peer certificate"), "{error}");
 }
 
 #[test]

@@ -21,14 +21,14 @@ type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 impl Authority {
     /// One that has issued a certificate for the server.
-    fn of_server() -> Self {
+    pub fn of_server() -> Self {
         let authority = Self::new();
         authority.issue("server", &["localhost"]);
         authority
     }
 
     /// The section `tls`, and what comes with it.
-    fn yaml(&self, more: &str) -> String {
+    pub fn yaml(&self, more: &str) -> String {
         let dir = self.path().display();
         format!("tls: {{listen: 127.0.0.1:0, cert_file: {dir}/server.pem, key_file: {dir}/server.key{more}}}")
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{End, Lane, Lanes, Stage, Wanted};
 use crate::bench::counts::Count;
-use crate::bench::wire;
+use crate::bench::wire::{self, WireError};
 use crate::io::dial::dial;
 use crate::io::{Io, Socket};
 
@@ -45,7 +45,7 @@ impl<C: Default> Lanes<C> {
     }
 
     /// A socket that was dialed is in the table: the client asks for the upgrade.
-    pub(super) fn adopt(&mut self, socket: Socket) {
+    pub(super) fn adopt(&mut self, socket: Socket) -> io::Result<()> {
         let (wanted, since_ns) = self.dialing.pop_front().expect("every socket was dialed");
         let Wanted { number, attempt, .. } = wanted;
         let lane = Lane {
@@ -58,6 +58,7 @@ impl<C: Default> Lanes<C> {
             paused: false,
             pending: None,
             since_ns,
+            tls: self.session()?,
             partial: None,
             end: None,
             client: C::default(),
@@ -65,7 +66,8 @@ impl<C: Default> Lanes<C> {
         let Ok(conn) = self.lanes.insert_with(|_| lane) else {
             self.io.refuse(socket);
             let due_ns = self.now_ns + backoff_ns(0);
-            return self.wanted.push(Reverse(Wanted { due_ns, ..wanted }));
+            self.wanted.push(Reverse(Wanted { due_ns, ..wanted }));
+            return Ok(());
         };
         self.io.adopt(socket, conn);
         self.io.receive(conn);
@@ -75,6 +77,7 @@ impl<C: Default> Lanes<C> {
         self.write(conn, |out| {
             wire::request(out, &setup.host, &setup.path, super::frames::nonce(conn, since_ns), token.as_deref())
         });
+        Ok(())
     }
 
     /// The table of descriptors is full: of connections that are on their way out, since there are enough tables.
@@ -85,6 +88,9 @@ impl<C: Default> Lanes<C> {
 
     /// Has a client that was not let in come again.
     pub(super) fn again(&mut self, number: u32, attempt: u8, end: &End) -> io::Result<()> {
+        if let End::Broken(error @ WireError::Tls(_)) = end {
+            return Err(io::Error::other(format!("client {number} was not let in: {error}"))); // nor would it be next time
+        }
         let (count, wait_ns, attempts) = match end {
             // All at once would be refused again. Who does as it is told has not failed.
             End::Refused { retry_after_s: Some(seconds), .. } => {

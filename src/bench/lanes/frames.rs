@@ -9,8 +9,19 @@ use crate::ws::Opcode;
 
 impl<C: Default> Lanes<C> {
     pub(super) fn received<P: Part<Client = C>>(&mut self, part: &mut P, conn: ConnKey, bytes: &[u8]) {
-        let Some(lane) = self.lanes.get_mut(conn) else { return };
         self.counts.add(Count::BytesIn, bytes.len() as u64);
+        if self.lanes.get(conn).is_none_or(|lane| lane.tls.is_none()) {
+            return self.received_plain(part, conn, bytes);
+        }
+        match self.open(conn, bytes) {
+            Ok(plain) if plain.is_empty() => {}
+            Ok(plain) => self.received_plain(part, conn, &plain),
+            Err(error) => self.end(conn, End::Broken(error)),
+        }
+    }
+
+    fn received_plain<P: Part<Client = C>>(&mut self, part: &mut P, conn: ConnKey, bytes: &[u8]) {
+        let Some(lane) = self.lanes.get_mut(conn) else { return };
         let outcome = match lane.partial.take() {
             None => self.read(part, conn, bytes).map(|taken| (taken, None)),
             Some(mut partial) => {

@@ -6,12 +6,15 @@
 
 mod dial;
 mod frames;
+mod tls;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::ClientConnection;
 
 use super::Setup;
 use super::counts::{Count, Counts};
@@ -114,6 +117,7 @@ struct Lane<C> {
     paused: bool,
     pending: Option<FrameKey>,
     since_ns: u64,
+    tls: Option<Box<ClientConnection>>,
     /// What is not whole yet.
     partial: Option<Box<Partial>>,
     end: Option<Box<End>>,
@@ -309,7 +313,7 @@ impl<C: Default> Lanes<C> {
                         Err(kind) => self.end(conn, End::Lost(kind)),
                     }
                 }
-                Completion::Accepted(socket) => self.adopt(socket),
+                Completion::Accepted(socket) => self.adopt(socket)?,
                 Completion::AcceptStopped(_) => self.no_place()?,
                 Completion::Closed { conn } => self.closed(part, conn)?,
                 Completion::Rang => {}
@@ -343,7 +347,7 @@ impl<C: Default> Lanes<C> {
         lane.end.get_or_insert_with(|| Box::new(end));
         self.shaking -= u32::from(lane.stage == Stage::Shaking);
         lane.stage = Stage::Closing;
-        lane.partial = None;
+        (lane.partial, lane.tls) = (None, None);
         if let Some(frame) = lane.pending.take() {
             self.io.palette().release(frame);
         }
@@ -393,6 +397,13 @@ impl<C: Default> Lanes<C> {
         for conn in self.dirty.drain(..) {
             let Some(lane) = self.lanes.get_mut(conn).filter(|lane| lane.stage != Stage::Closing) else { continue };
             if let Some(frame) = lane.pending.take_if(|_| !lane.sending) {
+                let frame = match &mut lane.tls {
+                    None => frame,
+                    Some(session) => match tls::seal(self.io.palette(), session, frame) {
+                        None => continue,
+                        Some(sealed) => sealed,
+                    },
+                };
                 lane.sending = true;
                 self.io.send(conn, frame, 0);
                 self.io.palette().release(frame);

@@ -14,12 +14,13 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use crate::tls::trust;
 
 /// Why there is no answer that counts.
 #[derive(Debug, thiserror::Error)]
@@ -123,28 +124,11 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
 /// # Errors
 /// There are none.
 pub(super) fn trust(pem: Option<&[u8]>) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore::empty();
-    match pem {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| format!("is no PEM text: {error}"))?;
-                roots.add(certificate).map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
-            }
-            if roots.is_empty() {
-                return Err("holds no certificate".to_owned());
-            }
-        }
-        None => {
-            let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if trusted == 0 {
-                return Err("is null, and this machine trusts no certificates; write a PEM file".to_owned());
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| error.to_string())?;
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    let roots = match pem {
+        Some(pem) => trust::of_pem(pem)?,
+        None => trust::of_machine().ok_or("is null, and this machine trusts no certificates; write a PEM file")?,
+    };
+    trust::client(roots).map(Arc::new)
 }
 
 fn with_cause(error: &hyper::Error) -> String {
