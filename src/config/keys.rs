@@ -1,11 +1,14 @@
 //! Where the keys for tokens come from: `auth.keys` and `auth.jwks`.
 //! Law: every key has one algorithm and every source one form, told before anything is read from it.
 
+use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use http::Uri;
 
 use super::node::section;
+use super::units::SECRET_MASK;
 use super::{Algorithm, Auth, Secret};
 
 section! {
@@ -31,13 +34,46 @@ section! {
     KeySource(source) {
         /// An `https://` or `http://` URL, which is fetched while the server runs, or a file, which must be good when it
         /// starts and is read again when it changes.
-        live source: String = String::new(),
+        live source: Location = Location::default(),
         /// Required `iss` claim of tokens signed with keys of the set. `null`: what `auth.issuer` says.
         live issuer: Option<String> = None,
         /// Required `aud` claim of these tokens. `null`: what `auth.audience` says.
         live audience: Option<String> = None,
         /// The algorithm of RSA keys that name none. `null`: RS256.
         live algorithm: Option<Algorithm> = None,
+    }
+}
+
+/// Where a key set is, as it was written. It is shown without its query, which may hold what is secret.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Location(String);
+
+impl Location {
+    /// Of this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// As it may be seen.
+    pub fn shown(&self) -> String {
+        match self.0.split_once('?') {
+            Some((place, _)) if place.contains("://") => format!("{place}?{SECRET_MASK}"),
+            _ => self.0.clone(),
+        }
+    }
+}
+
+impl Deref for Location {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.shown())
     }
 }
 
@@ -57,7 +93,7 @@ impl KeySource {
     /// It is no URL although it looks like one.
     pub fn origin(&self) -> Result<Origin<'_>, &'static str> {
         if !self.source.contains("://") {
-            return Ok(Origin::File(Path::new(&self.source)));
+            return Ok(Origin::File(Path::new(&*self.source)));
         }
         let url: Uri = self.source.parse().map_err(|_| "is not a URL")?;
         match (url.scheme_str(), url.authority()) {
@@ -71,7 +107,7 @@ impl KeySource {
 
     /// How it is called in logs: without a name, a password or a query, which may hold what is secret.
     pub fn name(&self) -> String {
-        let Some((scheme, rest)) = self.source.split_once("://") else { return self.source.clone() };
+        let Some((scheme, rest)) = self.source.split_once("://") else { return self.source.to_string() };
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())

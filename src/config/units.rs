@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::keys::Location;
 use super::network::Network;
 use super::node::{Ranged, Word};
 use super::origin::OriginPattern;
@@ -162,6 +163,20 @@ impl Word for Secret {
 
     fn shown(&self) -> Value {
         SECRET_MASK.into()
+    }
+}
+
+impl Word for Location {
+    fn form() -> String {
+        "text".to_owned()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self::new(text))
+    }
+
+    fn shown(&self) -> Value {
+        self.shown().into()
     }
 }
 

@@ -317,11 +317,13 @@ fn the_document_and_the_routes_are_the_same() {
 #[test]
 fn the_configuration_is_told_without_its_secrets() {
     let api = Api::start(
-        "websocket: {pong_timeout: 90s, max_message_size: 64KiB}\nauth: {secret: hush-hush-hush, required: false}",
+        "websocket: {pong_timeout: 90s, max_message_size: 64KiB}\nauth: {secret: hush-hush-hush, required: false, \
+         jwks: ['http://127.0.0.1:9/keys?of=hush']}",
     );
     let answer = api.ask("GET /api/config", "");
     let config = answer.json();
     assert_eq!((&config["admin"]["key"], &config["auth"]["secret"]), (&json!("***"), &json!("***")));
+    assert_eq!(config["auth"]["jwks"][0]["source"], "http://127.0.0.1:9/keys?***");
     assert_eq!(config["websocket"]["pong_timeout"], "90s");
     assert_eq!(config["websocket"]["max_message_size"], "64KiB");
     assert_eq!(config["limits"]["topic_length"], 255);
