@@ -39,7 +39,7 @@ pub fn of_machine() -> Option<RootCertStore> {
 /// # Errors
 /// The library lacks what TLS needs.
 pub fn client(roots: RootCertStore) -> Result<ClientConfig, String> {
-    Ok(builder()?.0.with_root_certificates(roots).with_no_client_auth())
+    Ok(builder()?.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// A client that takes every certificate: for servers on test benches, whose certificates nobody has signed.
@@ -47,18 +47,23 @@ pub fn client(roots: RootCertStore) -> Result<ClientConfig, String> {
 /// # Errors
 /// The library lacks what TLS needs.
 pub fn client_of_anybody() -> Result<ClientConfig, String> {
-    let (builder, provider) = builder()?;
-    let anybody = Arc::new(Anybody(provider));
-    Ok(builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth())
+    Ok(builder()?.dangerous().with_custom_certificate_verifier(anybody()).with_no_client_auth())
 }
 
-fn builder() -> Result<(ConfigBuilder<ClientConfig, WantsVerifier>, Arc<CryptoProvider>), String> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    Ok((builder.map_err(|error| error.to_string())?, provider))
+/// Takes every certificate, and checks what it signs.
+pub fn anybody() -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Anybody(provider()))
 }
 
-/// Takes every certificate; what it signs is checked.
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    builder.map_err(|error| error.to_string())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

@@ -9,6 +9,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use serde_json::json;
 use tidewheel::metrics::{CloseReason, TlsHandshake};
+use tidewheel::tls::trust::anybody;
 use tungstenite::Message;
 
 use super::certificates::Authority;
@@ -257,7 +258,7 @@ fn a_certificate_says_who_a_client_is() {
     }
     // Nobody, and somebody whom a stranger has signed.
     let mut stranger = Authority::new().client_config(&[&TLS13], Some("ann"));
-    stranger.dangerous().set_certificate_verifier(Arc::new(Trusting));
+    stranger.dangerous().set_certificate_verifier(anybody()); // whose root has not signed the server's
     for config in [authority.client_config(&[&TLS13], None), stranger] {
         let mut stream = stream(&Arc::new(config), port(&server));
         let _ = stream.write_all(request_with("/ws", "").as_bytes());
@@ -366,49 +367,4 @@ fn streams_that_end_without_a_word() {
         let _ = socket.read_to_end(&mut rest); // an end, or a reset
     }
     server.rest();
-}
-
-/// Trusts everyone: the stranger's own root did not sign the server's certificate.
-#[derive(Debug)]
-struct Trusting;
-
-mod trusting {
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    impl ServerCertVerifier for super::Trusting {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-        }
-    }
 }

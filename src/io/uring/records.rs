@@ -1,4 +1,4 @@
-//! What the driver knows of each connection: 16 bytes.
+//! What the driver knows of each connection: 12 bytes.
 //! Law: a record is idle exactly when the kernel has no request of its connection; only then is the slot free again.
 
 use crate::id::ConnKey;
