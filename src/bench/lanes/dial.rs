@@ -89,7 +89,9 @@ impl<C: Default> Lanes<C> {
     /// Has a client that was not let in come again.
     pub(super) fn again(&mut self, number: u32, attempt: u8, end: &End) -> io::Result<()> {
         if let End::Broken(error @ WireError::Tls(_)) = end {
-            return Err(io::Error::other(format!("client {number} was not let in: {error}"))); // nor would it be next time
+            // Nor would it be next time.
+            let remedy = "--ca names who has signed the server's certificate, --insecure takes any";
+            return Err(io::Error::other(format!("client {number} was not let in: {error} ({remedy})")));
         }
         let (count, wait_ns, attempts) = match end {
             // All at once would be refused again. Who does as it is told has not failed.
