@@ -259,10 +259,17 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn on_receive_stopped(&mut self, key: ConnKey, starved: bool) {
-        if starved {
-            self.metrics.starved.add(1);
+        if !starved {
+            return self.want_more(key);
         }
-        self.want_more(key);
+        self.metrics.starved.add(1);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.receiving == Receiving::Armed {
+            conn.receiving = Receiving::Rearming;
+            let conns = &self.conns;
+            let waits = |key| conns.get(key).is_some_and(|conn| conn.receiving == Receiving::Rearming);
+            self.starved.push(key, conns.len(), waits);
+        }
     }
 
     pub(super) fn on_receive_ended(&mut self, key: ConnKey, lost: Lost) {

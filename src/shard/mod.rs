@@ -61,7 +61,7 @@ pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
 pub use restart::Estate;
 use sessions::Sessions;
-use settings::Settings;
+use settings::{STARVED_A_TURN, Settings};
 pub use tally::Tally;
 
 /// What all shards of an engine share.
@@ -135,6 +135,8 @@ pub struct Shard<I: Io> {
     over: Vec<u32>,
     /// Connections to start reading from again at the end of the turn.
     rearm: Vec<ConnKey>,
+    /// Those that found no free buffer, and wait for some.
+    starved: Line<ConnKey>,
     /// Connections whose publish waits for its turn and for room on the bus, in order.
     held: Line<ConnKey>,
     /// Who has a share of this turn, and who waits for one.
@@ -216,6 +218,7 @@ impl<I: Io> Shard<I> {
             leaving_since_ms: None,
             over: Vec::new(),
             rearm: Vec::new(),
+            starved: Line::default(),
             held: Line::new(),
             fair: Fairness::default(),
             waiters: drained::Waiters::default(),
@@ -332,6 +335,7 @@ impl<I: Io> Shard<I> {
 
     fn has_work(&mut self) -> bool {
         !self.unflushed.is_empty()
+            || !self.starved.is_empty()
             || self.can_retry()
             || !self.desk.is_empty()
             || self.bus.has_mail()
@@ -367,19 +371,29 @@ impl<I: Io> Shard<I> {
     fn rearm(&mut self) {
         let mut rearm = std::mem::take(&mut self.rearm); // nothing is added meanwhile; the list keeps its memory
         for key in rearm.drain(..) {
-            let Some(conn) = self.conns.get_mut(key) else { continue };
-            if conn.receive_ended() {
-                continue;
-            }
-            conn.receiving = Receiving::Armed;
-            if !inbound::is_too_late(conn, &self.settings)
-                && conn.held().is_none()
-                && !matches!(conn.phase, crate::conn::Phase::Gone)
-            {
-                self.io.receive(key);
-            }
+            self.arm(key);
         }
         self.rearm = rearm;
+        // As many as may find a buffer: each that does not costs as much as one that does, and all of them each turn would
+        // leave no time for those.
+        for _ in 0..STARVED_A_TURN {
+            let Some(key) = self.starved.pop() else { return };
+            self.arm(key);
+        }
+    }
+
+    fn arm(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.receive_ended() {
+            return;
+        }
+        conn.receiving = Receiving::Armed;
+        if !inbound::is_too_late(conn, &self.settings)
+            && conn.held().is_none()
+            && !matches!(conn.phase, crate::conn::Phase::Gone)
+        {
+            self.io.receive(key);
+        }
     }
 
     fn ring(&mut self) {

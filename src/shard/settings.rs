@@ -162,6 +162,8 @@ pub const LIFETIME_SPREAD_MS: u64 = 5_000;
 /// Bytes that are read of a connection that has been told its last, and beyond the largest message of one whose close frame
 /// is awaited.
 pub const LATE_BYTES: usize = 64 * 1024;
+/// Connections that found no free receive buffer and are read from again in one turn.
+pub const STARVED_A_TURN: usize = 32;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

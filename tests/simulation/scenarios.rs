@@ -98,6 +98,28 @@ fn what_comes_behind_a_wrong_close_frame_does_not_destroy_its_answer() {
     }
 }
 
+/// Who finds no receive buffer waits for its turn. If all of them tried again in every turn, that would be all it does.
+#[test]
+fn who_finds_no_buffer_is_not_tried_again_and_again() {
+    const CROWD: usize = 500;
+    let kernel = SimConfig { table: CROWD + 8, buffers: 2, buffer_size: 256 };
+    let mut stage = Stage::on_kernel(kernel, 1, 1, 8, |settings| {
+        (settings.connections_max, settings.handshakes_max, settings.slots) = (600, 600, 600);
+    });
+    let crowd: Vec<usize> = (0..CROWD).map(|_| stage.client(0)).collect();
+    let starved = |stage: &Stage| stage.metrics[0].starved.get();
+    let before = starved(&stage);
+    crowd.iter().for_each(|&client| stage.send(client, &[r#"{"type":"ping"}"#]));
+    stage.deliver();
+    for _ in 0..20 {
+        stage.rest();
+    }
+    crowd.iter().for_each(|&client| assert_eq!(stage.told(client), "pong"));
+    let times = starved(&stage) - before;
+    let all_each_turn = (CROWD * CROWD / 4) as u64; // there are two buffers
+    assert!((CROWD as u64..all_each_turn).contains(&times), "{times}");
+}
+
 #[test]
 fn a_shard_without_connections_counts_for_others_that_drain() {
     let mut stage = Stage::new(2, 8, |_| {});
