@@ -251,11 +251,19 @@ impl<I: Io> Shard<I> {
 
     /// Reads from the connection again at the end of the turn, when the buffers of this turn are back.
     pub(super) fn want_more(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.receiving == Receiving::Armed {
-            conn.receiving = Receiving::Rearming;
+        if self.begin_rearming(key) {
             self.rearm.push(key);
         }
+    }
+
+    /// Whether the connection was armed and is to be put on a list of those to be armed again.
+    fn begin_rearming(&mut self, key: ConnKey) -> bool {
+        let Some(conn) = self.conns.get_mut(key) else { return false };
+        let was_armed = conn.receiving == Receiving::Armed;
+        if was_armed {
+            conn.receiving = Receiving::Rearming;
+        }
+        was_armed
     }
 
     pub(super) fn on_receive_stopped(&mut self, key: ConnKey, starved: bool) {
@@ -263,9 +271,7 @@ impl<I: Io> Shard<I> {
             return self.want_more(key);
         }
         self.metrics.starved.add(1);
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        if conn.receiving == Receiving::Armed {
-            conn.receiving = Receiving::Rearming;
+        if self.begin_rearming(key) {
             let conns = &self.conns;
             let waits = |key| conns.get(key).is_some_and(|conn| conn.receiving == Receiving::Rearming);
             self.starved.push(key, conns.len(), waits);

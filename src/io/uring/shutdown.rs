@@ -45,14 +45,12 @@ impl Uring {
         let descriptor = self.take_installed(result);
         let Some(record) = self.records.get(conn) else { return self.stale() };
         record.clear(flag::INSTALL);
-        let is_closing = record.is(flag::CLOSING);
-        match descriptor {
-            Some(descriptor) if !is_closing => {
+        if !record.is(flag::CLOSING) {
+            match descriptor {
                 // It fails where the peer has gone, which a receive reports.
-                let _ = TcpStream::from(descriptor).shutdown(Shutdown::Write);
+                Some(descriptor) => _ = TcpStream::from(descriptor).shutdown(Shutdown::Write),
+                None => self.shut_down_by_worker(conn),
             }
-            None if !is_closing => self.shut_down_by_worker(conn),
-            _ => {}
         }
         self.close_if_over(conn);
         None
