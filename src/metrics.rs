@@ -286,6 +286,8 @@ pub struct ShardMetrics {
     pub starved: Counter,
     /// Times accepting stopped because a descriptor or slot table was full.
     pub accept_stopped: Counter,
+    /// Times accepting waited because of `limits.connections_per_second`.
+    pub accept_paced: Counter,
     /// Times a connection waited for room on the bus before its next message was read.
     pub bus_full: Counter,
     /// Frames alive in the palette now.

@@ -79,7 +79,9 @@ fn an_idle_connection_keeps_no_more_than_the_contract_says() {
     let subscribe = server::text(r#"{"type":"subscribe","payload":{"topic":"news"}}"#);
     let mut bytes = 0;
     for number in 0..CONNECTIONS {
-        let request = scenes::request_of(&format!("client-{number}"));
+        let client =
+            if number % 2 == 0 { format!("client-{number}") } else { uuid::Uuid::from_u128(number.into()).to_string() };
+        let request = scenes::request_of(&client);
         server.calm().connect();
         let mut turns = |server: &mut server::Server| {
             bytes += allocation_counter::measure(|| (0..3).for_each(|_| server.turn())).bytes_current;

@@ -1,7 +1,7 @@
 //! A thousand attackers at full speed: what they cost clients that behave, how much memory the server needs for them, and
 //! how soon they are gone.
 //!
-//! Law: the server has its default limits, none is raised: attackers come from 127.1.0.0 and following, 20 from each
+//! Law: the server has its default limits, none is raised, and a pace if that is asked for: attackers come from 127.1.0.0 and following, 20 from each
 //! address, which is as much as one address may do at once; where the attack needs it each has a token of its own user.
 //! The server has the first core to itself; attackers and clients that behave share the last one, in processes of their
 //! own. So that what is measured is the server and not the line for that core, the clients that behave run with real-time
@@ -26,7 +26,7 @@ use super::table::Table;
 ///
 /// # Errors
 /// The server failed a client that behaved, or ended.
-pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Result<()> {
+pub fn compare(attacks: &[Attack], kind: Kind, connections: usize, most: Duration) -> io::Result<()> {
     let attacks = if attacks.is_empty() { Attack::value_variants() } else { attacks };
     let labels = [
         "p50 us quiet",
@@ -56,7 +56,7 @@ pub fn compare(attacks: &[Attack], connections: usize, most: Duration) -> io::Re
     let mut table = Table::new(&format!("{connections} attackers"), &labels);
     for &attack in attacks {
         let name = attack.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default();
-        let row = match measure(attack, connections, most) {
+        let row = match measure(attack, kind, connections, most) {
             Ok(row) => row,
             Err(error) => {
                 table.row_with_words(&name, &labels.map(|_| f64::NAN)[1..], 0, &format!("failed: {error}"));
@@ -169,8 +169,8 @@ impl Wave {
     }
 }
 
-fn measure(attack: Attack, connections: usize, most: Duration) -> io::Result<Row> {
-    let mut server = Server::start(Kind::TidewheelDefaults)?;
+fn measure(attack: Attack, kind: Kind, connections: usize, most: Duration) -> io::Result<Row> {
+    let mut server = Server::start(kind)?;
     let address = server.address();
     let mut neighbours = Helper::start(Priority::High, &["neighbours".into(), address.to_string()])?;
     thread::sleep(SETTLE);

@@ -116,6 +116,9 @@ enum Command {
         /// Seconds that an attack may last
         #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// With `limits.connections_per_second` at a thousand, which is not limited by default
+        #[arg(long)]
+        paced: bool,
         /// All of them, unless some are named
         #[arg(value_delimiter = ',')]
         attacks: Vec<attackers::Attack>,
@@ -154,8 +157,9 @@ fn main() -> io::Result<()> {
         Command::Takeover { connections } => takeover::report(connections),
         Command::Idle { connections } => idle::report(connections),
         Command::Slow { subscribers, messages } => slow::compare(subscribers, messages),
-        Command::Attack { connections, seconds, attacks } => {
-            attack::compare(&attacks, connections, Duration::from_secs(seconds))
+        Command::Attack { connections, seconds, paced, attacks } => {
+            let kind = if paced { server::Kind::TidewheelPaced } else { server::Kind::TidewheelDefaults };
+            attack::compare(&attacks, kind, connections, Duration::from_secs(seconds))
         }
         Command::Attackers { attack, address, connections, seconds } => {
             attackers::run(attack, address, connections, Duration::from_secs(seconds))

@@ -42,6 +42,8 @@ pub enum Kind {
     TidewheelPolicies,
     /// The engine with its default limits, whose clients must authenticate.
     TidewheelDefaults,
+    /// The same, that takes in a thousand connections a second.
+    TidewheelPaced,
     /// The engine on a port with TLS.
     TidewheelTls,
     /// The same, whose clients must authenticate.
@@ -60,6 +62,7 @@ impl Kind {
             Self::BareEchoPoll => "bare TCP, poll",
             Self::BareFanout => "bare SENDs",
             Self::Tidewheel | Self::TidewheelPolicies | Self::TidewheelDefaults => "tidewheel",
+            Self::TidewheelPaced => "tidewheel, paced",
             Self::TidewheelPoll => "tidewheel, poll",
             Self::TidewheelDeflate => "tidewheel, deflate",
             Self::TidewheelTakeover => "tidewheel, context takeover",
@@ -91,6 +94,7 @@ impl Kind {
 pub const ECHO_PATH: &str = "/echo";
 /// What is measured is what the engine can do, not what it lets one client do.
 const LIMITS: &str = "{messages: null, bytes: null, connection_attempts: null}";
+const PACED: &str = "{connections_per_second: 1000}";
 const CLIENTS: &str = "websocket: {max_connections_per_client: null}";
 const TAKEOVER: &str = "websocket: {max_connections_per_client: null, compression: {client_context_takeover: true}}";
 const PATIENCE: &str = "websocket: {max_connections_per_client: null, ping_interval_seconds: 0, idle_timeout_seconds: 0, \
@@ -120,6 +124,7 @@ pub fn serve(kind: Kind, core: usize) -> io::Result<()> {
         Kind::TidewheelAuthPoll => engine("poll", true, LIMITS, CLIENTS),
         Kind::TidewheelPolicies => engine("recv", false, LIMITS, PATIENCE),
         Kind::TidewheelDefaults => engine("recv", true, "{}", "websocket: {}"),
+        Kind::TidewheelPaced => engine("recv", true, PACED, "websocket: {}"),
         Kind::TidewheelTls => engine("recv", false, LIMITS, &format!("{CLIENTS}, {}", secure_port())),
         Kind::TidewheelTlsAuth => engine("recv", true, LIMITS, &format!("{CLIENTS}, {}", secure_port())),
         Kind::TokioTls => {

@@ -2,7 +2,7 @@
 //! Law: an action is noted here and carried out by the shard, in order, as soon as the handler's poll returns; so a
 //! handler never runs while the shard's own data is half changed.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::envelope::KEY_LENGTH_MAX;
 use super::message::{OutgoingMessage, PublishOptions};
-use crate::conn::Identity;
+use crate::conn::{Identity, UserText, UuidText};
 use crate::id::{ConnKey, SessionId};
 use crate::metrics::ErrorCode;
 use crate::pubsub::Delivery;
@@ -107,6 +107,8 @@ pub struct Context {
     since: u64,
     address: Option<IpAddr>,
     identity: Option<Identity>,
+    /// The text of a user id that does not have it, once asked for.
+    user_id: OnceCell<UuidText>,
     desk: Rc<Desk>,
 }
 
@@ -118,7 +120,7 @@ impl Context {
         identity: Option<Identity>,
         desk: Rc<Desk>,
     ) -> Self {
-        Self { session, conn, since, address, identity, desk }
+        Self { session, conn, since, address, identity, user_id: OnceCell::new(), desk }
     }
 
     /// The session's id.
@@ -138,7 +140,10 @@ impl Context {
 
     /// The `sub` of the client's token; `None` where authentication is not required and did not happen.
     pub fn user_id(&self) -> Option<&str> {
-        self.identity.as_ref().map(|identity| &*identity.user_id)
+        self.identity.as_ref().map(|identity| match identity.user_id.text() {
+            UserText::Held(text) => text,
+            UserText::Made(text) => &**self.user_id.get_or_init(|| text),
+        })
     }
 
     /// Sends a message to this connection, before the handler's reply. What became of it can be awaited, or ignored. A

@@ -94,7 +94,7 @@ impl Check {
         let verdict = Engine::check_token(&config, token.trim());
         let Verified { identity, .. } = verdict.map_err(|why| Failure::Run(format!("refused: {why}")))?;
         let until = identity.expires_at.map_or_else(|| "ever".to_owned(), |unix_s| format!("{unix_s} (Unix seconds)"));
-        output::print(&format!("accepted as {:?}, until {until}\n", &*identity.user_id))
+        output::print(&format!("accepted as {:?}, until {until}\n", &*identity.user_id.text()))
     }
 }
 

@@ -223,6 +223,9 @@ section! {
     Limits {
         /// Attempts to connect from one address prefix, before the upgrade; beyond, 429. `null`: no limit.
         live connection_attempts: Option<AttemptRate> = Some(AttemptRate::default()),
+        /// Connections that are taken in a second, of all addresses, each shard its part and a tenth of that at once; beyond,
+        /// newcomers are not refused but wait in the kernel's queue of the listener. `null`: no limit.
+        live connections_per_second: Option<u32> = None => 1..=1_000_000,
         /// Connections on all shards together whose upgrade request is not complete; beyond, newcomers get 503 at once.
         /// `websocket.handshake_timeout` gives the places of slow ones back.
         live handshakes_in_flight: u32 = 8192 => 1..=SLOT_MAX + 1,

@@ -17,7 +17,7 @@ mod unflushed;
 
 pub use greeting::{GREETING_BYTES, Greeting, Seat};
 pub use history::{Event, Note};
-pub use identity::{Identity, UserId};
+pub use identity::{Identity, UserId, UserText, UuidText};
 pub use outbound::{Aged, BACKLOG_BYTES, Enqueued, Gather, Outbound, OutboundLimits, SendPart};
 pub use rate_limiter::{ConnectionRateLimiter, OverRate, RateLimits};
 pub use session::{Flow, HistoryLimits, SESSION_BYTES, Session, Shown, Totals, Traffic};

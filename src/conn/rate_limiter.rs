@@ -81,6 +81,17 @@ impl ConnectionRateLimiter {
         *self == Self::default()
     }
 
+    /// From when on it is as good as a new one, if nothing is spent meanwhile.
+    pub fn is_full_from_ms(&self, limits: &RateLimits, now_ms: u64) -> u64 {
+        if self.edition != limits.edition {
+            return now_ms;
+        }
+        let full = |bucket: &TokenBucket, rate: Option<Rate>| {
+            rate.map_or(now_ms, |rate| bucket.admits_from_ms(rate, now_ms, rate.burst))
+        };
+        full(&self.messages, limits.messages).max(full(&self.bytes, limits.bytes))
+    }
+
     /// Whether it is as good as a new one.
     pub fn is_full(&self, limits: &RateLimits, now_ms: u64) -> bool {
         if self.edition != limits.edition {

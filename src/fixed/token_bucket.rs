@@ -38,6 +38,13 @@ impl TokenBucket {
         self.full_at = time(rate, now_ms).wrapping_add(owed);
     }
 
+    /// From when on a bucket from which nothing is taken meanwhile admits `cost` tokens: `now_ms`, if it does already.
+    pub fn admits_from_ms(&self, rate: Rate, now_ms: u64, cost: u32) -> u64 {
+        let burst = u64::from(rate.burst) * UNITS;
+        let missing = (self.owed(rate, now_ms) + (u64::from(cost) * UNITS).min(burst)).saturating_sub(burst);
+        now_ms.saturating_add(missing.div_ceil(rate.per_second.into()))
+    }
+
     /// Whether the bucket is full, as one is that was never used.
     pub fn is_full(&self, rate: Rate, now_ms: u64) -> bool {
         self.owed(rate, now_ms) == 0
@@ -139,6 +146,9 @@ mod tests {
                 now_ms += wait_ms;
                 left = (left + wait_ms * u64::from(per_second)).min(full);
                 let (cost, price) = (cost.min(burst), u64::from(cost.min(burst)) * UNITS);
+                let from_ms = bucket.admits_from_ms(rate, now_ms, cost);
+                prop_assert!(bucket.admits(rate, from_ms, cost));
+                prop_assert!(from_ms == now_ms || !bucket.admits(rate, from_ms - 1, cost));
                 prop_assert_eq!(take(&mut bucket, rate, now_ms, cost), left >= price);
                 left -= if left >= price { price } else { 0 };
             }

@@ -20,7 +20,7 @@ const fn part(what: &'static str, bytes: usize) -> Part {
 }
 
 /// The memory contract: what an idle connection costs this process, authenticated and with one subscription. It has no allocation
-/// of its own unless its user id is longer than 22 bytes, its token names topics, or its session has seen much. `tests/allocations.rs` counts it.
+/// of its own unless its user id is longer than 22 bytes and no UUID, its token names topics, or its session has seen much. `tests/allocations.rs` counts it.
 pub const IDLE: [Part; 7] = [
     part("connection with its identity", CONN_BYTES),
     part("slot in the pool", 8),

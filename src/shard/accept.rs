@@ -1,12 +1,14 @@
 //! Newcomers: a slot for a socket, or a refusal.
 //! Law: a socket that was accepted is adopted or refused in the same turn. A full table stops accepting, is said once,
-//! and accepting goes on when a connection ends or after a pause.
+//! and accepting goes on when a connection ends or after a pause. Who comes faster than `limits.connections_per_second` is not
+//! refused, which would cost nearly as much as taking it in, but waits where it costs nothing, in the kernel.
 
 use std::io;
 use std::net::SocketAddr;
 
 use crate::app::forwarded;
 use crate::conn::{Conn, Greeting, Seat};
+use crate::fixed::TokenBucket;
 use crate::id::{ConnKey, GENERATION_MAX};
 use crate::io::{Io, Socket};
 use crate::metrics::{CloseReason, Refusal};
@@ -25,6 +27,8 @@ pub enum Accepting {
     On,
     /// A table is full; again at this time of the shard's clock, or when a connection ends.
     Paused { until_ms: u64 },
+    /// Not until this time, since they came faster than they may.
+    Paced { until_ms: u64 },
     /// No more: the shard drains.
     Stopped,
 }
@@ -32,7 +36,7 @@ pub enum Accepting {
 impl Accepting {
     /// Whether the shard is among those that may get connections.
     pub(super) fn is_counted(self) -> bool {
-        matches!(self, Self::On | Self::Paused { .. })
+        matches!(self, Self::On | Self::Paused { .. } | Self::Paced { .. })
     }
 }
 
@@ -51,6 +55,7 @@ impl<I: Io> Shard<I> {
             self.metrics.refused[Refusal::Draining as usize].add(1);
             return self.io.refuse(socket);
         }
+        self.pace();
         let (now, greeting) = (self.ms(), self.greeting_for(&socket));
         let begins_with_tls = greeting.is_secure && greeting.request_at.is_some();
         match self.conns.insert_with(|_| Conn::new(now, greeting)) {
@@ -70,6 +75,30 @@ impl<I: Io> Shard<I> {
                 self.metrics.refused[Refusal::Full as usize].add(1);
                 self.io.refuse(socket);
             }
+        }
+    }
+
+    /// Counts a newcomer, and has the next ones wait if they come too fast. Some more may be on their way: they are taken in, and
+    /// those after them wait for longer.
+    fn pace(&mut self) {
+        let Some(rate) = self.settings.connection_rate(self.shared.shards) else { return };
+        let now_ms = self.now.monotonic_ms();
+        self.newcomers.take(rate, now_ms, 1);
+        let until_ms = self.newcomers.admits_from_ms(rate, now_ms, 1);
+        if until_ms > now_ms && matches!(self.accepting, Accepting::On | Accepting::Paced { .. }) {
+            if self.accepting == Accepting::On {
+                self.metrics.accept_paced.add(1);
+                self.io.pause_accepting();
+            }
+            self.accepting = Accepting::Paced { until_ms };
+        }
+    }
+
+    /// Another rate: what was used of the one before means nothing.
+    pub(super) fn forget_pace(&mut self) {
+        self.newcomers = TokenBucket::default();
+        if let Accepting::Paced { .. } = self.accepting {
+            self.open();
         }
     }
 
@@ -137,16 +166,14 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn accept_retry_ms(&self) -> Option<u64> {
         match self.accepting {
-            Accepting::Paused { until_ms } => Some(until_ms),
-            _ => None,
+            Accepting::Paused { until_ms } | Accepting::Paced { until_ms } => Some(until_ms),
+            Accepting::Idle | Accepting::On | Accepting::Stopped => None,
         }
     }
 
-    /// Goes on accepting if it was paused and the time has come.
+    /// Goes on accepting if it waits and the time has come.
     pub(super) fn resume_accepting(&mut self) {
-        if let Accepting::Paused { until_ms } = self.accepting
-            && until_ms <= self.now.monotonic_ms()
-        {
+        if self.accept_retry_ms().is_some_and(|until_ms| until_ms <= self.now.monotonic_ms()) {
             self.open();
         }
     }

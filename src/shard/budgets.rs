@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::flush::{CROWD_A_TURN, LEAVING_A_TURN, LEAVING_MS};
 use super::publish::{DELIVERIES_A_TURN, FRAMES_ANYWAY};
 use super::queries::ConnectionsQuery;
-use super::settings::{CONNS_A_TURN, Settings};
+use super::settings::{CONNS_A_TURN, QUIET_MS, Settings};
 use super::{DrainOrder, Inbox, Order, Shard, Shared, Turn};
 use crate::app::{PublishOptions, Router};
 use crate::config::{ClientLimitPolicy, Config};
@@ -126,9 +126,36 @@ fn open_one(shard: &mut Shard<Silent>, identity: &Identity) -> ConnKey {
     (conn.phase, conn.identity) = (Phase::Open, Some(identity.clone()));
     shard.metrics.authenticated.add(1);
     let most = Some(u32::MAX);
-    shard.shared.clients.admit(&identity.user_id, most, ClientLimitPolicy::EvictOldest, (ShardId(0), key)).unwrap();
+    shard
+        .shared
+        .clients
+        .admit(&identity.user_id.text(), most, ClientLimitPolicy::EvictOldest, (ShardId(0), key))
+        .unwrap();
     shard.reschedule(key);
     key
+}
+
+#[test]
+fn what_was_spent_of_the_rates_is_forgotten_when_it_is_there_again() {
+    let check = |messages: usize, forgotten_after_ms: u64| {
+        let mut shard = shard_of(1);
+        let key = shard.conns.key_of(0).unwrap();
+        shard.turn().unwrap();
+        let message = [b"\x81\x8f\0\0\0\0".as_slice(), br#"{"type":"ping"}"#].concat();
+        shard.io.inner_mut().arriving.push((key, message.repeat(messages)));
+        shard.turn().unwrap();
+        let spent_at_ms = shard.now.monotonic_ms();
+        while shard.conns.get(key).unwrap().intake.is_some() {
+            shard.turn().unwrap();
+        }
+        let after_ms = shard.now.monotonic_ms() - spent_at_ms;
+        assert!((forgotten_after_ms..=forgotten_after_ms + 20).contains(&after_ms), "{messages}: {after_ms} ms");
+        assert_eq!(shard.metrics.messages_in.get(), messages as u64);
+    };
+    check(1, QUIET_MS);
+    check(2, QUIET_MS);
+    check(100, QUIET_MS);
+    check(150, 1_500); // at a hundred a second
 }
 
 /// Turns until `is_over`, and returns how many connections were sent something in the one that sent to most.

@@ -132,7 +132,7 @@ impl<I: Io> Shard<I> {
             && conn.is_open()
             && let Some(identity) = &conn.identity
         {
-            self.shared.clients.release(&identity.user_id, (self.id, key));
+            self.shared.clients.release(&identity.user_id.text(), (self.id, key));
         }
     }
 

@@ -89,7 +89,7 @@ impl<I: Io> Shard<I> {
         let Claims { identity, max_connections } = claims;
         let most = max_connections.or(self.settings.client_connections_max);
         let policy = self.settings.client_limit_policy;
-        match self.shared.clients.admit(&identity.user_id, most, policy, (self.id, key)) {
+        match self.shared.clients.admit(&identity.user_id.text(), most, policy, (self.id, key)) {
             Ok(evicted) => {
                 // First: they are on no list any more, so whatever happens next they must go.
                 evicted.into_iter().for_each(|place| self.send_away(place));
@@ -130,7 +130,7 @@ impl<I: Io> Shard<I> {
             None => {}
             Some(Ok(Claims { identity, .. })) if identity.user_id == present.user_id => {
                 if self.settings.client_limit_policy == ClientLimitPolicy::EvictIdle {
-                    self.shared.clients.touch(&identity.user_id, (self.id, key));
+                    self.shared.clients.touch(&identity.user_id.text(), (self.id, key));
                 }
                 self.adopt_identity(key, identity, id);
             }
@@ -162,9 +162,9 @@ impl<I: Io> Shard<I> {
             self.metrics.authenticated.add(1);
         }
         self.note(key, if is_first { Note::Authenticated } else { Note::Refreshed });
-        tracing::debug!(%session, user = &*identity.user_id, "authenticated");
+        tracing::debug!(%session, user = &*identity.user_id.text(), "authenticated");
         let expires_at = identity.expires_at.map(NonZeroU64::get);
-        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id, session, expires_at));
+        self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id.text(), session, expires_at));
         self.reschedule(key);
     }
 

@@ -19,7 +19,7 @@ use crate::ws::{self, Opcode};
 
 use super::Shard;
 use super::closing::Goodbye;
-use super::settings::{CONNS_A_TURN, LIFETIME_SPREAD_MS, LINGER_MS};
+use super::settings::{CONNS_A_TURN, LIFETIME_SPREAD_MS, LINGER_MS, QUIET_MS};
 
 /// What a connection's timer stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ enum Due {
     Ping,
     Pong,
     Expiry,
+    /// What it has spent of its rates can be forgotten.
+    Quiet,
     Lifetime,
     Grace,
     Age,
@@ -127,6 +129,12 @@ impl<I: Io> Shard<I> {
             };
             consider(now_ms.saturating_add(due_ms.saturating_sub(self.now.unix_ms)), due);
         }
+        if let Some(intake) = &conn.intake
+            && intake.holds_nothing()
+        {
+            let full_ms = intake.rates.is_full_from_ms(&settings.rates, now_ms);
+            consider(at(conn.heard, QUIET_MS).max(full_ms), Due::Quiet);
+        }
         match conn.outbound.over_age(&settings.outbound, now_ms as Ms) {
             Ok(None) => {}
             Ok(Some(look)) => consider(now_ms + u64::from(look.wrapping_sub(now_ms as Ms)), Due::Age),
@@ -157,6 +165,7 @@ impl<I: Io> Shard<I> {
             Due::Age => self.part_slow(key, "a message has waited too long"),
             Due::Ping => self.ping(key),
             Due::Expiry => self.announce_expiry(key),
+            Due::Quiet => self.forget_spent(key),
             Due::Close => self.give_up(key),
             Due::Linger => self.retire(key, CloseReason::Internal),
         }
@@ -174,7 +183,6 @@ impl<I: Io> Shard<I> {
     }
 
     fn ping(&mut self, key: ConnKey) {
-        self.forget_spent(key); // it has been silent for a while
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.pinged = now;

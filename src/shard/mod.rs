@@ -44,7 +44,7 @@ use ahash::RandomState;
 use crate::app::context::Desk;
 use crate::app::{Clients, Router};
 use crate::conn::{Conn, ConnPool, FlushLine, Gather, Ms, Receiving, Unflushed};
-use crate::fixed::{Line, TimerWheel};
+use crate::fixed::{Line, TimerWheel, TokenBucket};
 use crate::id::{ConnKey, SessionId, SessionNames, ShardId};
 use crate::io::{Completion, Io, Now, Wait};
 use crate::metrics::ShardMetrics;
@@ -167,6 +167,8 @@ pub struct Shard<I: Io> {
     relieve_from: u32,
 
     accepting: accept::Accepting,
+    /// What newcomers have used of `limits.connections_per_second`.
+    newcomers: TokenBucket,
     draining: Option<drain::Draining>,
     /// The slot at which setting the timers anew goes on, after a reload.
     resetting: Option<u32>,
@@ -235,6 +237,7 @@ impl<I: Io> Shard<I> {
             inbound_bytes: 0,
             relieve_from: 0,
             accepting: accept::Accepting::default(),
+            newcomers: TokenBucket::default(),
             draining: None,
             resetting: None,
             overflows_before: 0,

@@ -96,8 +96,8 @@ impl<I: Io> Shard<I> {
         let Publish { topic, data, key: of, exclude_self } = *request;
         self.share = self.share.saturating_sub(1);
         let publisher = self.conns.get(key).and_then(|conn| conn.identity.clone());
-        let publisher = publisher.as_ref().map(|identity| &*identity.user_id);
-        let write = |envelope: EnvelopeWriter<'_>| envelope.message(topic, data, publisher);
+        let publisher = publisher.as_ref().map(|identity| identity.user_id.text());
+        let write = |envelope: EnvelopeWriter<'_>| envelope.message(topic, data, publisher.as_deref());
         let spread = self.spread(topic, of, exclude_self.then_some(key.slot), write);
         if spread.others.is_empty() {
             return self.acknowledge(key, id, topic, spread.delivery);

@@ -292,7 +292,9 @@ impl<I: Io> Shard<I> {
 
     fn ended(&self, query: &ConnectionsQuery) -> Connections {
         let client = query.client.as_deref();
-        let is_of = |ended: &&Ended| client.is_none_or(|client| ended.user_id.as_deref() == Some(client));
+        let is_of = |ended: &&Ended| {
+            client.is_none_or(|client| ended.user_id.as_ref().is_some_and(|user_id| *user_id.text() == *client))
+        };
         let ended = self.sessions.ended().filter(is_of).filter(|_| query.topic.is_none());
         let states: Vec<_> = ended.map(|ended| self.describe_ended(ended)).collect();
         query.merge([Connections { matched: states.len() as u64, connections: states }])
@@ -316,7 +318,7 @@ impl<I: Io> Shard<I> {
         let (conn, session) = (self.conns.get(key)?, self.sessions.get(key.slot)?);
         Some(SessionState {
             session_id: self.session_id(key),
-            user_id: conn.identity.as_ref().map(|identity| (*identity.user_id).to_owned()),
+            user_id: conn.identity.as_ref().map(|identity| identity.user_id.text().to_string()),
             address: session.address(),
             shard: self.id.0,
             endpoint: label(conn.endpoint),
@@ -336,7 +338,7 @@ impl<I: Io> Shard<I> {
         let Ended { id, user_id, endpoint, unsent, totals, session } = ended;
         SessionState {
             session_id: *id,
-            user_id: user_id.as_ref().map(|user_id| (**user_id).to_owned()),
+            user_id: user_id.as_ref().map(|user_id| user_id.text().to_string()),
             address: session.address(),
             shard: self.id.0,
             endpoint: label(*endpoint),
@@ -362,7 +364,7 @@ impl<I: Io> Shard<I> {
 }
 
 fn is_of(client: Option<&str>, conn: &Conn) -> bool {
-    client.is_none_or(|client| conn.identity.as_ref().is_some_and(|identity| *identity.user_id == *client))
+    client.is_none_or(|client| conn.identity.as_ref().is_some_and(|identity| *identity.user_id.text() == *client))
 }
 
 fn label(endpoint: Endpoint) -> &'static str {

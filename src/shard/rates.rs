@@ -21,8 +21,14 @@ impl<I: Io> Shard<I> {
         }
         let Some(conn) = self.conns.get_mut(key) else { return false };
         let intake = conn.intake.get_or_insert_default();
+        let is_first = intake.rates.is_new();
         match intake.rates.take(rates, self.now.monotonic_ms(), bytes.len().try_into().unwrap_or(u32::MAX)) {
-            Ok(()) => true,
+            Ok(()) => {
+                if is_first {
+                    self.reschedule(key);
+                }
+                true
+            }
             Err(over) => {
                 self.refuse_over_rate(key, bytes, over);
                 false
@@ -63,8 +69,13 @@ impl<I: Io> Shard<I> {
             return;
         }
         let intake = conn.intake.get_or_insert_default();
+        let is_first = intake.rates.is_new();
         let over = (0..frames).filter_map(|_| intake.rates.take(rates, now_ms, 0).err());
-        if over.into_iter().any(|over| over.refused >= OVER_RATE_MAX) {
+        let is_flood = over.into_iter().any(|over| over.refused >= OVER_RATE_MAX);
+        if is_first {
+            self.reschedule(key);
+        }
+        if is_flood {
             self.end_flood(key);
         }
     }

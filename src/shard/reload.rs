@@ -20,6 +20,9 @@ impl<I: Io> Shard<I> {
             if settings.edition != self.settings.edition {
                 self.resetting = Some(0);
             }
+            if settings.connections_per_second != self.settings.connections_per_second {
+                self.forget_pace();
+            }
             self.codecs.set(&settings.compression);
             self.settings = settings;
             self.sessions.forget_beyond(self.settings.closed_sessions_max(self.shared.shards));

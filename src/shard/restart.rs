@@ -134,7 +134,7 @@ impl<I: Io> Shard<I> {
         (shard.accepting, shard.draining) = (accepting, draining);
         match accepting {
             Accepting::Stopped => shard.io.stop_accepting(),
-            Accepting::Idle | Accepting::On | Accepting::Paused { .. } => shard.open(),
+            Accepting::Idle | Accepting::On | Accepting::Paused { .. } | Accepting::Paced { .. } => shard.open(),
         }
         shard
     }

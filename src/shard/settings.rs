@@ -24,6 +24,7 @@ pub struct Settings {
     pub prefixes: AttemptRate,
     pub connections_max: u32,
     pub handshakes_max: u32,
+    pub connections_per_second: Option<u32>,
     pub slots: u32,
     pub handshake: HandshakeLimits,
     pub messages: Limits,
@@ -79,6 +80,7 @@ impl Settings {
             prefixes: config.limits.connection_attempts.clone().unwrap_or_default(),
             connections_max,
             handshakes_max: config.limits.handshakes_in_flight,
+            connections_per_second: config.limits.connections_per_second,
             slots,
             handshake: HandshakeLimits { header_bytes_max: config.websocket.max_header_bytes.0 },
             messages: Limits { message_bytes_max: config.websocket.max_message_size.0, extensions: Extensions::NONE },
@@ -137,6 +139,12 @@ impl Settings {
         self.closed_sessions_kept.div_ceil(shards)
     }
 
+    /// The rate at which one shard of so many takes connections in: one a second at least.
+    pub fn connection_rate(&self, shards: usize) -> Option<Rate> {
+        let per_second = self.connections_per_second?.div_ceil(u32::try_from(shards).unwrap_or(u32::MAX));
+        Some(Rate { per_second, burst: per_second.div_ceil(10) })
+    }
+
     /// One shard's part, of so many, of a bound on bytes of all of them.
     pub fn part(bytes: u64, shards: usize) -> usize {
         usize::try_from(bytes / shards as u64).unwrap_or(usize::MAX)
@@ -155,6 +163,8 @@ pub const READ_ON_BYTES: usize = 64 * 1024;
 /// Messages of a connection that are refused for their rate, without a pause in between that would have given it its
 /// whole burst again, until it is closed.
 pub const OVER_RATE_MAX: u16 = 200;
+/// How long nothing must have come from a connection until its memory of what it has spent goes, if it has all of it again.
+pub const QUIET_MS: u64 = 1_000;
 /// Inflated bytes that count as much as one refusal more.
 pub const REFUSAL_BYTES: usize = 16 * 1024;
 /// How far those whose lifetime has ended are spread when they come back: their ends are spread already.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -183,6 +183,22 @@ fn attempts_by_prefix_by_default_and_off() {
     check("errors: 7", 1, 600, true);
     check("connection_attempts: {per_second: 1, burst: 3}", 12, 3, false);
     check("connection_attempts: {per_second: 1, burst: 3, ipv4_prefix: 24}", 12, 3, true);
+}
+
+#[test]
+fn newcomers_over_the_rate_of_all_wait_and_are_let_in() {
+    let server = Server::build(2, "limits: {connections_per_second: 50, connection_attempts: null}", |builder| builder);
+    let mut here = server.connect();
+    let begin = Instant::now();
+    let mut newcomers: Vec<Raw> = (0..40).map(|_| server.raw()).collect();
+    newcomers.iter_mut().for_each(|raw| raw.write(raw::request("/ws").as_bytes()));
+    assert_eq!(here.ask("ping", json!({}))["type"], "pong");
+    assert!(newcomers.iter_mut().all(|raw| raw.head().starts_with("HTTP/1.1 101 ")));
+    // A shard may have taken in three at once, and as many as were on their way when it had.
+    assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
+    assert!(server.sum(|shard| &shard.accept_paced) > 1);
+    drop((here, newcomers));
+    server.rest();
 }
 
 fn clients(limits: &str) -> Server {

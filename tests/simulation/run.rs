@@ -608,6 +608,7 @@ impl Run {
             ("exact receipts", exact),
             ("starved", sum(&|metrics| metrics.starved.get())),
             ("accept stopped", sum(&|metrics| metrics.accept_stopped.get())),
+            ("accept paced", sum(&|metrics| metrics.accept_paced.get())),
             ("bus full", sum(&|metrics| metrics.bus_full.get())),
             ("deflated", sum(&|metrics| metrics.deflated[Deflated::Compressed as usize].get())),
             ("read deflated", self.clients.iter().map(|client| client.reader.inflated as u64).sum()),
@@ -646,6 +647,7 @@ pub fn draw_settings(dice: &mut Dice) -> Drawn {
     let (timers, hasty) = (dice.chance(0.4), dice.chance(0.15));
     let some = |dice: &mut Dice, values: &[u64]| values[dice.below(values.len())];
     settings.echo_path = Some("/echo".into());
+    settings.connections_per_second = dice.chance(0.2).then(|| 10 + dice.below(1_000) as u32);
     settings.connections_max = 4 + dice.below(30) as u32;
     settings.slots = 4 + dice.below(29) as u32;
     settings.compression.enabled = dice.chance(0.9);

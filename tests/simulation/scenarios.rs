@@ -324,6 +324,35 @@ fn an_order_to_a_shard_that_has_ended_is_refused() {
     assert_eq!(refused, Refused::gone());
 }
 
+/// Nobody is refused, none is lost, and who is here is served while they wait.
+#[test]
+fn newcomers_over_the_rate_wait_to_be_accepted() {
+    let kernel = SimConfig { table: 100, buffers: 8, buffer_size: 4096 };
+    // Two shards: each has half of it.
+    let mut stage = Stage::on_kernel(kernel, 7, 2, 8, |settings| settings.connections_per_second = Some(100));
+    let here = stage.client(0);
+    stage.pass(1_000);
+    let newcomers: Vec<usize> = (0..60).map(|_| stage.newcomer(0)).collect();
+    newcomers.iter().for_each(|&client| stage.world.client_send(stage.id(client), wire::request("/ws").as_bytes()));
+    let begin_ms = stage.world.now().monotonic_ms();
+    for _ in 0..6 {
+        stage.send(here, &[r#"{"id":1,"type":"ping"}"#]);
+        (0..100).for_each(|_| stage.tick());
+        assert_eq!(stage.told(here), "pong 1");
+        let (answered, after_ms) = (stage.metrics[0].active() - 1, stage.world.now().monotonic_ms() - begin_ms);
+        let due = 5 + after_ms * 50 / 1000;
+        // Accepts that were out when it was enough are paid for later.
+        assert!((due - 1..=due + 6).contains(&answered), "{answered} after {after_ms} ms, where {due} are due");
+    }
+    assert!((10..60).contains(&stage.metrics[0].accept_paced.get()));
+    // Without a limit, the others come at once.
+    stage.reload(0, |settings| settings.connections_per_second = None);
+    stage.tick();
+    stage.rest();
+    assert!(newcomers.iter().all(|&client| stage.response(client) == Some(101)));
+    assert_eq!(stage.metrics[1].accept_paced.get(), 0);
+}
+
 #[test]
 fn who_is_on_a_shard_that_breaks_is_told() {
     let mut stage = Stage::new(2, 8, |_| {});

@@ -478,7 +478,7 @@ mod tests {
         let claims = json!({"sub": "ann", "exp": NOW_S + 9, "max_connections": 2, "topics": {"subscribe": ["a.*"]}});
         let Claims { identity, max_connections } =
             verify(&settings(&[hs256()]), &make_token(&claims, &hs256()).unwrap()).unwrap();
-        assert_eq!((&*identity.user_id, max_connections), ("ann", Some(2)));
+        assert_eq!((&*identity.user_id.text(), max_connections), ("ann", Some(2)));
         assert_eq!(identity.expires_at.map(NonZeroU64::get), Some(NOW_S + 9));
         assert!(identity.may_subscribe("a.b") && !identity.may_publish("a.b"));
         let free = verify(&settings(&[hs256()]), &make_token(&json!({"sub": "bob"}), &hs256()).unwrap()).unwrap();

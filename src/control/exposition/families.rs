@@ -245,6 +245,11 @@ pub(super) const FAMILIES: &[Family] = &[
         values: Values::Counter(|shard| &shard.accept_stopped),
     },
     Family {
+        name: "tidewheel_accept_paced",
+        help: "Times accepting waited because newcomers came faster than limits.connections_per_second.",
+        values: Values::Counter(|shard| &shard.accept_paced),
+    },
+    Family {
         name: "tidewheel_bus_full",
         help: "Times a publisher waited for room on the bus between shards.",
         values: Values::Counter(|shard| &shard.bus_full),

@@ -286,7 +286,10 @@ impl Kernel {
     }
 
     fn work_listener(&mut self, around: &mut Surroundings) {
-        while self.listener == Listener::Accepting && !self.backlog.is_empty() {
+        for _ in 0..ACCEPTS {
+            if self.listener != Listener::Accepting || self.backlog.is_empty() {
+                return;
+            }
             if around.dice.chance(around.faults.accept_fails) {
                 let code = if around.dice.coin() { libc::EMFILE } else { libc::ENFILE };
                 return self.stop_listener(code);
@@ -387,3 +390,6 @@ impl Kernel {
         if found.is_empty() { Ok(()) } else { Err(format!("{:?}: {}", self.shard, found.join("; "))) }
     }
 }
+
+/// Accepts that are out at a time.
+const ACCEPTS: usize = 3;

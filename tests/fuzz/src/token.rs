@@ -30,7 +30,7 @@ pub fn try_bytes(bytes: &[u8]) {
 fn check(authenticator: &Authenticator, token: &str) {
     let Ok(claims) = authenticator.verify(token, NOW_MS) else { return };
     let identity = &claims.identity;
-    assert!((1..=USER_ID_LENGTH_MAX).contains(&identity.user_id.len()));
+    assert!((1..=USER_ID_LENGTH_MAX).contains(&identity.user_id.text().len()));
     assert_ne!(claims.max_connections, Some(0));
     if let Some(expires_at) = identity.expires_at {
         assert!(expires_at.get().saturating_mul(1000).saturating_add(LEEWAY_MS) > NOW_MS, "expired");
