@@ -18,10 +18,10 @@ use crate::stage::Stage;
 const SECONDS: u64 = 10;
 const KERNEL: SimConfig = SimConfig { table: 400, buffers: 64, buffer_size: 4096 };
 
-/// What was admitted from the first time to the end of `took_ms`.
+/// What was admitted from the first time to the end of `took_ms`, which the last round may overrun: 150 newcomers a shard are 50 turns.
 #[track_caller]
 fn check(Rate { per_second, burst }: Rate, admitted: u64, took_ms: u64) {
-    assert!((SECONDS * 1000..SECONDS * 1000 + 200).contains(&took_ms), "{took_ms} ms");
+    assert!((SECONDS * 1000..SECONDS * 1000 + 400).contains(&took_ms), "{took_ms} ms");
     let (per_second, burst) = (u64::from(per_second), u64::from(burst));
     let most = burst + per_second * took_ms / 1000;
     let least = burst + SECONDS * per_second * 98 / 100;
