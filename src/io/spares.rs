@@ -8,8 +8,8 @@ use crate::fixed::SpareBuffers;
 const SMALL_CAPACITY_MAX: usize = 4096;
 /// Small buffers kept, at most: 1,024 × 4 KiB = 4 MiB a shard.
 const SMALL_MAX: usize = 1024;
-/// Capacity a new small buffer starts with.
-const SMALL_CAPACITY: usize = 512;
+/// Capacity a new small buffer starts with: most replies have room in it.
+const SMALL_CAPACITY: usize = 256;
 /// Bytes of large buffers kept, at most. Each may have a quarter of that, which is twice what is gathered for one send.
 const LARGE_BYTES_MAX: usize = 1024 * 1024;
 /// So many large buffers there can be at most.
