@@ -11,8 +11,8 @@ use uuid::fmt::Hyphenated;
 
 use super::permissions::Permissions;
 
-/// Who a connection belongs to: 40 bytes, and on the heap the permissions and a user id that is neither short nor a UUID. Cloned for each message
-/// that a handler gets, without an allocation.
+/// Who a connection belongs to: 40 bytes, and on the heap the permissions and a user id that is neither short nor a UUID.
+/// Cloned for each message that a handler gets, without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The claim `sub`: 1 to 255 bytes.
@@ -91,12 +91,6 @@ impl From<&str> for UserId {
     }
 }
 
-impl fmt::Display for UserText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self)
-    }
-}
-
 impl fmt::Debug for UserId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&*self.text(), f)
@@ -120,6 +114,12 @@ impl Deref for UserText<'_> {
             Self::Held(text) => text,
             Self::Made(text) => text,
         }
+    }
+}
+
+impl fmt::Display for UserText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
     }
 }
 
