@@ -94,11 +94,7 @@ impl ConnectionRateLimiter {
 
     /// Whether it is as good as a new one.
     pub fn is_full(&self, limits: &RateLimits, now_ms: u64) -> bool {
-        if self.edition != limits.edition {
-            return true;
-        }
-        let full = |bucket: &TokenBucket, rate: Option<Rate>| rate.is_none_or(|rate| bucket.is_full(rate, now_ms));
-        full(&self.messages, limits.messages) && full(&self.bytes, limits.bytes)
+        self.is_full_from_ms(limits, now_ms) == now_ms
     }
 }
 

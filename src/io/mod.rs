@@ -39,6 +39,12 @@ pub use recv_ring::RecvBuffer;
 
 use crate::id::{ConnKey, ShardId};
 
+/// Accepts out on each listener, so connections that one turn can take in from each; the kernel queues the others. Few: a
+/// newcomer with its handshake and its token is 60 µs, and those who are there wait for the turn. If each of them is closed for an
+/// error, that is some 14 completions: more newcomers than leave with the completions of a turn would pile up, and everybody
+/// else's input behind theirs.
+const ACCEPTS: usize = 3;
+
 /// An accepted socket that has no connection yet: an index in the driver's descriptor table. Not `Clone`: it is
 /// adopted or refused exactly once.
 #[derive(Debug)]

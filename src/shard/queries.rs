@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app::context::{Answer, Refused};
-use crate::conn::{Conn, Endpoint, Event, Note, Phase, Session, Totals};
+use crate::conn::{Conn, Endpoint, Event, Note, Phase, Session, Totals, UserId};
 use crate::id::{ConnKey, SessionId};
 use crate::io::Io;
 use crate::metrics::ErrorCode;
@@ -253,7 +253,9 @@ impl<I: Io> Shard<I> {
             let Some(key) = self.conns.key_of(slot) else { continue };
             let (Some(conn), Some(session)) = (self.conns.get(key), self.sessions.get(slot)) else { continue };
             let is_subscribed = topic.flatten().is_none_or(|topic| conn.subscriptions.has(topic));
-            if is_subscribed && is_of(walk.query.client.as_deref(), conn) {
+            if is_subscribed
+                && is_of(walk.query.client.as_deref(), conn.identity.as_ref().map(|identity| &identity.user_id))
+            {
                 walk.matched += 1;
                 let rank = self.rank_live(walk.query.sort, conn, session);
                 if walk.best.len() < walk.query.limit as usize {
@@ -292,10 +294,11 @@ impl<I: Io> Shard<I> {
 
     fn ended(&self, query: &ConnectionsQuery) -> Connections {
         let client = query.client.as_deref();
-        let is_of = |ended: &&Ended| {
-            client.is_none_or(|client| ended.user_id.as_ref().is_some_and(|user_id| *user_id.text() == *client))
-        };
-        let ended = self.sessions.ended().filter(is_of).filter(|_| query.topic.is_none());
+        let ended = self
+            .sessions
+            .ended()
+            .filter(|ended| is_of(client, ended.user_id.as_ref()))
+            .filter(|_| query.topic.is_none());
         let states: Vec<_> = ended.map(|ended| self.describe_ended(ended)).collect();
         query.merge([Connections { matched: states.len() as u64, connections: states }])
     }
@@ -363,8 +366,8 @@ impl<I: Io> Shard<I> {
     }
 }
 
-fn is_of(client: Option<&str>, conn: &Conn) -> bool {
-    client.is_none_or(|client| conn.identity.as_ref().is_some_and(|identity| *identity.user_id.text() == *client))
+fn is_of(client: Option<&str>, user_id: Option<&UserId>) -> bool {
+    client.is_none_or(|client| user_id.is_some_and(|user_id| *user_id.text() == *client))
 }
 
 fn label(endpoint: Endpoint) -> &'static str {

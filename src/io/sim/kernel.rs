@@ -13,7 +13,7 @@ use super::conn::{Conn, Phase, Receive, Sending, Surroundings};
 use super::dice::Dice;
 use super::stream::Stream;
 use crate::id::{ConnKey, ShardId};
-use crate::io::{Completion, Doorbell, FrameKey, Palette, Socket};
+use crate::io::{ACCEPTS, Completion, Doorbell, FrameKey, Palette, Socket};
 
 /// Sizes of one shard's simulated ring.
 #[derive(Clone, Copy, Debug)]
@@ -390,6 +390,3 @@ impl Kernel {
         if found.is_empty() { Ok(()) } else { Err(format!("{:?}: {}", self.shard, found.join("; "))) }
     }
 }
-
-/// Accepts that are out at a time.
-const ACCEPTS: usize = 3;

@@ -18,7 +18,7 @@ use socket2::{SockAddr, SockAddrStorage, socklen_t};
 use super::{Deferred, Uring};
 use crate::io::recv_ring::RecvBuffer;
 use crate::io::token::{Op, Token};
-use crate::io::{Completion, Socket};
+use crate::io::{ACCEPTS, Completion, Socket};
 
 /// The listening sockets of a driver and the accepts on them.
 pub(super) struct Acceptor {
@@ -330,10 +330,5 @@ fn is_gone_already(errno: i32) -> bool {
     )
 }
 
-/// Accepts out on each listener, so connections that one turn can take in from each; the kernel queues the others. Few: a
-/// newcomer with its handshake and its token is 60 µs, and those who are there wait for the turn. If each of them is closed for an
-/// error, that is some 14 completions: more newcomers than leave with the completions of a turn would pile up, and everybody
-/// else's input behind theirs.
-const ACCEPTS: usize = 3;
 /// IORING_FILE_INDEX_ALLOC: the kernel picks the place in the table.
 const ALLOCATE: i32 = -1;
