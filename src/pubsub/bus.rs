@@ -16,13 +16,15 @@ use crate::id::{ConnKey, ReceiptIndex, ShardId};
 use crate::io::SharedFrame;
 use crate::sync::{ArrayQueue, AtomicU64, Ordering, SegQueue};
 
-use super::{Delivery, SHARDS_MAX, ShardSet, Topic};
+use super::{Delivery, Period, SHARDS_MAX, ShardSet, Topic};
 
 /// A publish for another shard: put the frame on the queues of your members and say how many.
 #[derive(Debug)]
 pub struct Publish {
     /// The topic; `None` for a broadcast to every connection.
     pub topic: Option<Arc<Topic>>,
+    /// Which of your members it is for: those of this period.
+    pub period: Period,
     /// The frame.
     pub frame: Arc<SharedFrame>,
     /// The sender's entry that awaits the counts.
@@ -146,7 +148,8 @@ impl BusPort {
         debug_assert!(self.room > 0);
         self.room = self.room.saturating_sub(1);
         for shard in to.iter() {
-            let publish = Publish { topic: topic.cloned(), frame: frame.clone(), receipt };
+            let period = topic.map(|topic| topic.period(shard)).unwrap_or_default();
+            let publish = Publish { topic: topic.cloned(), period, frame: frame.clone(), receipt };
             let full = self.bus.pair(self.shard, shard).publishes.push(publish).is_err();
             assert!(!full, "only this shard pushes here, and it has looked for room");
             self.awaited[shard.index()] += 1;

@@ -21,7 +21,7 @@ pub use bus::{Bus, BusPort, Publish};
 pub use fanout::{Delivery, FanOut, Queues, fan_out};
 pub use policies::Policies;
 pub use receipts::{Answered, Receipts};
-pub use registry::{Registry, ShardSet, Topic};
+pub use registry::{Period, Registry, ShardSet, Topic};
 pub use topics::Topics;
 pub use windows::WindowCounts;
 

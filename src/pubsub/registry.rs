@@ -71,9 +71,18 @@ pub struct Topic {
     dead: AtomicBool,
     /// The windows of each shard's members that take compressed messages; written by that shard alone.
     windows: Box<[AtomicU32]>,
-    /// The topic's index in each shard's own table; written and read by that shard alone.
-    local: Box<[AtomicU32]>,
+    /// For each shard, the [`Period`] that it is in or was in last, above the topic's index in its own table, or
+    /// [`NOT_LOCAL`]; written by that shard alone. While there is an index, the shard is in `interest`.
+    local: Box<[AtomicU64]>,
 }
+
+/// One stretch of time in which a shard had subscribers of a topic.
+///
+/// A publish that is on its way to a shard is for the members of the period in which it was sent. If the last of them has
+/// left and another has come meanwhile, that one must not get it: it would not get those that were sent in between, when
+/// the shard was not interested, and see a gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Period(u32);
 
 const NOT_LOCAL: u32 = u32::MAX;
 
@@ -86,7 +95,7 @@ impl Topic {
             interest: std::array::from_fn(|_| AtomicU64::new(0)),
             dead: AtomicBool::new(false),
             windows: (0..shards).map(|_| AtomicU32::new(0)).collect(),
-            local: (0..shards).map(|_| AtomicU32::new(NOT_LOCAL)).collect(),
+            local: (0..shards).map(|_| AtomicU64::new(u64::from(NOT_LOCAL))).collect(),
         }
     }
 
@@ -132,7 +141,40 @@ impl Topic {
 
     /// The topic's index in the table of `shard`, which must be the calling shard.
     pub fn local(&self, shard: ShardId) -> Option<u32> {
-        Some(self.local[shard.index()].load(Ordering::Relaxed)).filter(|&index| index != NOT_LOCAL)
+        Some(self.place(shard).1).filter(|&index| index != NOT_LOCAL)
+    }
+
+    /// The same, for what was sent in `period`: `None` also if that is over.
+    pub fn local_in(&self, period: Period, shard: ShardId) -> Option<u32> {
+        self.local(shard).filter(|_| self.period(shard) == period)
+    }
+
+    /// The period of `shard` to which a publish belongs that is sent to it now. To be asked after [`Topic::interest`]: if
+    /// the period is not over when the publish arrives, every publish that was sent in between has found the interest too.
+    pub fn period(&self, shard: ShardId) -> Period {
+        self.place(shard).0
+    }
+
+    fn place(&self, shard: ShardId) -> (Period, u32) {
+        let place = self.local[shard.index()].load(Ordering::SeqCst);
+        (Period((place >> 32) as u32), place as u32)
+    }
+
+    /// The interest is shown before the period begins, or a publisher could read of a period, and not of interest.
+    fn begin(&self, shard: ShardId, index: u32) {
+        self.interest[shard.index() / 64].fetch_or(1 << (shard.index() % 64), Ordering::SeqCst);
+        let Period(last) = self.period(shard);
+        let place = u64::from(last.wrapping_add(1)) << 32 | u64::from(index);
+        self.local[shard.index()].store(place, Ordering::SeqCst);
+    }
+
+    /// Whether the topic has died with it. To be called with its stripe locked.
+    fn end(&self, shard: ShardId) -> bool {
+        self.local[shard.index()].fetch_or(u64::from(NOT_LOCAL), Ordering::SeqCst);
+        self.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
+        let is_dead = self.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0);
+        self.dead.store(is_dead, Ordering::SeqCst);
+        is_dead
     }
 }
 
@@ -188,18 +230,14 @@ impl Registry {
                 topic
             }
         };
-        topic.local[shard.index()].store(local, Ordering::Relaxed);
-        topic.interest[shard.index() / 64].fetch_or(1 << (shard.index() % 64), Ordering::SeqCst);
+        topic.begin(shard, local);
         topic
     }
 
     /// `shard` has lost its last subscriber of the topic.
     pub fn leave(&self, topic: &Topic, shard: ShardId) {
         let mut stripe = self.stripe(&topic.name).write();
-        topic.local[shard.index()].store(NOT_LOCAL, Ordering::Relaxed);
-        topic.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
-        if topic.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0) {
-            topic.dead.store(true, Ordering::SeqCst);
+        if topic.end(shard) {
             stripe.remove(&*topic.name);
         }
     }
@@ -208,12 +246,8 @@ impl Registry {
     pub fn leave_all(&self, shard: ShardId) {
         for stripe in &self.stripes {
             stripe.write().retain(|_, topic| {
-                topic.local[shard.index()].store(NOT_LOCAL, Ordering::Relaxed);
                 topic.set_windows(shard, Windows::default());
-                topic.interest[shard.index() / 64].fetch_and(!(1 << (shard.index() % 64)), Ordering::SeqCst);
-                let dead = topic.interest.iter().all(|word| word.load(Ordering::SeqCst) == 0);
-                topic.dead.store(dead, Ordering::SeqCst);
-                !dead
+                !topic.end(shard)
             });
         }
     }
@@ -253,6 +287,27 @@ mod tests {
         registry.leave(&topic, B);
         assert_eq!((registry.find("t").is_none(), topic.interest(), registry.len()), (true, None, 0));
         assert!(registry.join("t", A, 1).interest().is_some(), "a name comes back as a new topic");
+    }
+
+    /// With other shards' subscribers the topic stays the same one, and its index may be what it was.
+    #[test]
+    fn a_period_ends_with_the_last_subscriber_of_its_shard() {
+        let registry = Registry::new(71);
+        let topic = registry.join("t", A, 7);
+        type Leave = fn(&Registry, &Topic);
+        let leaves: [Leave; 2] = [|registry, topic| registry.leave(topic, B), |registry, _| registry.leave_all(B)];
+        for leave in leaves {
+            registry.join("t", B, 9);
+            let sent = topic.period(B);
+            assert_eq!(topic.local_in(sent, B), Some(9));
+            leave(&registry, &topic);
+            assert_eq!((topic.local_in(sent, B), topic.local_in(topic.period(B), B)), (None, None));
+            let between = topic.period(B);
+            registry.join("t", B, 9);
+            assert_eq!([sent, between].map(|period| topic.local_in(period, B)), [None; 2]);
+            assert_eq!((topic.local_in(topic.period(B), B), topic.local(A)), (Some(9), Some(7)));
+            registry.leave(&topic, B);
+        }
     }
 
     #[test]

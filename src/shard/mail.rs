@@ -30,13 +30,13 @@ impl<I: Io> Shard<I> {
             self.on_counted(receipt, delivery);
         }
         while !self.mail_budget.is_spent() {
-            let Some(Publish { topic, frame, receipt }) = self.bus.receive_publish(sender) else { return };
+            let Some(Publish { topic, period, frame, receipt }) = self.bus.receive_publish(sender) else { return };
             let bytes = frame.plain().len();
             let delivery = match topic {
                 None => self.deliver_to_all(frame),
-                Some(topic) => match topic.local(self.id) {
+                Some(topic) => match topic.local_in(period, self.id) {
                     Some(index) => self.deliver(index, frame, None),
-                    // The last member left while the frame was on its way.
+                    // The last member left while the frame was on its way: who has come since is none of those it is for.
                     None => Default::default(),
                 },
             };

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-use tidewheel::pubsub::{Registry, WindowCounts};
+use tidewheel::id::ReceiptIndex;
+use tidewheel::io::SharedFrame;
+use tidewheel::pubsub::{Bus, Delivery, Publish, Registry, WindowCounts};
 use tidewheel::ws::deflate::Windows;
 
 use crate::{A, B, C, explore};
@@ -35,6 +37,40 @@ fn a_publish_after_the_ack_finds_the_subscriber() {
         subscriber.join().unwrap();
         leaver.join().unwrap();
         assert_eq!(registry.find("t").unwrap().interest().unwrap().iter().collect::<Vec<_>>(), [B]);
+    });
+}
+
+/// A shard loses its last subscriber and gets another while publishes are on their way to it: who has come since sees them
+/// from one on, and none of those before.
+#[test]
+fn a_new_subscriber_sees_no_gap() {
+    explore("a_new_subscriber_sees_no_gap", 4, || {
+        let (registry, bus) = (Registry::new(3), Bus::with_bound(3, 2));
+        registry.join("t", C, 0);
+        let topic = registry.join("t", B, 0);
+        let (registry, mut publisher, mut port) = (Arc::new(registry), bus.port(A), bus.port(B));
+        let subscribers = {
+            let (registry, topic) = (registry.clone(), topic.clone());
+            thread::spawn(move || {
+                registry.leave(&topic, B);
+                registry.join("t", B, 0);
+            })
+        };
+        for number in 0..2 {
+            assert!(publisher.has_room());
+            let mut to = topic.interest().expect("alive");
+            to.remove(C);
+            publisher.publish(to, Some(&topic), &SharedFrame::new(vec![number]), ReceiptIndex::new(0));
+        }
+        subscribers.join().unwrap();
+        let mut seen = Vec::new();
+        while let Some(Publish { topic, period, frame, receipt }) = port.receive_publish(A) {
+            if topic.is_some_and(|topic| topic.local_in(period, B).is_some()) {
+                seen.push(frame.plain()[0]);
+            }
+            port.answer(A, receipt, Delivery::default());
+        }
+        assert!([&[][..], &[1], &[0, 1]].contains(&&*seen), "{seen:?}");
     });
 }
 

@@ -445,6 +445,43 @@ fn counts_of_a_broken_shard_are_given_once_and_those_for_it_reach_nobody() {
     assert!(stage.shards[0].leftovers().contains(&("receipts", 0)));
 }
 
+/// A publish that still waits in a shard's mail when its last subscriber leaves is for nobody: whoever subscribes next, and
+/// before the mail is taken, would get it without those that came between, for which the shard was not interested.
+#[test]
+fn what_waited_while_the_last_subscriber_left_is_not_for_the_next_one() {
+    let unsubscribe = SUBSCRIBE.replace("subscribe", "unsubscribe");
+    let other_topic = PUBLISH.replace("\"t\"", "\"u\"");
+    for leaves in [true, false] {
+        let mut stage = Stage::new(2, 8, |settings| settings.outbound.frames_max = 4); // one publish a turn
+        stage.world.set_socket_buffers(&[64 * 1024]); // or what some say would take many turns
+        let [publisher, elsewhere, first, next] = [0, 0, 1, 1].map(|shard| stage.client(shard));
+        stage.send(first, &[SUBSCRIBE, &SUBSCRIBE.replace("\"t\"", "\"u\"")]);
+        stage.send(elsewhere, &[SUBSCRIBE]); // or there would be no topic once the first has left
+        stage.rest();
+        let say = |stage: &mut Stage, shard: usize, client: usize, texts: &[&str]| {
+            stage.send(client, texts);
+            stage.deliver();
+            stage.turns(shard, texts.len() + 1);
+        };
+        say(&mut stage, 0, publisher, &[&other_topic, &other_topic, &other_topic, &other_topic, PUBLISH]);
+        assert_eq!(stage.shared.bus.depth(ShardId(1)), 5);
+        if leaves {
+            say(&mut stage, 1, first, &[&unsubscribe]);
+            say(&mut stage, 0, publisher, &[PUBLISH]);
+        }
+        say(&mut stage, 1, next, &[SUBSCRIBE]);
+        assert!(stage.shared.bus.depth(ShardId(1)) > 0, "it waits still");
+        stage.rest();
+        let expected = if leaves { "ack 0" } else { "ack 0, message" };
+        assert_eq!(stage.told(next), expected, "left: {leaves}");
+        stage.send(publisher, &[PUBLISH]);
+        stage.rest();
+        assert_eq!(stage.told(next), "message", "and what is published from now on");
+        let receivers: &[u64] = if leaves { &[1, 1, 1, 1, 1, 1, 2] } else { &[1, 1, 1, 1, 3, 3] };
+        assert_eq!(matched(&mut stage, publisher), receivers);
+    }
+}
+
 /// What the acks of publishes say that came since the last call.
 fn matched(stage: &mut Stage, client: usize) -> Vec<u64> {
     let texts = stage.frames(client).into_iter().map(|frame| serde_json::from_slice(&frame.payload).unwrap());
