@@ -360,6 +360,14 @@ impl Client {
                 let Disconnect { code, reconnect } = payload(&said);
                 assert_eq!(reconnect, matches!(code, 1011 | 1012 | 4000..=4499), "{}", shown());
                 self.parted = Some(code);
+                // What it has not answered by now is not carried out, unless its shard broke.
+                if code != 1011 {
+                    for (_, want) in &self.ordered {
+                        if let &Want::Published(publish) = want {
+                            scene.ledger.refused(publish);
+                        }
+                    }
+                }
                 return;
             }
             _ => {}

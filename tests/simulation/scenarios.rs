@@ -488,6 +488,24 @@ fn matched(stage: &mut Stage, client: usize) -> Vec<u64> {
     texts.map(|ack: serde_json::Value| ack["payload"]["matched"].as_u64().unwrap()).collect()
 }
 
+/// What it had begun is answered before its last words, and what it had not is not done: a client knows of each request.
+#[test]
+fn what_is_not_answered_before_the_last_words_was_not_done() {
+    let mut stage = Stage::new(2, 2, |_| {});
+    let (publisher, subscriber) = (stage.client(0), stage.client(1));
+    stage.send(subscriber, &[SUBSCRIBE]);
+    stage.rest();
+    stage.send(publisher, &[PUBLISH; 9]);
+    stage.deliver();
+    stage.turns(0, 9); // shard 1 has not counted, so two are on their way and seven wait
+    stage.inboxes[0].drain(DrainOrder::within(30_000));
+    stage.turns(0, 9);
+    assert_eq!(stage.told(publisher), "");
+    stage.rest();
+    assert_eq!(stage.told(publisher), "ack 1, ack 1, disconnect, close 1012");
+    assert_eq!(stage.told(subscriber), "ack 0, message, message");
+}
+
 /// Whom a message of the operator's may not reach cannot be made to get a topic's either.
 #[test]
 fn an_operator_subscribes_only_whom_it_could_send_to() {
