@@ -45,11 +45,6 @@ impl TokenBucket {
         now_ms.saturating_add(missing.div_ceil(rate.per_second.into()))
     }
 
-    /// Whether the bucket is full, as one is that was never used.
-    pub fn is_full(&self, rate: Rate, now_ms: u64) -> bool {
-        self.owed(rate, now_ms) == 0
-    }
-
     /// What is missing until the bucket is full, in thousandths of a token.
     pub fn owed(&self, rate: Rate, now_ms: u64) -> u64 {
         let owed = self.full_at.wrapping_sub(time(rate, now_ms));
@@ -114,11 +109,11 @@ mod tests {
     fn just_under_at_and_over() {
         let rate = Rate { per_second: 10, burst: 5 };
         let mut bucket = TokenBucket::default();
-        assert!(bucket.is_full(rate, 0) && bucket.admits(rate, 0, 5));
+        assert!(bucket.owed(rate, 0) == 0 && bucket.admits(rate, 0, 5));
         (0..5).for_each(|_| assert!(take(&mut bucket, rate, 0, 1)));
         assert!(!take(&mut bucket, rate, 0, 1) && !take(&mut bucket, rate, 99, 1));
         assert!(take(&mut bucket, rate, 100, 1) && !take(&mut bucket, rate, 100, 1));
-        assert!(!bucket.is_full(rate, 599) && bucket.is_full(rate, 600));
+        assert!(bucket.owed(rate, 599) > 0 && bucket.owed(rate, 600) == 0);
         // Waiting longer brings no more than a full bucket.
         assert!(take(&mut bucket, rate, 1 << 50, 5) && !take(&mut bucket, rate, 1 << 50, 1));
     }

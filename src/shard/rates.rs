@@ -3,7 +3,7 @@
 //! whole life, but who goes on without a pause is closed.
 
 use crate::app::envelope;
-use crate::conn::{Endpoint, Intake, Note, OverRate, Then};
+use crate::conn::{ConnectionRateLimiter, Endpoint, Intake, Note, OverRate, RateLimits, Then};
 use crate::id::{ConnKey, MessageId, MessageIdRef};
 use crate::io::Io;
 use crate::metrics::{CloseReason, ErrorCode};
@@ -19,21 +19,30 @@ impl<I: Io> Shard<I> {
         if rates.messages.is_none() && rates.bytes.is_none() {
             return true;
         }
-        let Some(conn) = self.conns.get_mut(key) else { return false };
-        let intake = conn.intake.get_or_insert_default();
-        let is_first = intake.rates.is_new();
-        match intake.rates.take(rates, self.now.monotonic_ms(), bytes.len().try_into().unwrap_or(u32::MAX)) {
-            Ok(()) => {
-                if is_first {
-                    self.reschedule(key);
-                }
-                true
-            }
-            Err(over) => {
+        let cost = bytes.len().try_into().unwrap_or(u32::MAX);
+        match self.spend(key, |limiter, rates, now_ms| limiter.take(rates, now_ms, cost)) {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(over)) => {
                 self.refuse_over_rate(key, bytes, over);
                 false
             }
         }
+    }
+
+    /// Spends of a connection's rates; with the first of it begins the time after which it is forgotten.
+    fn spend<T>(
+        &mut self,
+        key: ConnKey,
+        spend: impl FnOnce(&mut ConnectionRateLimiter, &RateLimits, u64) -> T,
+    ) -> Option<T> {
+        let limiter = &mut self.conns.get_mut(key)?.intake.get_or_insert_default().rates;
+        let is_first = limiter.is_new();
+        let spent = spend(limiter, &self.settings.rates, self.now.monotonic_ms());
+        if is_first {
+            self.reschedule(key);
+        }
+        Some(spent)
     }
 
     fn refuse_over_rate(&mut self, key: ConnKey, bytes: &mut [u8], over: OverRate) {
@@ -60,22 +69,18 @@ impl<I: Io> Shard<I> {
     /// Counts frames that bring no message as messages: pings, pongs that nobody asked for, fragments that hardly bring
     /// their message forward. They are carried out all the same, until the connection is closed for them.
     pub(super) fn count_frames(&mut self, key: ConnKey, frames: u32) {
-        let (rates, now_ms) = (&self.settings.rates, self.now.monotonic_ms());
-        if frames == 0 || rates.messages.is_none() {
+        if frames == 0 || self.settings.rates.messages.is_none() {
             return;
         }
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get(key) else { return };
         if !conn.is_open() || conn.endpoint == Endpoint::Echo {
             return;
         }
-        let intake = conn.intake.get_or_insert_default();
-        let is_first = intake.rates.is_new();
-        let over = (0..frames).filter_map(|_| intake.rates.take(rates, now_ms, 0).err());
-        let is_flood = over.into_iter().any(|over| over.refused >= OVER_RATE_MAX);
-        if is_first {
-            self.reschedule(key);
-        }
-        if is_flood {
+        let is_flood = self.spend(key, |limiter, rates, now_ms| {
+            let mut over = (0..frames).filter_map(|_| limiter.take(rates, now_ms, 0).err());
+            over.any(|over| over.refused >= OVER_RATE_MAX)
+        });
+        if is_flood == Some(true) {
             self.end_flood(key);
         }
     }
