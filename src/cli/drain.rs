@@ -114,6 +114,10 @@ impl Port {
         loop {
             thread::sleep(PAUSE);
             match self.ask("GET", "")? {
+                // Whoever looks after the server may have started it again by now.
+                Ok(progress) if !is_drain(&progress) => {
+                    return output::print("the server has ended, and another answers\n");
+                }
                 Ok(progress) => {
                     let now = describe(&progress);
                     if now != shown {
@@ -152,6 +156,11 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 fn parse(answer: &str) -> Option<(u16, &str)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?, body))
+}
+
+/// A server that drains has a deadline, until its end.
+fn is_drain(progress: &Value) -> bool {
+    progress["deadline_in_ms"].is_u64()
 }
 
 fn describe(progress: &Value) -> String {

@@ -66,8 +66,10 @@ pub(super) async fn serve(
                         answer
                     }
                 });
-                let connection =
-                    http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).serve_connection(TokioIo::new(stream), service);
+                // Who has ended its own side still waits for the answer; the deadlines of the stream bound that.
+                let mut http = http1::Builder::new();
+                let connection = http.half_close(true).max_buf_size(HEAD_BYTES_MAX);
+                let connection = connection.serve_connection(TokioIo::new(stream), service);
                 // A connection that breaks is its client's affair.
                 Box::pin(async move { drop(connection.await) })
             })

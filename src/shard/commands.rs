@@ -156,7 +156,8 @@ impl<I: Io> Shard<I> {
     fn adopt_identity(&mut self, key: ConnKey, identity: Identity, id: Option<MessageIdRef<'_>>) {
         let session = self.session_id(key);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let is_first = conn.identity.replace(identity.clone()).is_none();
+        let before = conn.identity.replace(identity.clone());
+        let is_first = before.is_none();
         conn.expiry_announced = false;
         if is_first {
             self.metrics.authenticated.add(1);
@@ -165,7 +166,27 @@ impl<I: Io> Shard<I> {
         tracing::debug!(%session, user = &*identity.user_id.text(), "authenticated");
         let expires_at = identity.expires_at.map(NonZeroU64::get);
         self.reply(key, id, |envelope| envelope.authenticated(&identity.user_id.text(), session, expires_at));
+        if let Some(before) = before {
+            self.end_what_is_withdrawn(key, &before, &identity);
+        }
         self.reschedule(key);
+    }
+
+    /// Ends the subscriptions that the token before allowed and the new one does not. Those that neither allows were made by
+    /// a handler or an operator, who need no token's leave.
+    fn end_what_is_withdrawn(&mut self, key: ConnKey, before: &Identity, now: &Identity) {
+        if before.permissions == now.permissions || now.permissions.is_none() {
+            return;
+        }
+        let Some(conn) = self.conns.get(key) else { return };
+        let names = conn.subscriptions.as_slice().iter().map(|&topic| self.topics.topic(topic).name());
+        let withdrawn = names.filter(|name| before.may_subscribe(name) && !now.may_subscribe(name));
+        let withdrawn: Vec<Box<str>> = withdrawn.map(Box::from).collect();
+        for topic in withdrawn {
+            if self.leave(key, &topic).is_ok() {
+                self.push(key, |envelope| envelope.unsubscribed_for(&topic, "the new token does not allow it"));
+            }
+        }
     }
 
     fn subscribe(&mut self, key: ConnKey, message: IncomingMessage<'_>) {

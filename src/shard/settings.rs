@@ -107,7 +107,7 @@ impl Settings {
             auth_required: config.auth.required,
             credentials: Carriers { cookie: config.auth.cookie.clone(), query: config.auth.query },
             auth_timeout_ms: ms(config.auth.timeout),
-            expiry_grace_ms: ms(config.auth.expiry_grace),
+            expiry_grace_ms: ms(config.auth.leeway) + ms(config.auth.expiry_grace),
             idle_timeout_ms: config.websocket.idle_timeout_seconds * 1000,
             ping_interval_ms: config.websocket.ping_interval_seconds * 1000,
             pong_timeout_ms: ms(config.websocket.pong_timeout),

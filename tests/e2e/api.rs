@@ -329,3 +329,19 @@ fn the_configuration_is_told_without_its_secrets() {
     assert_eq!(config["limits"]["topic_length"], 255);
     assert!(!answer.body.contains("hush") && !answer.body.contains(KEY), "{}", answer.body);
 }
+
+/// What it has ordered is done either way.
+#[test]
+fn who_ends_its_side_is_answered() {
+    let api = Api::start("auth: {required: false}");
+    let mut client = api.server.connect();
+    client.subscribe("t");
+    let body = json!({"topic": "t", "data": 1}).to_string();
+    for request in ["POST /api/publish", "GET /api/connections", "GET /metrics"] {
+        let body = if request.starts_with("POST") { body.as_bytes() } else { b"" };
+        assert_eq!(http::last_request(api.server.admin, request, JSON, body).status, 200, "{request}");
+    }
+    assert_eq!(client.data("t"), 1);
+    client.close();
+    api.server.rest();
+}

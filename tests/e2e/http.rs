@@ -1,7 +1,7 @@
 //! A client of the internal port that says what it likes and keeps what comes back.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use serde_json::Value;
 
@@ -33,7 +33,18 @@ impl Answer {
 /// Sends one request, `METHOD target`, with header lines of the caller's choice, on a connection of its own.
 #[track_caller]
 pub fn request(address: SocketAddr, request: &str, headers: &str, body: &[u8]) -> Answer {
-    let mut stream = tcp(address);
+    say(tcp(address), request, headers, body, |_| {})
+}
+
+/// The same; the client ends its side of the connection before the answer comes.
+#[track_caller]
+pub fn last_request(address: SocketAddr, request: &str, headers: &str, body: &[u8]) -> Answer {
+    say(tcp(address), request, headers, body, |stream| stream.shutdown(Shutdown::Write).unwrap())
+}
+
+#[track_caller]
+fn say(mut stream: TcpStream, request: &str, headers: &str, body: &[u8], then: impl FnOnce(&TcpStream)) -> Answer {
+    let address = stream.peer_addr().unwrap();
     let is_framed = headers.contains("Content-Length") || headers.contains("Transfer-Encoding");
     let length = match is_framed || request.starts_with("GET") {
         true => String::new(),
@@ -43,6 +54,7 @@ pub fn request(address: SocketAddr, request: &str, headers: &str, body: &[u8]) -
     stream.write_all(head.as_bytes()).unwrap();
     // A server that has refused the head need not read the body.
     let _ = stream.write_all(body);
+    then(&stream);
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text);
     let text = String::from_utf8(text).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -175,7 +175,7 @@ fn the_command_drains() {
     refused(&with_key, &["--admin-listen", &admin, "--deadline", "soon"], 2, "drain.deadline");
     refused(&with_key, &["--admin-listen", &server.address.to_string()], 1, "answered 405");
     let nobody = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().to_string()
     };
     refused(&with_key, &["--admin-listen", &nobody], 1, "nobody answers");
@@ -195,6 +195,33 @@ fn the_command_drains() {
     assert_eq!(lines.last(), Some(&"the server has ended"));
     assert_eq!(server.wait(), Some(0));
     reader.join().unwrap();
+}
+
+/// Another server answers before the command has seen the one that drains gone.
+#[test]
+fn the_command_does_not_wait_for_the_next_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap().to_string();
+    let servers = thread::spawn(move || {
+        for (phase, deadline_ms) in [("draining", json!(1000)), ("draining", json!(0)), ("ready", json!(null))] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = BufReader::new(&stream).lines();
+            while request.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let body = json!({"phase": phase, "connections_left": 0, "deadline_in_ms": deadline_ms}).to_string();
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            io::copy(&mut stream, &mut io::sink()).unwrap();
+        }
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_tidewheel"))
+        .env_clear()
+        .env("TIDEWHEEL_ADMIN_KEY", "a-key-of-the-admin-api")
+        .args(["drain", "--admin-listen", &admin, "--wait"])
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && stdout.ends_with("the server has ended, and another answers\n"), "{stdout}");
+    servers.join().unwrap();
 }
 
 #[test]

@@ -100,6 +100,15 @@ impl<'o> EnvelopeWriter<'o> {
         self.topic(topic).close()
     }
 
+    /// The subscription to `topic` has ended, and nobody asked for that.
+    pub fn unsubscribed_for(self, topic: &str, reason: &str) {
+        self.out.extend_from_slice(br#"{"type":"unsubscribed","payload":{"topic":"#);
+        string(self.out, topic);
+        self.out.extend_from_slice(b",\"reason\":");
+        string(self.out, reason);
+        self.close()
+    }
+
     /// The message is on the queues of the subscribers of `topic` as `receipt` says.
     pub fn published(self, topic: &str, receipt: Delivery) {
         self.out.extend_from_slice(br#"{"type":"ack","payload":{"success":true,"message":"Published to "#);
@@ -337,6 +346,9 @@ mod tests {
             let mut published = json!(ack("Published to"));
             let counts = json!({"matched": u64::MAX, "queued": 10, "dropped": 0});
             published.as_object_mut().unwrap().extend(counts.as_object().unwrap().clone());
+            check("unsubscribed", json!({"topic": topic, "reason": NASTY}), |message| {
+                message.unsubscribed_for(topic, NASTY);
+            });
             let receipt = Delivery { matched: u64::MAX, queued: 10, dropped: 0 };
             check("ack", published, |message| message.published(topic, receipt));
             check("error", json!({"code": "not_found", "message": topic}), |message| {
