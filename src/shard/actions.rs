@@ -6,6 +6,7 @@ use crate::app::context::{Action, Refused, Sent};
 use crate::app::envelope::{IncomingMessage, MessageId};
 use crate::app::handler::HandlerError;
 use crate::app::{Context, OutgoingMessage};
+use crate::conn::Conn;
 use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::Io;
@@ -134,7 +135,9 @@ impl<I: Io> Shard<I> {
     /// not read beyond it, and a handler that sends without being asked stops here.
     fn is_flooded(&self, key: ConnKey) -> bool {
         let flood_bytes = flood_bytes(self.settings.outbound.bytes_max);
-        self.conns.get(key).is_some_and(|conn| conn.outbound.bytes() >= flood_bytes)
+        let behind = |newest| self.receipts.waiting(newest);
+        let waiting = |conn: &Conn| conn.outbound.bytes() + conn.receipts.map_or(0, behind);
+        self.conns.get(key).is_some_and(|conn| waiting(conn) >= flood_bytes)
     }
 
     /// Queues a message of a handler, unless it sends on and on to a client that does not read.

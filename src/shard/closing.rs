@@ -92,6 +92,7 @@ impl<I: Io> Shard<I> {
             &mut Phase::Closing(late) => {
                 conn.phase = Phase::Finishing { linger: farewell.then == Then::Linger, late };
                 self.finish(key);
+                self.discard_input(key);
             }
             _ => {}
         }
@@ -106,6 +107,7 @@ impl<I: Io> Shard<I> {
         conn.reason = Some(reason);
         conn.since = now;
         conn.outbound.reply(self.io.palette(), now, write);
+        self.discard_input(key);
         self.list(key, FlushLine::Leaving);
         self.reschedule(key);
     }
@@ -160,7 +162,10 @@ impl<I: Io> Shard<I> {
         self.list(key, FlushLine::Leaving);
         let Some(conn) = self.conns.get_mut(key) else { return };
         match then {
-            Then::Linger => conn.phase = Phase::Finishing { linger: true, late },
+            Then::Linger => {
+                conn.phase = Phase::Finishing { linger: true, late };
+                self.discard_input(key);
+            }
             Then::Await if !conn.receive_ended() => {}
             Then::Await | Then::Close => self.finish(key),
         }
@@ -178,6 +183,14 @@ impl<I: Io> Shard<I> {
         conn.parked = 0;
         self.executor.cancel(key);
         self.settle(key);
+    }
+
+    /// Nothing of what came or comes is looked at: what was held goes, and reading goes on where it had been paused. Else
+    /// the socket would be closed with input in it, which destroys what is on its way to the peer.
+    fn discard_input(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        self.inbound_bytes -= conn.take_held().map_or(0, |held| held.waiting_bytes());
+        self.want_more(key);
     }
 
     /// Both sides have said their last: close when the queue has left.

@@ -149,6 +149,8 @@ pub struct Shard<I: Io> {
     budget: Budget,
     /// What other shards' publishes may, in this turn.
     mail_budget: Budget,
+    /// Whether this turn began with all of both.
+    refilled: bool,
     /// Whose mail was taken first.
     first_sender: u16,
     gather: Gather,
@@ -227,6 +229,7 @@ impl<I: Io> Shard<I> {
             share: 0,
             budget: Budget::default(),
             mail_budget: Budget::default(),
+            refilled: false,
             first_sender: 0,
             gather: Gather::default(),
             gathered: Memory::default(),
@@ -364,7 +367,8 @@ impl<I: Io> Shard<I> {
 
     /// What may be put on queues is for as many turns as it takes to flush it.
     fn refill(&mut self) {
-        if self.unflushed.len(FlushLine::Crowd) == 0 {
+        self.refilled = self.unflushed.len(FlushLine::Crowd) == 0;
+        if self.refilled {
             self.budget = Budget::of_turn(&self.settings.outbound);
             self.mail_budget = self.budget;
         }

@@ -212,9 +212,11 @@ impl<I: Io> Shard<I> {
             self.drain(order);
         }
         let mut walks = WALKS_PER_TURN;
+        // One at least of what a turn may publish, however much of it clients have used up.
+        let mut has_one = self.refilled;
         while walks > 0
             && self.inbox.has_orders()
-            && self.has_room_to_publish()
+            && (std::mem::take(&mut has_one) && self.has_room_on_bus() || self.has_room_to_publish())
             && let Some(order) = self.inbox.take_order()
         {
             walks -= u32::from(!matches!(order, Order::Publish { .. } | Order::Broadcast { .. }));

@@ -206,7 +206,11 @@ impl<I: Io> Goodbye<'_, I> {
             });
             ws::close(out, 1011, INTERNAL);
         });
+        let receive_ended = conn.receive_ended();
         self.flush(key);
+        if !receive_ended {
+            self.io.receive(key); // it may have been paused, and what is not read destroys these words
+        }
         true
     }
 

@@ -9,6 +9,7 @@ mod client;
 mod compose;
 mod crowds;
 mod drains;
+mod farewells;
 mod handlers;
 mod ledger;
 mod multitude;

@@ -12,7 +12,7 @@ use tidewheel::pubsub::Policies;
 use tidewheel::shard::errands::{Addressees, Errand};
 use tidewheel::shard::settings::{LINGER_MS, Settings};
 use tidewheel::shard::{DrainOrder, Order};
-use tidewheel::{Config, Delivery, OutgoingMessage};
+use tidewheel::{Config, Delivery, Disconnect, OutgoingMessage};
 use tokio::sync::oneshot;
 
 use crate::secure;
@@ -591,4 +591,50 @@ fn who_has_gone_by_the_deadline_was_not_cut() {
     stage.rest();
     stage.pass(1_500);
     assert_eq!((stage.done[0], stage.metrics[0].cut.get()), (true, 1));
+}
+
+/// Each turn's publishes are the clients', and an order is taken all the same: the one that parts from them, too.
+#[test]
+fn orders_are_taken_while_clients_publish() {
+    for clients in [1, 4] {
+        let mut stage = Stage::new(1, 8, |settings| settings.outbound.frames_max = 16); // four publishes a turn
+        stage.world.set_socket_buffers(&[64 * 1024]);
+        let clients: Vec<usize> = (0..clients).map(|_| stage.client(0)).collect();
+        let play = |stage: &mut Stage| {
+            clients.iter().for_each(|&client| stage.send(client, &[PUBLISH; 8]));
+            stage.world.advance(Duration::from_millis(1));
+            stage.turn(0);
+        };
+        (0..50).for_each(|_| play(&mut stage));
+        let (answer, mut answered) = oneshot::channel();
+        let everybody = (0..4).map(|slot| ConnKey { slot, generation: 1 }).collect();
+        let (errand, addressees) = (Errand::Disconnect(Disconnect::default()), Addressees::Conns(everybody));
+        stage.inboxes[0].push(Order::Run { errand, addressees, answer }).unwrap();
+        let turns = (1..=10).find(|_| {
+            play(&mut stage);
+            answered.try_recv().is_ok()
+        });
+        assert!(turns.is_some(), "with {} clients nobody looks at it", clients.len());
+    }
+}
+
+/// What waits behind a publish that is being counted is its client's as much as what is on its queue.
+#[test]
+fn a_handler_that_sends_on_and_on_is_stopped_behind_a_publish_too() {
+    const MOST: u32 = 2_000;
+    for publishes in [false, true] {
+        let mut stage = Stage::new(2, 8, |settings| settings.outbound.bytes_max = MOST);
+        stage.world.set_socket_buffers(&[64 * 1024]);
+        let (client, subscriber) = (stage.client(0), stage.client(1));
+        stage.send(subscriber, &[SUBSCRIBE]);
+        stage.rest();
+        if publishes {
+            stage.send(client, &[PUBLISH]);
+        }
+        stage.send(client, &[r#"{"type":"say","payload":{"times":5000}}"#]);
+        stage.deliver();
+        stage.turns(0, 20);
+        let [_, outbound, _] = stage.shards[0].heaviest();
+        assert!(outbound <= 4 * MOST as usize + 1_000, "publishes: {publishes}: {outbound} bytes wait");
+    }
 }
