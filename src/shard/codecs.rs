@@ -171,15 +171,17 @@ impl<I: Io> Shard<I> {
         inflated.map_err(Failed::Peer)?;
         self.metrics.inflated_from_bytes.add(payload.len() as u64);
         self.metrics.inflated_to_bytes.add(message.len() as u64);
-        let (refusals, inflated_bytes) = (self.refusals(key), message.len());
+        // Blocks that yield nothing are work too.
+        let cost = message.len().max(payload.len());
+        let refusals = self.refusals(key);
         match opcode {
             Opcode::Text if simdutf8::basic::from_utf8(&message).is_err() => {
                 return Err(Failed::Peer(ProtocolError::TextNotUtf8));
             }
-            Opcode::Text => self.on_event(key, Event::Text(&mut message)),
-            _ => self.on_event(key, Event::Binary(&mut message)),
+            Opcode::Text => self.on_event(key, Event::Text(&mut message), cost),
+            _ => self.on_event(key, Event::Binary(&mut message), cost),
         }
-        self.weigh_refusal(key, refusals, inflated_bytes);
+        self.weigh_refusal(key, refusals, cost);
         reuse(&mut message);
         self.codecs.message = message;
         Ok(())

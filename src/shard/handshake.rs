@@ -198,6 +198,9 @@ impl<I: Io> Shard<I> {
                 return refuse(503, "the server holds as many connections as it may; connect again later", cause);
             }
         }
+        if let Some(why) = certificate.and_then(|certificate| self.why_not(certificate)) {
+            return Verdict::Refuse { status: 401, why: why.into(), cause: Refusal::Unauthorized };
+        }
         let endpoint = if request.path == self.settings.path {
             Endpoint::Native
         } else if Some(request.path) == self.settings.echo_path.as_deref() {
@@ -238,15 +241,23 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Whom a certificate names, where that counts. The handshake has verified it; but a ticket may bring back one that has
-    /// ended since.
+    /// Why a certificate that was shown lets nobody in. The handshake has verified it; but a ticket may bring back one that has
+    /// ended since, and each ticket brings another.
+    fn why_not(&self, certificate: &CertificateDer<'_>) -> Option<String> {
+        match tls::not_after_s(certificate) {
+            Ok(not_after_s) if not_after_s.saturating_mul(1000) <= self.now.unix_ms => {
+                Some("the client's certificate has ended".into())
+            }
+            Ok(_) => None,
+            Err(error) => Some(format!("the client's certificate cannot be read: {error}")),
+        }
+    }
+
+    /// Whom a certificate names, where that counts.
     fn named_by(&self, certificate: Option<&CertificateDer<'_>>) -> Result<Option<Claims>, String> {
         let (Some(terms), Some(certificate)) = (&self.settings.tls, certificate) else { return Ok(None) };
         let subject = tls::subject(terms, certificate).map_err(|error| error.to_string())?;
         let Some(CertSubject { client_id, not_after_s }) = subject else { return Ok(None) };
-        if not_after_s.saturating_mul(1000) <= self.now.unix_ms {
-            return Err("the client's certificate has ended".into());
-        }
         let expires_at = NonZeroU64::new(not_after_s);
         let identity = Identity { user_id: (&*client_id).into(), expires_at, permissions: None };
         Ok(Some(Claims { identity, max_connections: None }))

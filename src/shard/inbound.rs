@@ -97,7 +97,7 @@ impl<I: Io> Shard<I> {
             let outcome = match contain(|| decoder.next(&mut input, &limits)) {
                 Ok(Ok(Some(Event::Deflated { opcode, payload }))) => self.on_deflated(key, opcode, payload),
                 Ok(Ok(Some(event))) => {
-                    self.on_event(key, event);
+                    self.on_event(key, event, 0);
                     Ok(())
                 }
                 Ok(Ok(None)) => break,
@@ -130,7 +130,8 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    pub(super) fn on_event(&mut self, key: ConnKey, event: Event<'_>) {
+    /// A message counts for at least `cost` bytes in its connection's rates.
+    pub(super) fn on_event(&mut self, key: ConnKey, event: Event<'_>, cost: usize) {
         let now = self.ms();
         let Some(conn) = self.conns.get_mut(key) else { return };
         let endpoint = conn.endpoint;
@@ -156,7 +157,7 @@ impl<I: Io> Shard<I> {
                 conn.active = now;
                 self.count_flow(key, Flow::MessagesIn, 1);
                 match endpoint {
-                    Endpoint::Native if !self.is_within_rates(key, bytes) => {}
+                    Endpoint::Native if !self.is_within_rates(key, bytes, cost) => {}
                     Endpoint::Native => self.on_message(key, bytes),
                     Endpoint::Echo => self.echo(key, Opcode::Text, bytes),
                 }
@@ -165,7 +166,7 @@ impl<I: Io> Shard<I> {
                 conn.active = now;
                 self.count_flow(key, Flow::MessagesIn, 1);
                 match endpoint {
-                    Endpoint::Native if !self.is_within_rates(key, bytes) => {}
+                    Endpoint::Native if !self.is_within_rates(key, bytes, cost) => {}
                     Endpoint::Native => self.on_binary_message(key, bytes),
                     Endpoint::Echo => self.echo(key, Opcode::Binary, bytes),
                 }

@@ -13,13 +13,14 @@ use super::closing::Goodbye;
 use super::settings::{OVER_RATE_MAX, REFUSAL_BYTES};
 
 impl<I: Io> Shard<I> {
-    /// Whether a message is within its connection's rates; one that is not is answered here.
-    pub(super) fn is_within_rates(&mut self, key: ConnKey, bytes: &mut [u8]) -> bool {
+    /// Whether a message is within its connection's rates, where it counts for at least `cost` bytes; one that is not is
+    /// answered here.
+    pub(super) fn is_within_rates(&mut self, key: ConnKey, bytes: &mut [u8], cost: usize) -> bool {
         let rates = &self.settings.rates;
         if rates.messages.is_none() && rates.bytes.is_none() {
             return true;
         }
-        let cost = bytes.len().try_into().unwrap_or(u32::MAX);
+        let cost = bytes.len().max(cost).try_into().unwrap_or(u32::MAX);
         match self.spend(key, |limiter, rates, now_ms| limiter.take(rates, now_ms, cost)) {
             None => false,
             Some(Ok(())) => true,
@@ -91,13 +92,13 @@ impl<I: Io> Shard<I> {
         intake.map_or(0, |intake| intake.rates.refused())
     }
 
-    /// A message was inflated to so many bytes. If it was refused, since there were fewer refusals `before`, it counts for as
+    /// A compressed message was work for so many bytes. If it was refused, since there were fewer refusals `before`, it counts for as
     /// many as that was worth: small messages cost little, and must not make much work for as long as plain ones may.
-    pub(super) fn weigh_refusal(&mut self, key: ConnKey, before: u16, inflated_bytes: usize) {
+    pub(super) fn weigh_refusal(&mut self, key: ConnKey, before: u16, work_bytes: usize) {
         if self.refusals(key) <= before {
             return;
         }
-        let more = u16::try_from(inflated_bytes / REFUSAL_BYTES).unwrap_or(u16::MAX);
+        let more = u16::try_from(work_bytes / REFUSAL_BYTES).unwrap_or(u16::MAX);
         let Some(intake) = self.conns.get_mut(key).and_then(|conn| conn.intake.as_mut()) else { return };
         if intake.rates.weigh_refusal(more).refused >= OVER_RATE_MAX {
             self.end_flood(key);

@@ -22,6 +22,8 @@ pub struct Handshake {
     given: usize,
     /// It stands in line for its next step.
     pub is_waiting: bool,
+    /// The peer's stream has ended behind what has come.
+    pub has_ended: bool,
 }
 
 /// Both sides have keys.
@@ -70,12 +72,16 @@ impl Handshake {
     /// The configuration cannot be used.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let rustls = UnbufferedServerConnection::new(config)?;
-        Ok(Self { rustls, received: Vec::new(), given: 0, is_waiting: false })
+        Ok(Self { rustls, received: Vec::new(), given: 0, is_waiting: false, has_ended: false })
     }
 
-    /// Takes bytes that came. Whether they are so many that the next step must not wait.
-    pub fn receive(&mut self, bytes: &[u8]) -> bool {
+    /// Takes bytes that came.
+    pub fn receive(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
+    }
+
+    /// Whether so many have come that no more are to be read before the next step.
+    pub fn is_full(&self) -> bool {
         self.received.len() > RECEIVED_MAX
     }
 

@@ -161,11 +161,13 @@ impl<I: Io> Layer<I> {
                 Completion::ReceiveStopped { conn, starved }
             }
             Completion::ReceiveEnded { conn, lost } => {
-                self.advance_waiting(conn); // what came before the end
-                if self.secured(conn).is_some_and(|secured| std::mem::replace(&mut secured.told_end, true)) {
-                    return None;
+                if lost == Lost::EndOfStream
+                    && let Some(handshake) = self.waiting_handshake(conn)
+                {
+                    handshake.has_ended = true; // what came before has its step first, in its turn
+                } else {
+                    self.end_received(conn, lost);
                 }
-                self.yields.push_back(Completion::ReceiveEnded { conn, lost });
                 return None;
             }
             Completion::Closed { conn } => {
@@ -187,7 +189,9 @@ impl<I: Io> Layer<I> {
     fn on_received(&mut self, conn: ConnKey, bytes: I::Buffer, armed: bool) -> Option<Completion<Bytes<I::Buffer>>> {
         let secured = self.secured(conn).filter(|secured| !secured.told_end)?;
         match secured.stage {
-            Stage::Over => return None,
+            // After its last word nobody looks at what comes: how much it is, and that more is to be asked for, is the shard's
+            // to know.
+            Stage::Over => return Some(Completion::Received { conn, bytes: Bytes::Whole(bytes), armed }),
             Stage::Open(_) => self.open_received(conn, bytes, armed),
             Stage::Handshake(_) => {
                 // That bytes came is for the shard to know, even if they are nothing yet.
@@ -251,10 +255,11 @@ impl<I: Io> Layer<I> {
     }
 
     fn on_handshake_bytes(&mut self, conn: ConnKey, bytes: &[u8]) {
-        let Some(secured) = self.secured(conn) else { return };
+        let Some(secured) = find(&mut self.conns, conn) else { return };
         let Stage::Handshake(handshake) = &mut secured.stage else { return };
-        if handshake.receive(bytes) {
-            return self.advance(conn);
+        handshake.receive(bytes);
+        if handshake.is_full() {
+            self.io.pause(conn);
         }
         if !std::mem::replace(&mut handshake.is_waiting, true) {
             let conns = &self.conns;
@@ -273,24 +278,33 @@ impl<I: Io> Layer<I> {
         }
         let Some(conn) = self.waiting.pop() else { return false };
         self.metrics.tls_waiting.set(self.waiting.len() as u64);
+        let Some(handshake) = self.waiting_handshake(conn) else { return true };
+        let (was_full, has_ended) = (handshake.is_full(), handshake.has_ended);
         let from_ns = self.io.clock_ns();
-        if self.advance_waiting(conn) {
-            self.share.spent_ns += self.io.clock_ns() - from_ns;
-            self.share.steps += 1;
+        self.advance(conn);
+        self.share.spent_ns += self.io.clock_ns() - from_ns;
+        self.share.steps += 1;
+        if has_ended {
+            self.end_received(conn, Lost::EndOfStream);
+        } else if was_full && self.secured(conn).is_some_and(|secured| !secured.told_end) {
+            self.io.receive(conn);
         }
         true
     }
 
-    /// The next step of a handshake that stands in line for it; `false` if it does not.
-    fn advance_waiting(&mut self, conn: ConnKey) -> bool {
-        let is_waiting = match self.secured(conn).map(|secured| &secured.stage) {
-            Some(Stage::Handshake(handshake)) => handshake.is_waiting,
-            _ => false,
-        };
-        if is_waiting {
-            self.advance(conn);
+    /// The handshake of a connection, if it stands in line for its next step.
+    fn waiting_handshake(&mut self, conn: ConnKey) -> Option<&mut Handshake> {
+        match &mut self.secured(conn)?.stage {
+            Stage::Handshake(handshake) if handshake.is_waiting => Some(handshake),
+            _ => None,
         }
-        is_waiting
+    }
+
+    /// Nothing more will be received; told once.
+    fn end_received(&mut self, conn: ConnKey, lost: Lost) {
+        if !self.secured(conn).is_some_and(|secured| std::mem::replace(&mut secured.told_end, true)) {
+            self.yields.push_back(Completion::ReceiveEnded { conn, lost });
+        }
     }
 
     /// The next step of a handshake.
@@ -432,7 +446,10 @@ impl<I: Io> Io for Layer<I> {
     }
 
     fn receive(&mut self, conn: ConnKey) {
-        self.io.receive(conn);
+        // A handshake that has received too much is read from again after its step.
+        if !self.waiting_handshake(conn).is_some_and(|handshake| handshake.is_full()) {
+            self.io.receive(conn);
+        }
     }
 
     fn pause(&mut self, conn: ConnKey) {

@@ -26,6 +26,8 @@ pub struct Records {
     owes_update: bool,
     /// Key updates of the peer that nobody has counted.
     updates: u32,
+    /// Those since it last said anything.
+    idle_updates: u8,
     /// Derives the keys after these; TLS 1.3 only.
     next: Option<Box<KernelConnection<ServerConnectionData>>>,
 }
@@ -91,7 +93,7 @@ impl Records {
         let (tx, rx) = (Key::new(secrets.tx)?, Key::new(secrets.rx)?);
         // TLS 1.2 never changes its keys.
         let next = (version == Version::Tls13).then(|| Box::new(kernel));
-        Some(Self { tx, rx, version, owes_update: false, updates: 0, next })
+        Some(Self { tx, rx, version, owes_update: false, updates: 0, idle_updates: 0, next })
     }
 
     /// Opens every whole record at the front of `bytes`, in place, and moves their plaintext together at the front.
@@ -111,6 +113,9 @@ impl Records {
             batch.taken += record;
             match self.open(&mut cipher, &mut bytes[from..from + record]) {
                 Ok(Opened::Data(plain)) => {
+                    if !plain.is_empty() {
+                        self.idle_updates = 0;
+                    }
                     bytes.copy_within(from + plain.start..from + plain.end, batch.plain);
                     batch.plain += plain.len();
                 }
@@ -159,6 +164,10 @@ impl Records {
 
     fn on_key_update(&mut self, wants_answer: bool) -> Result<(), End> {
         let next = self.next.as_mut().ok_or(End::Misbehaved(Alert::UNEXPECTED_MESSAGE))?;
+        self.idle_updates += 1;
+        if self.idle_updates > IDLE_UPDATES_MAX {
+            return Err(End::Misbehaved(Alert::UNEXPECTED_MESSAGE));
+        }
         let secret = next.update_rx_secret().ok().and_then(Key::new);
         self.rx = secret.ok_or(End::Misbehaved(Alert::INTERNAL_ERROR))?;
         self.owes_update |= wants_answer;
@@ -221,6 +230,9 @@ impl std::fmt::Debug for Records {
         f.debug_struct("Records").field("version", &version).field("suite", &suite).finish_non_exhaustive()
     }
 }
+
+/// Key updates in a row without anything said in between. Each costs as much as a hundred empty records, and no rate sees it.
+const IDLE_UPDATES_MAX: u8 = 32;
 
 /// The key may seal no more, and there is none after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

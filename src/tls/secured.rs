@@ -141,10 +141,17 @@ impl Secured {
         };
         self.flight = None;
         io.palette().release(flight.frame);
-        if outcome.is_ok() && !self.closed {
+        let mut plain = flight.plain;
+        if outcome.is_err() {
+            // Nothing behind it will leave either.
+            if let Some(queued) = self.queued.take() {
+                io.palette().release(queued.frame);
+                plain += queued.plain;
+            }
+        } else if !self.closed {
             self.kick(io);
         }
-        (flight.plain > 0).then_some(outcome)
+        (plain > 0).then_some(outcome)
     }
 
     /// Closes: a last word if nothing is in its way, and then the end. Whether the shard waits for the end of a send that will

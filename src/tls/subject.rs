@@ -54,6 +54,14 @@ pub fn subject(terms: &Terms, leaf: &CertificateDer<'_>) -> Result<Option<CertSu
     }
 }
 
+/// When a certificate ends, in Unix seconds.
+///
+/// # Errors
+/// It cannot be read.
+pub fn not_after_s(leaf: &CertificateDer<'_>) -> Result<u64, Unreadable> {
+    Leaf::read(leaf).map(|leaf| leaf.not_after_s)
+}
+
 /// Who a certificate (DER) names, by this kind of name.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Suppor
 
 use super::handshake::{Failed, Finished, Handshake, Progress};
 use super::*;
-use crate::io::sim::{Faults, Sim, SimConfig, World};
+use crate::io::sim::{ClientId, Faults, Sim, SimConfig, World};
 
 /// What a server offers, and a client that trusts it.
 pub(super) fn configs(
@@ -201,6 +201,9 @@ struct Port {
     keys: Vec<ConnKey>,
     /// What was yielded besides.
     ended: Vec<ConnKey>,
+    failed: Vec<ConnKey>,
+    /// How many bytes were.
+    received: usize,
 }
 
 impl Port {
@@ -209,7 +212,7 @@ impl Port {
         let sim = world.driver(ShardId(0), SimConfig { table: 99, buffers: 99, buffer_size: 4096 });
         let mut layer = Layer::new(sim, Arc::default());
         layer.accept();
-        Self { world, layer, terms, keys: Vec::new(), ended: Vec::new() }
+        Self { world, layer, terms, keys: Vec::new(), ended: Vec::new(), failed: Vec::new(), received: 0 }
     }
 
     /// One turn, in which newcomers are secured.
@@ -225,7 +228,19 @@ impl Port {
                     self.layer.secure(key, &self.terms, &[]);
                     self.keys.push(key);
                 }
-                Completion::Received { conn, armed: false, .. } => self.layer.receive(conn),
+                Completion::Received { conn, bytes, armed } => {
+                    self.received += bytes.len();
+                    drop(bytes);
+                    if !armed {
+                        self.layer.receive(conn);
+                    }
+                }
+                Completion::ReceiveStopped { conn, .. }
+                    if self.layer.secured(conn).is_some_and(|secured| !matches!(secured.stage, Stage::Over)) =>
+                {
+                    self.layer.receive(conn);
+                }
+                Completion::Sent { conn, sent: Err(_) } => self.failed.push(conn),
                 Completion::ReceiveEnded { conn, .. } => self.ended.push(conn),
                 _ => {}
             }
@@ -257,6 +272,102 @@ fn handshakes_have_a_share_of_a_turn() {
         share.most_ns
     };
     assert_eq!((share(0), share(300), share(3_000_000)), (0, 100, 1_000_000));
+}
+
+/// Neither who ends its stream behind its first message nor who sends more behind it than is held has its step before others.
+#[test]
+fn nobody_has_its_step_out_of_turn() {
+    for is_long in [false, true] {
+        let (server, client_config) = configs(&[&rustls::version::TLS13], None);
+        let mut port = Port::new(server);
+        let mut said = take_tls(&mut client(&client_config));
+        let clients: Vec<_> = (0..40).map(|_| port.world.connect()).collect();
+        while port.keys.len() < clients.len() {
+            port.turn();
+        }
+        if is_long {
+            said.resize(said.len() + RECEIVED_MAX, 0);
+        }
+        for &client in &clients {
+            port.world.client_send(client, &said);
+            if !is_long {
+                port.world.client_shutdown(client);
+            }
+        }
+        // Turns take no time here, so each makes one step.
+        let mut waiting = Vec::new();
+        while waiting.len() < 200 || waiting.last() != Some(&0) {
+            port.turn();
+            waiting.push(port.layer.waiting.len());
+        }
+        assert!(*waiting.iter().max().unwrap() > 30, "{waiting:?}");
+        assert!(waiting.is_sorted_by(|before, after| *before <= after + 1), "long: {is_long}: {waiting:?}");
+        (0..100).for_each(|_| port.turn());
+        assert_eq!(port.ended.len(), clients.len(), "long: {is_long}");
+        let answered = clients.iter().filter(|&&client| !port.world.client_take(client).is_empty()).count();
+        assert_eq!(answered, clients.len(), "long: {is_long}");
+    }
+}
+
+/// A port with a client that has shaken hands.
+fn port_with_client() -> (Port, ClientId, ClientConnection) {
+    let (server, client_config) = configs(&[&rustls::version::TLS13], None);
+    let mut port = Port::new(server);
+    let (id, mut client) = (port.world.connect(), client(&client_config));
+    let full = |port: &Port| port.layer.metrics.tls_handshakes[TlsHandshake::Full as usize].get();
+    while full(&port) == 0 || port.layer.palette().live() > 0 {
+        port.world.client_send(id, &take_tls(&mut client));
+        port.turn();
+        give_tls(&mut client, &port.world.client_take(id)).unwrap();
+    }
+    (port, id, client)
+}
+
+/// A connection whose stream this side has ended is read from until its peer has ended its own.
+#[test]
+fn who_was_told_the_last_is_read_on() {
+    let (mut port, id, mut client) = port_with_client();
+    let key = port.keys[0];
+    port.layer.shutdown(key);
+    // The kernel ends a receive after so many bytes, and has to be asked again.
+    port.world.set_faults(Faults { disarm: 1.0, ..Faults::default() });
+    client.writer().write_all(&[7; 3000]).unwrap();
+    let said = take_tls(&mut client);
+    port.world.client_send(id, &said);
+    port.world.client_shutdown(id);
+    for _ in 0..500 {
+        port.turn();
+    }
+    assert_eq!((port.ended.as_slice(), port.received), (&[key][..], said.len()), "the shard knows how much it is");
+}
+
+/// The send that failed was the layer's own, and the shard's waited behind it.
+#[test]
+fn a_send_behind_one_that_fails_ends_too() {
+    let (mut port, id, mut client) = port_with_client();
+    let key = port.keys[0];
+    port.world.client_stall(id, true);
+    // Answers to key updates fill the client's window; then one is in flight, and stays there.
+    while port.layer.palette().live() == 0 {
+        for _ in 0..20 {
+            client.writer().write_all(b"a word").unwrap();
+            client.refresh_traffic_keys().unwrap();
+            port.world.client_send(id, &take_tls(&mut client));
+            port.turn();
+        }
+        (0..50).for_each(|_| port.turn());
+    }
+    let frame = port.layer.palette().open();
+    port.layer.palette().append(frame, |out| out.extend_from_slice(b"of the shard")).unwrap();
+    port.layer.send(key, frame, 0);
+    port.layer.pause(key); // so that its receive does not tell
+    port.world.client_reset(id);
+    for _ in 0..20 {
+        port.turn();
+    }
+    assert_eq!(port.failed, [key]);
+    port.layer.palette().release(frame);
+    assert_eq!(port.layer.palette().live(), 0);
 }
 
 #[test]
@@ -292,19 +403,14 @@ fn who_has_gone_leaves_the_line() {
 /// A client that changes its keys again and again and reads nothing makes one answer wait, not one for each.
 #[test]
 fn key_updates_have_one_answer_while_nobody_reads() {
-    let (server, client_config) = configs(&[&rustls::version::TLS13], None);
-    let mut port = Port::new(server);
-    let (id, mut client) = (port.world.connect(), client(&client_config));
-    let full = |port: &Port| port.layer.metrics.tls_handshakes[TlsHandshake::Full as usize].get();
-    while full(&port) == 0 || port.layer.palette().live() > 0 {
-        port.world.client_send(id, &take_tls(&mut client));
-        port.turn();
-        give_tls(&mut client, &port.world.client_take(id)).unwrap();
-    }
+    let (mut port, id, mut client) = port_with_client();
     port.world.client_stall(id, true);
     let most = |port: &mut Port| port.layer.palette().live_bytes();
     let mut seen = 0;
-    for _ in 0..20_000 {
+    for number in 0..20_000 {
+        if number % 16 == 0 {
+            client.writer().write_all(b"a word").unwrap(); // or it would be too many in a row
+        }
         client.refresh_traffic_keys().unwrap();
         port.world.client_send(id, &take_tls(&mut client));
         port.turn();

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
@@ -12,6 +13,7 @@ use tidewheel::metrics::{CloseReason, TlsHandshake};
 use tidewheel::tls::trust::anybody;
 use tungstenite::Message;
 
+use super::auth::{SECRET, in_an_hour, token};
 use super::certificates::Authority;
 use super::client::Client;
 use super::raw::request_with;
@@ -35,16 +37,24 @@ impl Authority {
     }
 
     fn client_config(&self, versions: &[&'static SupportedProtocolVersion], named: Option<&str>) -> ClientConfig {
+        self.config_with(versions, named.map(|name| self.sign(name, &[])))
+    }
+
+    /// A client that shows this certificate.
+    fn config_with(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        shown: Option<(rcgen::Certificate, rcgen::KeyPair)>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
-        match named {
+        match shown {
             None => builder.with_no_client_auth(),
-            Some(name) => {
-                let (certificate, key) = self.sign(name, &[]);
+            Some((certificate, key)) => {
                 let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
                 builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
             }
@@ -267,6 +277,39 @@ fn a_certificate_says_who_a_client_is() {
     }
     server.rest();
     assert_eq!(server.sum(|shard| &shard.tls_handshakes[TlsHandshake::Failed as usize]), 2);
+}
+
+/// A ticket brings the certificate back that it was given for, without anybody verifying it again.
+#[test]
+fn a_ticket_does_not_outlive_the_certificate() {
+    let authority = Authority::of_server();
+    let ca = authority.path().join("ca.pem");
+    let more = format!(", client_ca_file: {}, client_auth: required", ca.display());
+    let yaml = format!("echo_path: /echo\nauth: {{required: true, secret: '{SECRET}', query: true}}\n");
+    let server = Server::start(&format!("{yaml}{}", authority.yaml(&more)));
+    let mut params = rcgen::CertificateParams::default();
+    params.not_after = (SystemTime::now() + Duration::from_secs(3)).into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+    let config = Arc::new(authority.config_with(&[&TLS13], Some((certificate, key))));
+    let answer = |path: &str| {
+        let mut stream = stream(&config, port(&server));
+        stream.write_all(request_with(path, "").as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        (String::from_utf8_lossy(&answer).into_owned(), stream.conn.handshake_kind().unwrap())
+    };
+    let with_token = format!("/ws?token={}", token(in_an_hour()));
+    let paths = ["/echo", "/ws", &with_token];
+    for (number, path) in paths.into_iter().enumerate() {
+        let kind = if number == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
+        assert_eq!(answer(path), ("HTTP/1.1 101".to_owned(), kind), "{path}");
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    for path in paths {
+        assert_eq!(answer(path), ("HTTP/1.1 401".to_owned(), HandshakeKind::Resumed), "{path}");
+    }
+    server.rest();
 }
 
 #[test]

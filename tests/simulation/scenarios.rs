@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidewheel::app::context::Refused;
 use tidewheel::config::{OutboundPolicy, TopicRule};
+use tidewheel::fixed::Rate;
 use tidewheel::id::{ConnKey, ShardId};
 use tidewheel::io::sim::{ClientState, Dice, Faults, SimConfig};
 use tidewheel::metrics::ErrorCode;
@@ -636,5 +637,28 @@ fn a_handler_that_sends_on_and_on_is_stopped_behind_a_publish_too() {
         stage.turns(0, 20);
         let [_, outbound, _] = stage.shards[0].heaviest();
         assert!(outbound <= 4 * MOST as usize + 1_000, "publishes: {publishes}: {outbound} bytes wait");
+    }
+}
+
+/// What arrives is counted as well as what it becomes: blocks that yield nothing are work too.
+#[test]
+fn a_message_counts_for_no_less_than_it_was_compressed_to() {
+    let mut stage = Stage::new(1, 8, |settings| {
+        settings.compression.enabled = true;
+        settings.rates.bytes = Some(Rate { per_second: 1_000, burst: 15_000 });
+    });
+    stage.world.set_socket_buffers(&[64 * 1024]);
+    let client = stage.newcomer(0);
+    stage.world.client_send(stage.id(client), wire::request_with_offer("/ws", 15, false).as_bytes());
+    stage.rest();
+    assert_eq!(stage.response(client), Some(101));
+    let mut payload = [0, 0, 0, 0xff, 0xff].repeat(2_000); // stored blocks of no bytes
+    payload.extend(wire::Deflater::default().deflate(br#"{"id":1,"type":"ping"}"#, false));
+    for told in ["pong 1", "error 1"] {
+        let mut message = Vec::new();
+        wire::frame(&mut message, 0xc0 | wire::TEXT, &payload, &mut Dice::new(1));
+        stage.world.client_send(stage.id(client), &message);
+        stage.rest();
+        assert_eq!(stage.told(client), told);
     }
 }

@@ -92,6 +92,23 @@ fn the_peer_changes_its_keys() {
     }
 }
 
+/// Each is work that no rate sees.
+#[test]
+fn key_updates_without_a_word_in_between_are_bounded() {
+    let (mut client, mut records) = pair13();
+    let mut update = |words: &[u8]| {
+        client.refresh_traffic_keys().unwrap();
+        records.open_all(&mut say(&mut client, words)).end
+    };
+    (0..IDLE_UPDATES_MAX).for_each(|number| assert_eq!(update(b""), None, "{number}"));
+    assert_eq!(update(b""), Some(End::Misbehaved(Alert::UNEXPECTED_MESSAGE)));
+    let (mut client, mut records) = pair13();
+    for _ in 0..3 * IDLE_UPDATES_MAX {
+        client.refresh_traffic_keys().unwrap();
+        assert_eq!(records.open_all(&mut say(&mut client, b"a word")).end, None);
+    }
+}
+
 #[test]
 fn this_side_changes_its_keys_in_time() {
     let (mut client, mut records) = pair13();

@@ -74,8 +74,8 @@ impl Client {
                 link.bye()
             }
             5 => {
-                link.refresh();
-                link.say(&plain)
+                link.refresh(); // many without a word in between are too many
+                link.say(if plain.is_empty() { b" " } else { &plain })
             }
             _ => link.say(&plain),
         };
