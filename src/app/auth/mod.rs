@@ -132,7 +132,8 @@ impl Authenticator {
     ///
     /// The token's `kid` picks the keys of that id; keys without an id stand in for ids that no key has. Without a `kid`
     /// any key of the token's algorithm will do, of at most [`TRIES_MAX`]. `sub` is required; `exp` is not, but holds when
-    /// it is there, as `nbf` does. `iss` and `aud` are what the key that signed the token is trusted with.
+    /// it is there, as `nbf` does. `iss` and `aud` are what the key that signed the token is trusted with; a key that is
+    /// there for several issuers or audiences is trusted with each.
     ///
     /// # Errors
     /// The first thing wrong with the token; the signature is checked before any claim is.
@@ -147,6 +148,7 @@ impl Authenticator {
         let kid = header.kid.as_deref();
         let is_known = kid.is_some_and(|kid| self.has(kid));
         let mut refusal = AuthError::UnknownKey;
+        let mut misdirected = None;
         let mut tries = 0;
         for (trusted, key) in self.candidates(kid.filter(|_| is_known), kid.is_some()) {
             if !key.is_for(header.alg) {
@@ -160,10 +162,19 @@ impl Authenticator {
                 return Err(AuthError::TooManyKeys);
             }
             match jsonwebtoken::decode(token, &key.key, &key.validation) {
-                Ok(verified) => return self.check(trusted, verified.claims, unix_ms),
+                Ok(verified) => match self.check(trusted, verified.claims, unix_ms) {
+                    // The same key may be there for another issuer or audience too. Who fits the issuer comes nearest.
+                    Err(error @ (AuthError::Issuer | AuthError::Audience)) => {
+                        misdirected = misdirected.filter(|nearest| *nearest == AuthError::Audience).or(Some(error));
+                    }
+                    verdict => return verdict,
+                },
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => refusal = AuthError::Signature,
                 Err(_) => return Err(AuthError::Malformed),
             }
+        }
+        if let Some(error) = misdirected {
+            return Err(error); // its key is known, so no other one is wished for
         }
         if kid.is_some() && !is_known && !self.wishes.is_empty() {
             self.wishes.iter().for_each(|wish| wish.raise());
@@ -364,6 +375,44 @@ mod tests {
         check("n", &of("mallory"), Err(AuthError::Signature));
         check("n", &KeySettings { id: None, ..north.clone() }, Ok(()));
         check("n", &named("2", north.clone()), Err(AuthError::UnknownKey));
+    }
+
+    #[test]
+    fn issuers_and_audiences_may_share_a_key() {
+        let set = super::jwk::tests::set(&[super::jwk::tests::jwk("es256_public", Some("1"))]);
+        let shared = Arc::new(KeySet::from_jwks(&set, Algorithm::ES256).unwrap().0);
+        let other = Arc::new(KeySet::new(&[named("1", key(Algorithm::ES256, pem("es256_other_public")))]).unwrap());
+        let of = |issuer: &str, audience: &str, keys: &Arc<KeySet>| Trusted {
+            issuer: Some(issuer.to_owned()),
+            audience: (!audience.is_empty()).then(|| audience.to_owned()),
+            keys: keys.clone(),
+        };
+        let check = |trusted: &[Trusted], issuer: &str, audience: &str, expected: Result<(), AuthError>| {
+            let mut claims = json!({"sub": "ann", "iss": issuer});
+            if !audience.is_empty() {
+                claims["aud"] = audience.into();
+            }
+            let signer = key(Algorithm::ES256, pem("es256_private"));
+            for signer in [named("1", signer.clone()), signer] {
+                let token = make_token(&claims, &signer).unwrap();
+                let authenticator = Authenticator::trusting(trusted.to_vec(), Duration::ZERO, Vec::new());
+                let verdict = authenticator.verify(&token, NOW_S * 1000).map(drop);
+                assert_eq!(verdict, expected, "{issuer} {audience} {signer:?}");
+            }
+        };
+        let issuers = [of("n", "", &shared), of("s", "", &shared), of("w", "", &other)];
+        check(&issuers, "n", "", Ok(()));
+        check(&issuers, "s", "", Ok(()));
+        check(&issuers, "w", "", Err(AuthError::Issuer));
+        check(&issuers, "e", "", Err(AuthError::Issuer));
+        check(&issuers, "s", "tides", Err(AuthError::Audience));
+        let audiences = [of("n", "tides", &shared), of("n", "moons", &shared), of("s", "moons", &shared)];
+        check(&audiences, "n", "tides", Ok(()));
+        check(&audiences, "n", "moons", Ok(()));
+        check(&audiences, "s", "moons", Ok(()));
+        check(&audiences, "n", "suns", Err(AuthError::Audience));
+        check(&audiences, "s", "tides", Err(AuthError::Audience));
+        check(&audiences, "e", "tides", Err(AuthError::Issuer));
     }
 
     #[test]

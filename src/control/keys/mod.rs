@@ -398,6 +398,38 @@ mod tests {
     use super::*;
     use crate::Config;
 
+    #[test]
+    fn a_key_may_be_there_for_several() {
+        let directory = tempfile::tempdir().unwrap();
+        let set = directory.path().join("keys.json");
+        let pem = |name: &str| std::fs::read(format!("{}/tests/keys/{name}.pem", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let public = jsonwebtoken::DecodingKey::from_ec_pem(&pem("es256_public")).unwrap();
+        let jwk = jsonwebtoken::jwk::Jwk::from_decoding_key(&public, None).unwrap();
+        std::fs::write(&set, serde_json::json!({"keys": [jwk]}).to_string()).unwrap();
+        let secret = "0123456789abcdef0123456789abcdef";
+        let signers = [
+            KeySettings { id: None, algorithm: Algorithm::ES256, key: KeyMaterial::Pem(pem("es256_private")) },
+            KeySettings { id: Some("k".into()), algorithm: Algorithm::HS256, key: KeyMaterial::Secret(secret.into()) },
+        ];
+        let check = |auth: &str, claims: &str, expected: Result<(), &str>| {
+            let auth = auth.replace("SET", set.to_str().unwrap()).replace("SECRET", secret);
+            let config = Config::parse(&format!("auth: {{{auth}}}")).unwrap();
+            config.validate().unwrap();
+            let signer = &signers[usize::from(auth.starts_with("keys"))];
+            let claims: serde_json::Value = serde_json::from_str(claims).unwrap();
+            let verdict = check_token(&config.auth, &crate::app::auth::make_token(&claims, signer).unwrap());
+            assert_eq!(verdict.map(drop), expected.map_err(str::to_owned), "{auth} {claims}");
+        };
+        let sets = "jwks: [{source: SET, issuer: n}, {source: SET, issuer: s}]";
+        check(sets, r#"{"sub": "ann", "iss": "n"}"#, Ok(()));
+        check(sets, r#"{"sub": "ann", "iss": "s"}"#, Ok(()));
+        check(sets, r#"{"sub": "ann", "iss": "e"}"#, Err("token from another issuer"));
+        let keys = "keys: [{id: k, secret: SECRET, audience: tides}, {id: k, secret: SECRET, audience: moons}]";
+        check(keys, r#"{"sub": "ann", "aud": "tides"}"#, Ok(()));
+        check(keys, r#"{"sub": "ann", "aud": "moons"}"#, Ok(()));
+        check(keys, r#"{"sub": "ann", "aud": "suns"}"#, Err("token for another audience"));
+    }
+
     /// A failure says how old the set in use is, whatever the clock has done since that was fetched.
     #[test]
     fn a_clock_that_was_set_back_is_no_failure() {
