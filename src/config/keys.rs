@@ -194,6 +194,22 @@ impl Auth {
                 odd(&path, "is http: whoever is on the way can put a key of their own into it; write https".to_owned());
             }
         }
+        if let Some(algorithm) = self.algorithm
+            && self.secret.is_none()
+            && self.public_key_file.is_none()
+        {
+            let what = "is for auth.secret or auth.public_key_file, and neither is there; write it in the entry of \
+                        auth.keys or auth.jwks that it is for, or remove it";
+            odd("auth.algorithm", format!("{algorithm:?} {what}"));
+        }
+        let is_https =
+            |source: &KeySource| matches!(source.origin(), Ok(Origin::Url(url)) if url.scheme_str() == Some("https"));
+        if let Some(file) = &self.jwks_ca_file
+            && !self.jwks.iter().any(is_https)
+        {
+            let what = "is for https sources of auth.jwks, and there is none; add one, or remove this";
+            odd("auth.jwks_ca_file", format!("{} {what}", file.display()));
+        }
         let issuers = self.keys.iter().map(|key| &key.issuer).chain(self.jwks.iter().map(|source| &source.issuer));
         let own = self.secret.is_some() || self.public_key_file.is_some();
         let unbound = issuers.filter(|issuer| issuer.is_none()).count() + usize::from(own);
@@ -303,5 +319,20 @@ mod tests {
         odd("jwks: [a, b]", "auth.jwks");
         odd("jwks: [a, b], issuer: i", "");
         odd("jwks: [{source: a, issuer: a}, {source: b, issuer: b}]", "");
+    }
+
+    #[test]
+    fn what_has_no_effect_is_odd() {
+        let secret = "0123456789abcdef0123456789abcdef";
+        odd("jwks: keys.json, algorithm: HS256", "auth.algorithm");
+        odd(&format!("keys: [{{id: a, secret: {secret}}}], algorithm: HS512"), "auth.algorithm");
+        odd("required: false, algorithm: HS512", "auth.algorithm");
+        odd(&format!("secret: {secret}, algorithm: HS512"), "");
+        odd("public_key_file: a.pem, algorithm: ES256", "");
+        odd(&format!("secret: {secret}, jwks_ca_file: ca.pem"), "auth.jwks_ca_file");
+        odd("jwks: keys.json, jwks_ca_file: ca.pem", "auth.jwks_ca_file");
+        odd("jwks: 'http://127.0.0.1:80/', jwks_ca_file: ca.pem", "auth.jwks_ca_file");
+        odd("jwks: https://a.example/, jwks_ca_file: ca.pem", "");
+        odd("jwks: keys.json, algorithm: HS256, jwks_ca_file: ca.pem", "auth.algorithm auth.jwks_ca_file");
     }
 }
