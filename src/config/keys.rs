@@ -210,12 +210,38 @@ impl Auth {
             let what = "is for https sources of auth.jwks, and there is none; add one, or remove this";
             odd("auth.jwks_ca_file", format!("{} {what}", file.display()));
         }
-        let issuers = self.keys.iter().map(|key| &key.issuer).chain(self.jwks.iter().map(|source| &source.issuer));
-        let own = self.secret.is_some() || self.public_key_file.is_some();
-        let unbound = issuers.filter(|issuer| issuer.is_none()).count() + usize::from(own);
-        if self.issuer.is_none() && self.jwks.len() > 1 && unbound > 1 {
-            let what = "names several sources and not all have an `issuer`: each can sign for the users of the others";
-            odd("auth.jwks", what.to_owned());
+        if let Some((first, others)) = self.nameless().split_first() {
+            let (others, each) = match others {
+                [] => (String::new(), ""),
+                _ => (format!(", nor has {}", others.join(", nor ")), " for each"),
+            };
+            // That key has no section that an issuer could be written in.
+            let own = if first.contains('[') { String::new() } else { format!("; that of {first} is auth.issuer") };
+            let what = "whoever holds its keys can sign in the name of the others; write one";
+            odd(first, format!("has no `issuer` of its own{others}: {what}{each}{own}"));
+        }
+    }
+
+    /// What has no issuer of its own, if its tokens could pass for those of somebody else. A key set is one issuer's, which
+    /// rotates its keys itself; keys that do not differ in their issuer are one issuer's too, which rotates them here.
+    fn nameless(&self) -> Vec<String> {
+        let own = match (&self.secret, &self.public_key_file) {
+            (Some(_), _) => Some("auth.secret".to_owned()),
+            (None, Some(_)) => Some("auth.public_key_file".to_owned()),
+            (None, None) => None,
+        };
+        let key = |(index, key): (usize, &TokenKey)| (format!("auth.keys[{index}]"), key.issuer.is_some());
+        let set = |(index, set): (usize, &KeySource)| (format!("auth.jwks[{index}]"), set.issuer.is_some());
+        let all = self.keys.iter().enumerate().map(key).chain(self.jwks.iter().enumerate().map(set));
+        let (named, nameless): (Vec<_>, Vec<_>) = all.partition(|(_, is_named)| *is_named);
+        let nameless = nameless.into_iter().map(|(path, _)| path);
+        let has_set = self.jwks.iter().any(|set| set.issuer.is_none());
+        let are_several = has_set && nameless.len() + usize::from(own.is_some()) > 1;
+        match self.issuer {
+            // It is the issuer of the key beside it, so the others should have one of theirs.
+            Some(_) if are_several => nameless.collect(),
+            None if are_several || !named.is_empty() => own.into_iter().chain(nameless).collect(),
+            _ => Vec::new(),
         }
     }
 }
@@ -316,9 +342,67 @@ mod tests {
         odd("jwks: https://a.example/", "");
         odd("jwks: http://a.example/", "auth.jwks[0].source");
         odd("jwks: ['http://127.0.0.1:80/']", "");
-        odd("jwks: [a, b]", "auth.jwks");
-        odd("jwks: [a, b], issuer: i", "");
-        odd("jwks: [{source: a, issuer: a}, {source: b, issuer: b}]", "");
+    }
+
+    #[test]
+    fn issuers_that_could_sign_in_the_name_of_others() {
+        let check = |auth: &str, expected: &str| {
+            // Long enough to be no oddity itself.
+            odd(&auth.replace("secret: s", "secret: 0123456789abcdef0123456789abcdef"), expected);
+        };
+        // One issuer, however many keys it has.
+        check("jwks: a", "");
+        check("keys: [{id: a, secret: s}, {id: b, secret: s}]", "");
+        check("secret: s, keys: [{id: a, secret: s}], issuer: i", "");
+        check("keys: [{id: a, secret: s, issuer: i}, {id: b, secret: s, issuer: i}]", "");
+        // Several, each with its own.
+        check("jwks: [{source: a, issuer: a}, {source: b, issuer: b}]", "");
+        check("jwks: [a, {source: b, issuer: b}], issuer: i", "");
+        check("secret: s, keys: [{id: a, secret: s}], jwks: [{source: b, issuer: b}], issuer: i", "");
+        check("secret: s, keys: [{id: a, secret: s, issuer: a}], issuer: i", "");
+        // Who writes the same one twice means it.
+        check("jwks: [{source: a, issuer: i}, {source: b, issuer: i}]", "");
+        check("keys: [{secret: s}], jwks: [{source: a, issuer: i}], issuer: i", "");
+        // Tokens of some may say that they are from any.
+        check("jwks: [a, b]", "auth.jwks[0]");
+        check("jwks: [a, {source: b, issuer: b}]", "auth.jwks[0]");
+        check("jwks: [{source: a, issuer: a}, b]", "auth.jwks[1]");
+        check("secret: s, jwks: a", "auth.secret");
+        check("public_key_file: a.pem, jwks: [{source: b, issuer: b}]", "auth.public_key_file");
+        check("keys: [{id: a, public_key_file: a.pem}], jwks: b", "auth.keys[0]");
+        check("keys: [{id: a, secret: s, issuer: a}], jwks: b", "auth.jwks[0]");
+        check("keys: [{id: a, secret: s, issuer: a}, {id: b, secret: s}]", "auth.keys[1]");
+        check("secret: s, keys: [{id: a, secret: s, issuer: a}]", "auth.secret");
+        // The issuer is the same for want of another one.
+        check("jwks: [a, b], issuer: i", "auth.jwks[0]");
+        check("secret: s, jwks: a, issuer: i", "auth.jwks[0]");
+        check("keys: [{secret: s}], jwks: [a, {source: b, issuer: b}], issuer: i", "auth.keys[0]");
+    }
+
+    #[test]
+    fn a_missing_issuer_is_told_with_its_remedy() {
+        let check = |auth: &str, expected: &str| {
+            let config = Config::parse(&format!("auth: {{{auth}}}")).unwrap();
+            assert_eq!(config.warnings()[0].to_string(), expected);
+        };
+        check(
+            "jwks: [{source: a, issuer: a}, b]",
+            "auth.jwks[1]: has no `issuer` of its own: whoever holds its keys can sign in the name of the others; write one",
+        );
+        check(
+            "public_key_file: a, jwks: [a, b]",
+            "auth.public_key_file: has no `issuer` of its own, nor has auth.jwks[0], nor auth.jwks[1]: whoever holds its keys \
+             can sign in the name of the others; write one for each; that of auth.public_key_file is auth.issuer",
+        );
+    }
+
+    #[test]
+    fn what_the_guide_shows_is_not_odd() {
+        let guide = include_str!("../guide/keys.md");
+        let yaml = guide.split("```").find_map(|block| block.strip_prefix("yaml\n")).unwrap();
+        let config = Config::parse(yaml).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.warnings(), []);
     }
 
     #[test]
