@@ -56,7 +56,7 @@ pub mod ws;
 pub use app::context::{Sending, Sent};
 pub use app::{Context, HandlerError, IntoReply, MessageHandler, OutgoingMessage, PublishOptions};
 pub use config::Config;
-pub use control::{Target, TopicEntry};
+pub use control::{CheckTokenError, Target, TopicEntry};
 pub use pubsub::Delivery;
 pub use server::{Engine, EngineBuilder, EngineHandle, StartError};
 pub use shard::errands::{Disconnect, Reached, TopicQuery};

@@ -191,6 +191,27 @@ fn tokens_are_checked_as_serve_does() {
     assert!(output.status.code() == Some(2) && text.contains("keys.json: not a JSON Web Key Set"), "{text}");
 }
 
+#[test]
+fn a_token_is_not_refused_for_a_configuration_that_cannot_be_used() {
+    let check = |set: &str, code: i32, said: &str| {
+        let mut command = tidewheel("token check --set");
+        command.arg(set).stdin(Stdio::null());
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let text = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(status.code() == Some(code) && text.contains(said), "{set}: {text}");
+        assert_eq!(text.contains("refused"), code == 1, "{set}: {text}");
+    };
+    check("auth.secret=0123456789abcdef0123456789abcdef", 1, "refused: not a JSON Web Token");
+    check("auth.public_key_file=/nope", 2, "not valid\nauth.public_key_file: /nope cannot be read: No such file");
+    check(
+        "auth.public_key_file=Cargo.toml",
+        2,
+        "auth.public_key_file: Cargo.toml holds no public key in PEM form that",
+    );
+    check("auth.jwks=/nope", 2, "auth.jwks[0].source: /nope: cannot be read: No such file");
+    check("auth.leeway=2h", 2, "auth.leeway: 2h is out of range");
+}
+
 /// Whoever writes a file with every key, sets every variable or reads the reference finds what the engine has.
 #[test]
 fn config_prints_what_can_be_read_again() {

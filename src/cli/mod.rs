@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tidewheel::StartError;
 use tidewheel::config::{Flag, Problems, Sources, environment};
+use tidewheel::{CheckTokenError, StartError};
 
 /// A WebSocket connection engine for Linux on io_uring.
 #[derive(Parser)]
@@ -95,8 +95,17 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Config(problems) => problems.into(),
-            StartError::Auth(_) | StartError::Route(_) => Self::Usage(error.to_string()),
+            StartError::Route(_) => Self::Usage(error.to_string()),
             StartError::Kernel(_) | StartError::System(_) => Self::Run(error.to_string()),
+        }
+    }
+}
+
+impl From<CheckTokenError> for Failure {
+    fn from(error: CheckTokenError) -> Self {
+        match error {
+            CheckTokenError::Config(problems) => problems.into(),
+            CheckTokenError::System(_) | CheckTokenError::Refused(_) => Self::Run(error.to_string()),
         }
     }
 }

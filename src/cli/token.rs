@@ -91,8 +91,7 @@ impl Check {
         let mut token = String::new();
         let read = io::stdin().take(TOKEN_LENGTH_MAX as u64 + 2).read_to_string(&mut token);
         read.map_err(|error| Failure::Run(format!("no token on stdin: {error}")))?;
-        let verdict = Engine::check_token(&config, token.trim());
-        let Verified { identity, .. } = verdict.map_err(|why| Failure::Run(format!("refused: {why}")))?;
+        let Verified { identity, .. } = Engine::check_token(&config, token.trim())?;
         let until = identity.expires_at.map_or_else(|| "ever".to_owned(), |unix_s| format!("{unix_s} (Unix seconds)"));
         output::print(&format!("accepted as {:?}, until {until}\n", &*identity.user_id.text()))
     }

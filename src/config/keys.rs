@@ -147,7 +147,11 @@ impl Auth {
                 _ => {}
             }
             let is_same = |other: &TokenKey| {
-                let sort = |key: &TokenKey| (key.id.clone(), key.algorithm(), key.issuer.clone(), key.audience.clone());
+                let sort = |key: &TokenKey| {
+                    let issuer = key.issuer.clone().or_else(|| self.issuer.clone());
+                    let audience = key.audience.clone().or_else(|| self.audience.clone());
+                    (key.id.clone(), key.algorithm(), issuer, audience)
+                };
                 key.id.is_some() && sort(other) == sort(key)
             };
             if self.keys[..index].iter().any(is_same) {
@@ -302,6 +306,14 @@ mod tests {
         check("keys: [{id: a, secret: s}, {id: a, secret: t, algorithm: HS512}]", &[]);
         check("keys: [{id: a, secret: s, issuer: n}, {id: a, secret: t, issuer: s}]", &[]);
         check("keys: [{id: a, secret: s}, {id: a, secret: t}]", &["auth.keys[1].id is there twice"]);
+        check(
+            "keys: [{id: a, secret: s}, {id: a, secret: t, issuer: n}], issuer: n",
+            &["auth.keys[1].id is there twice"],
+        );
+        check(
+            "keys: [{id: a, secret: s, audience: n}, {id: a, secret: t}], audience: n",
+            &["auth.keys[1].id is there"],
+        );
         check("keys: [{id: a}]", &["auth.keys[0] has no key"]);
         check("keys: [{secret: s, public_key_file: f}]", &["auth.keys[0] has a `secret` and a"]);
         check("keys: [{secret: ''}]", &["auth.keys[0].secret is empty"]);

@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use crate::metrics::ShardMetrics;
 pub use drain::Drains;
 pub use exposition::{Holdings, ReadHoldings};
-pub use keys::check_token;
+pub use keys::{CheckTokenError, check_token};
 pub use phase::{Phase, Stage};
 pub use running::{ReloadError, Reloaded, Reread, Running};
 pub use shards::{Shards, Target, TopicEntry};

@@ -27,12 +27,9 @@ pub enum ReloadError {
     /// The engine was not told where its configuration comes from.
     #[error("the engine's configuration came from a program, and only that can reload it")]
     NoSource,
-    /// The configuration is not valid, or a file of `tls` cannot be used.
+    /// The configuration is not valid, or a key or a file of it cannot be used.
     #[error(transparent)]
     Config(#[from] Problems),
-    /// The key for tokens is missing or cannot be used.
-    #[error("auth: {0}")]
-    Auth(String),
 }
 
 /// What a reload did.
@@ -90,14 +87,8 @@ struct State {
 }
 
 impl State {
-    /// Builds all else that a configuration needs, with what it shares with the one `before`. Also tells what is odd.
-    fn new(
-        config: Config,
-        certificates: Certificates,
-        room: Room,
-        before: Option<&Self>,
-    ) -> Result<(Self, Vec<String>), ReloadError> {
-        let (keys, odd) = read_keys(&config, before.map(|before| &before.keys))?;
+    /// Builds all else that a configuration needs, with what it shares with the one `before`.
+    fn new(config: Config, certificates: Certificates, keys: Keys, room: Room, before: Option<&Self>) -> Self {
         let connections_max = match config.websocket.max_total_connections {
             Auto::Auto => room.connections,
             Auto::Value(connections) => connections.min(room.connections),
@@ -126,7 +117,7 @@ impl State {
             };
             settings.edition = before.settings.edition.wrapping_add(1);
         }
-        Ok((Self { config: Arc::new(config), settings: Arc::new(settings), keys, certificates }, odd))
+        Self { config: Arc::new(config), settings: Arc::new(settings), keys, certificates }
     }
 }
 
@@ -134,11 +125,11 @@ impl Running {
     /// The configuration that an engine starts with.
     ///
     /// # Errors
-    /// The key for tokens, or a file of `tls`, is missing or cannot be used.
-    pub fn new(config: Config, room: Room, shards: Shards, reread: Option<Reread>) -> Result<Self, ReloadError> {
-        let (certificates, odd) = Certificates::read(&config.tls, None, unix_s())?;
-        let (state, more) = State::new(config, certificates, room, None)?;
-        odd.iter().chain(&more).for_each(|odd| tracing::warn!("configuration: {odd}"));
+    /// All that is wrong with the keys for tokens and the files of `tls`.
+    pub fn new(config: Config, room: Room, shards: Shards, reread: Option<Reread>) -> Result<Self, Problems> {
+        let (certificates, keys, odd) = read_files(&config)?;
+        odd.iter().for_each(|odd| tracing::warn!("configuration: {odd}"));
+        let state = State::new(config, certificates, keys, room, None);
         let counts = Reloads::default();
         counts.last_success_s.store(unix_s(), Relaxed);
         let is_computed = state.config.websocket.max_total_connections == Auto::Auto;
@@ -202,10 +193,10 @@ impl Running {
             applied.retain(|other| other != key);
             restart.push(key.to_owned());
         }
-        let (certificates, odd) = state.certificates.next(&wanted_tls, &config.tls, unix_s())?;
+        let certificates = state.certificates.next(&wanted_tls, &config.tls, unix_s());
+        let (certificates, keys, odd) = together(certificates, Keys::read(&config.auth, Some(&state.keys)))?;
         warnings.extend(odd);
-        let (next, odd) = State::new(config, certificates, self.room, Some(&state))?;
-        warnings.extend(odd);
+        let next = State::new(config, certificates, keys, self.room, Some(&state));
         let of_keys = next.keys.changed_files(&state.keys).into_iter().map(str::to_owned);
         for key in of_keys.chain(next.certificates.changed_files(&state.certificates)) {
             if !applied.contains(&key) {
@@ -302,16 +293,25 @@ impl fmt::Debug for Running {
 /// Reads the files that a valid configuration names, for keys and certificates, and tells what is odd.
 ///
 /// # Errors
-/// One is missing, cannot be read or cannot be used.
-pub fn check_files(config: &Config) -> Result<Vec<String>, ReloadError> {
-    let (_, mut odd) = Certificates::read(&config.tls, None, unix_s())?;
-    odd.extend(read_keys(config, None)?.1);
-    Ok(odd)
+/// All that is wrong with them.
+pub fn check_files(config: &Config) -> Result<Vec<String>, Problems> {
+    read_files(config).map(|(_, _, odd)| odd)
 }
 
-fn read_keys(config: &Config, before: Option<&Keys>) -> Result<(Keys, Vec<String>), ReloadError> {
-    let (keys, odd) = Keys::read(&config.auth, before).map_err(ReloadError::Auth)?;
-    Ok((keys, odd.into_iter().map(|odd| format!("auth.jwks: {odd}")).collect()))
+fn read_files(config: &Config) -> Result<(Certificates, Keys, Vec<String>), Problems> {
+    together(Certificates::read(&config.tls, None, unix_s()), Keys::read(&config.auth, None))
+}
+
+/// Both and what is odd in them, or all that is wrong with either.
+fn together(
+    certificates: Result<(Certificates, Vec<String>), Problems>,
+    keys: Result<(Keys, Vec<String>), Problems>,
+) -> Result<(Certificates, Keys, Vec<String>), Problems> {
+    match (certificates, keys) {
+        (Ok((certificates, odd)), Ok((keys, more))) => Ok((certificates, keys, [odd, more].concat())),
+        (Err(Problems(wrong)), Err(Problems(more))) => Err(Problems([wrong, more].concat())),
+        (Err(wrong), Ok(_)) | (Ok(_), Err(wrong)) => Err(wrong),
+    }
 }
 
 pub(super) fn unix_s() -> u64 {

@@ -46,7 +46,7 @@ use crate::app::{Clients, Context, HandlerError, IntoReply, MessageHandler, Publ
 use crate::config::{self, Auto, Config, Problem, Problems, ReceiveWait};
 use crate::control::running::{Room, check_files};
 use crate::control::{self, ControlPlane, ControlSettings, Drains, Holdings, PageSettings, Phase, ReadHoldings};
-use crate::control::{ReloadError, Reloaded, Reread, Running, Shards, Stage};
+use crate::control::{CheckTokenError, ReloadError, Reloaded, Reread, Running, Shards, Stage};
 use crate::id::{SessionId, ShardId};
 use crate::io::affinity;
 use crate::io::bell::Bell;
@@ -64,7 +64,7 @@ use listen::{bind_admin, listen};
 /// Why an engine did not start. Each says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is not valid.
+    /// The configuration is not valid, or a key or a file of it cannot be used.
     #[error(transparent)]
     Config(#[from] Problems),
     /// A route could not be added.
@@ -73,9 +73,6 @@ pub enum StartError {
     /// The kernel has no io_uring for this process.
     #[error(transparent)]
     Kernel(#[from] Unavailable),
-    /// The key for tokens is missing or cannot be used.
-    #[error("auth: {0}")]
-    Auth(String),
     /// A port, a thread or memory could not be had.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -85,7 +82,6 @@ impl From<ReloadError> for StartError {
     fn from(error: ReloadError) -> Self {
         match error {
             ReloadError::Config(problems) => Self::Config(problems),
-            ReloadError::Auth(why) => Self::Auth(why),
             ReloadError::NoSource => Self::System(io::Error::other(error)),
         }
     }
@@ -272,8 +268,8 @@ impl Engine {
     ///
     /// # Errors
     /// Why the token is refused, or what is wrong with the configuration.
-    pub fn check_token(config: &Config, token: &str) -> Result<Claims, String> {
-        config.validate().map_err(|problems| problems.to_string())?;
+    pub fn check_token(config: &Config, token: &str) -> Result<Claims, CheckTokenError> {
+        config.validate()?;
         control::check_token(&config.auth, token)
     }
 

@@ -387,7 +387,10 @@ fn a_file_is_read_again_when_it_changes() {
     let yaml = |more: &str| format!("auth: {{jwks: '{}', jwks_interval: {more}}}", file.display());
     let refused_to_start = |text: &str, why: &str| {
         fs::write(&file, text).unwrap();
-        let Err(StartError::Auth(said)) = Engine::builder(config(1, &yaml("100ms"))).start() else { panic!("{text}") };
+        let Err(StartError::Config(wrong)) = Engine::builder(config(1, &yaml("100ms"))).start() else {
+            panic!("{text}")
+        };
+        let said = wrong.to_string();
         assert!(said.contains(why) && said.contains("keys.json"), "{said}");
     };
     refused_to_start("", "not a JSON Web Key Set");
@@ -463,6 +466,7 @@ fn https_is_believed_with_the_right_certificate_only() {
     let empty = authority.path().join("empty.pem");
     fs::write(&empty, "nothing").unwrap();
     let yaml = format!("auth: {{jwks: {}, {}}}", source("127.0.0.1"), trust(empty));
-    let Err(StartError::Auth(why)) = Engine::builder(config(1, &yaml)).start() else { panic!("it started") };
-    assert!(why.contains("jwks_ca_file holds no certificate"), "{why}");
+    let Err(StartError::Config(wrong)) = Engine::builder(config(1, &yaml)).start() else { panic!("it started") };
+    let why = wrong.to_string();
+    assert!(why.starts_with("auth.jwks_ca_file: ") && why.ends_with("empty.pem holds no certificate"), "{why}");
 }

@@ -31,7 +31,7 @@ pub enum KeyMaterial {
     Pem(Vec<u8>),
 }
 
-/// Why a configured key or set of keys cannot be used.
+/// Why a configured key or set of keys cannot be used. Of one key the text says it as of the file or the secret that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the text says it")]
 pub enum AuthSetupError {
@@ -39,21 +39,23 @@ pub enum AuthSetupError {
     NoKeys,
     #[error("more than {KEYS_MAX} keys")]
     TooManyKeys,
-    #[error("two keys have the same id and algorithm")]
+    #[error("two keys have the same id and algorithm; write another `id` for one of them, or remove it")]
     SameId,
-    #[error("the secret is empty")]
+    #[error("is empty; write 32 random bytes or more")]
     EmptySecret,
-    #[error("the secret is the text of a PEM key; a public key as a secret would let everyone sign")]
+    #[error("is the text of a PEM key, and a public key as a secret would let everyone sign; name its file instead")]
     SecretIsPem,
-    #[error("{0:?} needs a PEM key, not a secret")]
+    #[error("is a secret, and {0:?} needs a PEM key; write HS256, HS384 or HS512")]
     NeedsPem(Algorithm),
-    #[error("{0:?} needs a secret, not a PEM key")]
+    #[error("is a PEM key, and {0:?} needs a secret; write its algorithm, such as RS256, ES256 or EdDSA")]
     NeedsSecret(Algorithm),
-    #[error("the PEM text holds no public key that {0:?} can use")]
+    #[error(
+        "holds no public key in PEM form that {0:?} can use; write the `algorithm` of this key, or the file of another"
+    )]
     WrongKey(Algorithm),
-    #[error("the PEM text holds a private key; verifying needs the public one")]
+    #[error("holds a private key, and verifying needs the public one; make it with `openssl pkey -in FILE -pubout`")]
     PrivateKey,
-    #[error("the RSA key is shorter than 2048 bits")]
+    #[error("holds an RSA key shorter than 2048 bits; ask its issuer for a longer one")]
     ShortKey,
 }
 

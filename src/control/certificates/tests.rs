@@ -103,6 +103,25 @@ fn all_that_is_wrong_is_told_with_its_file() {
     check(&files, &second, &["tls.certificates[0].key_file: empty holds no private key"]);
 }
 
+/// Who mends the files of one section should not have to start again to hear of those of another.
+#[test]
+fn what_is_wrong_with_certificates_and_keys_is_told_together() {
+    let files = Files::new();
+    let wanted = |tls: &str, file: &str| {
+        let mut config = files.config(tls);
+        config.auth.public_key_file = Some(files.path(file));
+        config
+    };
+    let check = |wrong: String| {
+        let keys: Vec<_> = wrong.lines().filter_map(|line| line.split(':').next()).collect();
+        assert_eq!(keys, ["tls.key_file", "auth.public_key_file"], "{wrong}");
+    };
+    let bad = wanted(&ONE.replace("a.key", "none"), "none");
+    check(check_files(&bad).unwrap_err().to_string());
+    check(Running::new(bad.clone(), ROOM, Shards::new(1, Arc::default()), None).unwrap_err().to_string());
+    check(files.start(ONE).reload(bad).unwrap_err().to_string());
+}
+
 #[test]
 fn what_is_odd() {
     let files = Files::new();

@@ -6,7 +6,9 @@ mod fetch;
 mod keep;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use rustls::ClientConfig;
 
 use crate::app::auth::{Algorithm, Authenticator, Claims, KeyMaterial, KeySet, KeySettings, SkippedKey, Trusted, Wish};
 use crate::config::keys::{KeySource, Origin};
-use crate::config::{Auth, Secret, file};
+use crate::config::{self, Auth, Problem, Problems, Secret, file};
 pub(super) use keep::keep;
 
 /// All keys of a configuration.
@@ -120,12 +122,13 @@ impl Keys {
     /// stay whatever else changes. Also tells what is odd.
     ///
     /// # Errors
-    /// A key or a file is missing or cannot be used.
-    pub(super) fn read(auth: &Auth, before: Option<&Self>) -> Result<(Self, Vec<String>), String> {
-        let mut files = Vec::new();
-        let fixed = fixed(auth, &mut files)?;
-        let (sources, odd) = sources(auth, before.map(|before| &*before.sources).unwrap_or_default())?;
-        Ok((Self { fixed, files, sources }, odd))
+    /// All that is wrong with keys and files.
+    pub(super) fn read(auth: &Auth, before: Option<&Self>) -> Result<(Self, Vec<String>), Problems> {
+        let mut reading = Reading::default();
+        let fixed = reading.fixed(auth);
+        let sources = reading.sources(auth, before.map(|before| &*before.sources).unwrap_or_default());
+        let Reading { files, wrong, odd } = reading;
+        if wrong.is_empty() { Ok((Self { fixed, files, sources }, odd)) } else { Err(Problems(wrong)) }
     }
 
     /// What checks tokens with the keys that are there now, if any are to be.
@@ -168,7 +171,7 @@ impl Keys {
             changed.push("auth.jwks");
         }
         if ca(self) != ca(before) && !self.sources.is_empty() && !before.sources.is_empty() {
-            changed.push("auth.jwks_ca_file");
+            changed.push(CA_FILE);
         }
         changed
     }
@@ -182,14 +185,27 @@ impl Keys {
     }
 }
 
+/// Why a token is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckTokenError {
+    /// The configuration is not valid, or a file with keys cannot be used: nothing is known of the token.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// The system has no means to fetch key sets.
+    #[error("key sets cannot be fetched: {0}")]
+    System(#[from] io::Error),
+    /// A server would refuse it. Also says what could not be fetched.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
 /// Judges a token as a server with this configuration would now. Fetches key sets, each once.
 ///
 /// # Errors
-/// Why the token is refused, and what could not be fetched.
-pub fn check_token(auth: &Auth, token: &str) -> Result<Claims, String> {
+/// The token is refused, or could not be judged.
+pub fn check_token(auth: &Auth, token: &str) -> Result<Claims, CheckTokenError> {
     let (keys, _) = Keys::read(auth, None)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut missing = String::new();
     for source in keys.sources.iter().filter(|source| source.set().is_none()) {
         let looked = runtime.block_on(source.read()).and_then(|(text, _)| source.take_up(text));
@@ -197,78 +213,125 @@ pub fn check_token(auth: &Auth, token: &str) -> Result<Claims, String> {
             missing.push_str(&format!("\n{}: {why}", source.settings.name()));
         }
     }
-    let authenticator = keys.authenticator(auth).ok_or("there is no key to check it with")?;
+    let refused = |why: &dyn fmt::Display| CheckTokenError::Refused(format!("{why}{missing}"));
+    let authenticator = keys.authenticator(auth).ok_or_else(|| refused(&"there is no key to check it with"))?;
     let unix_ms = super::running::unix_s() * 1000;
-    authenticator.verify(token, unix_ms).map_err(|error| format!("{error}{missing}"))
+    authenticator.verify(token, unix_ms).map_err(|error| refused(&error))
 }
 
-/// The keys of the configuration and of its PEM files.
-fn fixed(auth: &Auth, files: &mut Vec<(&'static str, Vec<u8>)>) -> Result<Vec<Trusted>, String> {
-    let mut material = |key: &'static str, secret: &Option<Secret>, pem: &Option<PathBuf>| -> Result<_, String> {
-        if let Some(secret) = secret {
-            return Ok(Some(KeyMaterial::Secret(secret.expose().as_bytes().to_vec())));
-        }
-        let Some(path) = pem else { return Ok(None) };
-        let wrong = |error| format!("public_key_file {} cannot be read: {error}", path.display());
-        let pem = file::read(path).map_err(wrong)?;
-        files.push((key, pem.clone()));
-        Ok(Some(KeyMaterial::Pem(pem)))
-    };
-    type Group = (Option<String>, Option<String>, Vec<KeySettings>);
-    let mut groups: Vec<Group> = Vec::new();
-    let mut add = |issuer: &Option<String>, audience: &Option<String>, key: KeySettings| {
-        let issuer = issuer.clone().or_else(|| auth.issuer.clone());
-        let audience = audience.clone().or_else(|| auth.audience.clone());
-        match groups.iter_mut().find(|(of, with, _)| *of == issuer && *with == audience) {
-            Some((_, _, keys)) => keys.push(key),
-            None => groups.push((issuer, audience, vec![key])),
-        }
-    };
-    if let Some(key) = material(PUBLIC_KEY_FILE, &auth.secret, &auth.public_key_file)? {
+/// What is found while keys and files are read.
+#[derive(Default)]
+struct Reading {
+    files: Vec<(&'static str, Vec<u8>)>,
+    wrong: Vec<Problem>,
+    odd: Vec<String>,
+}
+
+impl Reading {
+    /// The keys of the configuration and of its PEM files, together where they are trusted alike.
+    fn fixed(&mut self, auth: &Auth) -> Vec<Trusted> {
+        type Group = (Option<String>, Option<String>, Vec<KeySettings>);
+        let mut groups: Vec<Group> = Vec::new();
+        let mut add = |issuer: &Option<String>, audience: &Option<String>, key: KeySettings| {
+            let issuer = issuer.clone().or_else(|| auth.issuer.clone());
+            let audience = audience.clone().or_else(|| auth.audience.clone());
+            match groups.iter_mut().find(|(of, with, _)| *of == issuer && *with == audience) {
+                Some((_, _, keys)) => keys.push(key),
+                None => groups.push((issuer, audience, vec![key])),
+            }
+        };
         let usual = if auth.secret.is_some() { Algorithm::HS256 } else { Algorithm::RS256 };
-        add(&None, &None, KeySettings { id: None, algorithm: auth.algorithm.unwrap_or(usual), key });
-    }
-    for key in &auth.keys {
-        let Some(material) = material(KEYS, &key.secret, &key.public_key_file)? else { continue };
-        let settings = KeySettings { id: key.id.clone(), algorithm: key.algorithm(), key: material };
-        add(&key.issuer, &key.audience, settings);
-    }
-    let trusted = |(issuer, audience, keys): Group| {
-        let keys = KeySet::new(&keys).map_err(|error| error.to_string())?;
-        Ok(Trusted { issuer, audience, keys: Arc::new(keys) })
-    };
-    groups.into_iter().map(trusted).collect()
-}
-
-/// The sources, and what is odd in those that are read.
-fn sources(auth: &Auth, before: &[Arc<Source>]) -> Result<(Vec<Arc<Source>>, Vec<String>), String> {
-    if auth.jwks.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    let ca = match &auth.jwks_ca_file {
-        None => None,
-        Some(path) => {
-            let wrong = |error| format!("jwks_ca_file {} cannot be read: {error}", path.display());
-            Some(file::read(path).map_err(wrong)?)
+        let algorithm = auth.algorithm.unwrap_or(usual);
+        if let Some(key) = self.key("auth", None, algorithm, &auth.secret, &auth.public_key_file) {
+            add(&None, &None, key);
         }
-    };
-    let is_tls = auth.jwks.iter().any(|source| source.source.starts_with("https:"));
-    let tls = (is_tls || ca.is_some()).then(|| fetch::trust(ca.as_deref())).transpose();
-    let tls = tls.map_err(|why| format!("jwks_ca_file {why}"))?;
-    let terms = Terms {
-        lifetime: auth.jwks_lifetime,
-        interval: auth.jwks_interval,
-        timeout: auth.jwks_timeout,
-        bytes_max: auth.jwks_max_bytes.0,
-        ca,
-    };
-    let (mut sources, mut odd) = (Vec::new(), Vec::new());
-    for settings in &auth.jwks {
-        let (source, skipped) = Source::new(settings, &terms, tls.clone(), before)?;
-        odd.extend(skipped.iter().map(|key| format!("{}: {key}", settings.name())));
-        sources.push(source);
+        for (index, key) in auth.keys.iter().enumerate() {
+            let section = format!("auth.keys[{index}]");
+            let settings = self.key(&section, key.id.clone(), key.algorithm(), &key.secret, &key.public_key_file);
+            if let Some(settings) = settings {
+                add(&key.issuer, &key.audience, settings);
+            }
+        }
+        let trusted = |(issuer, audience, keys): Group| match KeySet::new(&keys) {
+            Ok(keys) => Some(Trusted { issuer, audience, keys: Arc::new(keys) }),
+            // Each has been tried by itself, so it is about all of them.
+            Err(error) => self.refuse(KEYS, &error),
+        };
+        groups.into_iter().filter_map(trusted).collect()
     }
-    Ok((sources, odd))
+
+    /// The key of a section, if there is one that can be used.
+    fn key(
+        &mut self,
+        section: &str,
+        id: Option<String>,
+        algorithm: Algorithm,
+        secret: &Option<Secret>,
+        file: &Option<PathBuf>,
+    ) -> Option<KeySettings> {
+        let (name, shown, key) = match (secret, file) {
+            (Some(secret), _) => ("secret", String::new(), KeyMaterial::Secret(secret.expose().as_bytes().to_vec())),
+            (None, Some(path)) => {
+                let pem = self.file(&format!("{section}.public_key_file"), path)?;
+                // Of the entries of a list the list is the key.
+                self.files.push((if section == "auth" { PUBLIC_KEY_FILE } else { KEYS }, pem.clone()));
+                ("public_key_file", format!("{} ", path.display()), KeyMaterial::Pem(pem))
+            }
+            (None, None) => return None,
+        };
+        let settings = KeySettings { id, algorithm, key };
+        match KeySet::new(slice::from_ref(&settings)) {
+            Ok(_) => Some(settings),
+            Err(error) => self.refuse(&format!("{section}.{name}"), &format_args!("{shown}{error}")),
+        }
+    }
+
+    /// The sources that can be used.
+    fn sources(&mut self, auth: &Auth, before: &[Arc<Source>]) -> Vec<Arc<Source>> {
+        if auth.jwks.is_empty() {
+            return Vec::new();
+        }
+        let ca = auth.jwks_ca_file.as_ref().and_then(|path| self.file(CA_FILE, path));
+        let is_tls = auth.jwks.iter().any(|source| source.source.starts_with("https:"));
+        // What the machine trusts is not asked for where a file that cannot be read should have said it.
+        let tls = match (&auth.jwks_ca_file, &ca) {
+            (Some(path), Some(ca)) => {
+                fetch::trust(Some(ca)).map_err(|why| format!("{} {why}", path.display())).map(Some)
+            }
+            (None, _) if is_tls => fetch::trust(None).map(Some),
+            _ => Ok(None),
+        };
+        let tls = tls.unwrap_or_else(|why| self.refuse(CA_FILE, &why));
+        let terms = Terms {
+            lifetime: auth.jwks_lifetime,
+            interval: auth.jwks_interval,
+            timeout: auth.jwks_timeout,
+            bytes_max: auth.jwks_max_bytes.0,
+            ca,
+        };
+        let mut sources = Vec::new();
+        for (index, settings) in auth.jwks.iter().enumerate() {
+            let (key, name) = (format!("auth.jwks[{index}].source"), settings.name());
+            let source = Source::new(settings, &terms, tls.clone(), before);
+            let source = source.map_or_else(|why| self.refuse(&key, &format_args!("{name}: {why}")), Some);
+            let Some((source, skipped)) = source else { continue };
+            self.odd.extend(skipped.iter().map(|skipped| format!("{key}: {name}: {skipped}")));
+            sources.push(source);
+        }
+        sources
+    }
+
+    fn file(&mut self, key: &str, path: &Path) -> Option<Vec<u8>> {
+        match file::read(path) {
+            Ok(text) => Some(text),
+            Err(error) => self.refuse(key, &format_args!("{} cannot be read: {error}", path.display())),
+        }
+    }
+
+    fn refuse<T>(&mut self, key: &str, why: &dyn fmt::Display) -> Option<T> {
+        self.wrong.push(Problem { place: config::Place::Unwritten, key: key.to_owned(), message: why.to_string() });
+        None
+    }
 }
 
 impl Source {
@@ -279,15 +342,14 @@ impl Source {
         before: &[Arc<Self>],
     ) -> Result<(Arc<Self>, Vec<SkippedKey>), String> {
         let before = before.iter().find(|before| before.settings == *settings);
-        let wrong = |why: &dyn fmt::Display| format!("jwks {}: {why}", settings.name());
-        let (place, found, skipped) = match settings.origin().map_err(|why| wrong(&why))? {
+        let (place, found, skipped) = match settings.origin()? {
             Origin::Url(url) => {
                 let found = before.map(|before| before.found.lock().clone());
                 (Place::Url(url), found.unwrap_or_default(), Vec::new())
             }
             Origin::File(path) => {
-                let text = read_file(path, terms.bytes_max).map_err(|(_, why)| wrong(&why))?;
-                let (set, skipped) = read_set(settings, &text).map_err(|why| wrong(&why))?;
+                let text = read_file(path, terms.bytes_max).map_err(|(_, why)| why)?;
+                let (set, skipped) = read_set(settings, &text)?;
                 (Place::File(path.into()), Found { text, set: Some(Arc::new(set)) }, skipped)
             }
         };
@@ -389,6 +451,7 @@ fn read_file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, (Outcome, String)
 
 const PUBLIC_KEY_FILE: &str = "auth.public_key_file";
 const KEYS: &str = "auth.keys";
+const CA_FILE: &str = "auth.jwks_ca_file";
 /// The longest `max-age` that is believed, unless `auth.jwks_lifetime` is longer: a key that its issuer withdraws is
 /// believed no longer than that.
 const MAX_AGE_MAX: Duration = Duration::from_secs(60 * 60);
@@ -418,7 +481,8 @@ mod tests {
             let signer = &signers[usize::from(auth.starts_with("keys"))];
             let claims: serde_json::Value = serde_json::from_str(claims).unwrap();
             let verdict = check_token(&config.auth, &crate::app::auth::make_token(&claims, signer).unwrap());
-            assert_eq!(verdict.map(drop), expected.map_err(str::to_owned), "{auth} {claims}");
+            let verdict = verdict.map(drop).map_err(|error| error.to_string());
+            assert_eq!(verdict, expected.map_err(|why| format!("refused: {why}")), "{auth} {claims}");
         };
         let sets = "jwks: [{source: SET, issuer: n}, {source: SET, issuer: s}]";
         check(sets, r#"{"sub": "ann", "iss": "n"}"#, Ok(()));
@@ -428,6 +492,66 @@ mod tests {
         check(keys, r#"{"sub": "ann", "aud": "tides"}"#, Ok(()));
         check(keys, r#"{"sub": "ann", "aud": "moons"}"#, Ok(()));
         check(keys, r#"{"sub": "ann", "aud": "suns"}"#, Err("token for another audience"));
+    }
+
+    /// The keys and beginnings of all that is wrong with keys and files; `GOOD` is where the keys of the tests are, `DIR` an
+    /// empty place with an `empty.json`.
+    #[track_caller]
+    fn check(auth: &str, expected: &[&str]) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("empty.json"), r#"{"keys": []}"#).unwrap();
+        let (place, good) =
+            (directory.path().display().to_string(), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys"));
+        let auth = auth.replace("DIR", &place).replace("GOOD", good);
+        let config = Config::parse(&format!("auth: {{{auth}}}")).unwrap();
+        config.validate().unwrap();
+        let wrong = match Keys::read(&config.auth, None) {
+            Ok(_) => Vec::new(),
+            Err(Problems(wrong)) => wrong,
+        };
+        let shown = |problem: &Problem| problem.to_string().replace(&place, "DIR").replace(good, "GOOD");
+        let said: Vec<_> = wrong.iter().map(shown).collect();
+        assert_eq!(said.len(), expected.len(), "{said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.starts_with(expected), "{said} instead of {expected}");
+        }
+        let told = check_token(&config.auth, "").err();
+        assert_eq!(matches!(told, Some(CheckTokenError::Config(_))), !expected.is_empty(), "{told:?}");
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_with_its_key_and_file() {
+        check("public_key_file: GOOD/rsa_public.pem", &[]);
+        check("secret: s, keys: [{id: a, algorithm: ES256, public_key_file: GOOD/es256_public.pem}]", &[]);
+        check("public_key_file: DIR/none.pem", &["auth.public_key_file: DIR/none.pem cannot be read: No such file"]);
+        check(
+            "public_key_file: GOOD/es256_public.pem",
+            &[
+                "auth.public_key_file: GOOD/es256_public.pem holds no public key in PEM form that RS256 can use; write the",
+            ],
+        );
+        check("secret: '-----BEGIN PUBLIC KEY-----'", &["auth.secret: is the text of a PEM key, and a public key as"]);
+        check(
+            "public_key_file: GOOD/rsa_short_public.pem, jwks_ca_file: DIR/none.pem, \
+             keys: [{id: a, public_key_file: GOOD/rsa_private.pem}, {id: a, secret: '-----BEGIN'}, {secret: s}, \
+             {public_key_file: DIR/none.pem}, {algorithm: ES384, public_key_file: GOOD/es256_public.pem}], \
+             jwks: ['https://127.0.0.1/', DIR/none.json, DIR/empty.json, GOOD/rsa_public.pem]",
+            &[
+                "auth.public_key_file: GOOD/rsa_short_public.pem holds an RSA key shorter than 2048 bits; ask",
+                "auth.keys[0].public_key_file: GOOD/rsa_private.pem holds a private key, and verifying needs the public",
+                "auth.keys[1].secret: is the text of a PEM key",
+                "auth.keys[3].public_key_file: DIR/none.pem cannot be read: No such file",
+                "auth.keys[4].public_key_file: GOOD/es256_public.pem holds no public key in PEM form that ES384 can use",
+                "auth.jwks_ca_file: DIR/none.pem cannot be read: No such file",
+                "auth.jwks[1].source: DIR/none.json: cannot be read: No such file",
+                "auth.jwks[2].source: DIR/empty.json: no key that can be used",
+                "auth.jwks[3].source: GOOD/rsa_public.pem: not a JSON Web Key Set",
+            ],
+        );
+        check(
+            "jwks: https://127.0.0.1/, jwks_ca_file: DIR/empty.json",
+            &["auth.jwks_ca_file: DIR/empty.json holds no certificate"],
+        );
     }
 
     /// A failure says how old the set in use is, whatever the clock has done since that was fetched.
