@@ -284,6 +284,19 @@ mod tests {
         });
     }
 
+    #[test]
+    fn an_entry_has_a_line_although_what_is_wrong_is_not_there() {
+        let mut draft = Draft::new(Config::default());
+        draft.read_text(
+            "auth:\n  jwks:\n    - {source: a, issuer: a}\n    - b\n  keys:\n    - {id: a, issuer: k}\n",
+            None,
+        );
+        let odd: Vec<_> = draft.warnings().iter().map(ToString::to_string).collect();
+        assert!(odd.len() == 1 && odd[0].starts_with("line 4: auth.jwks[1]: "), "{odd:?}");
+        let wrong = draft.finish().unwrap_err().to_string();
+        assert!(wrong.starts_with("line 6: auth.keys[0]: has no key"), "{wrong}");
+    }
+
     /// The block of the README is the defaults, and has every key.
     #[test]
     fn the_block_of_the_readme() {

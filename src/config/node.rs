@@ -282,7 +282,10 @@ impl<T: Node> Node for Vec<T> {
             if let Content::Word { quoted, .. } = &mut entry.content {
                 *quoted = true;
             }
-            all.extend(T::read(None, &format!("{path}[{index}]"), &entry, reader));
+            let path = format!("{path}[{index}]");
+            // What is wrong with an entry may be what it does not have.
+            reader.places.insert(path.clone(), entry.place.clone());
+            all.extend(T::read(None, &path, &entry, reader));
         }
         (all.len() == count).then_some(all)
     }
