@@ -16,6 +16,8 @@ pub enum Count {
     Refused,
     /// Connections that were not made, or broke in the handshake.
     NotConnected,
+    /// Messages of a run with a rate that were due before its window ended, sent or not.
+    Due,
     /// Messages sent.
     Sent,
     /// Messages that came, as they had to.

@@ -11,7 +11,9 @@ use super::crew::{CONNECT, Crew, Progress};
 use super::lanes::{Lanes, Part};
 use super::observe::Look;
 use super::report::{Durations, Report};
+use super::schedule::{Schedule, Window};
 use crate::id::ConnKey;
+use crate::io::clock;
 use crate::ws::Opcode;
 
 /// What is asked of the server.
@@ -39,6 +41,7 @@ const END: u32 = 3;
 /// The server does not let the clients in, this machine lacks something, or nothing happens for too long.
 pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Report> {
     let (setup, size) = (Arc::new(setup), echo.size.max(HEAD_BYTES));
+    let window = Arc::new(Window::default());
     let pattern: Arc<[u8]> = (0..size + PATTERNS).map(|at| (at * 7 % 251) as u8).collect();
     let mut crew = Crew::start(&setup, watch, |share| EchoPart {
         rate: echo.rate.map(|rate| share.of(rate)),
@@ -46,8 +49,8 @@ pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Rep
         size,
         pattern: Arc::clone(&pattern),
         stage: None,
-        began_ns: 0,
-        scheduled: 0,
+        schedule: Schedule::default(),
+        window: Arc::clone(&window),
         at: 0,
         durations: Durations::default(),
         scratch: Vec::new(),
@@ -57,11 +60,16 @@ pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Rep
     crew.go(WARM_UP)?;
     crew.for_a_while("warming up", echo.warm_up)?;
     crew.go(RUN)?;
-    let (before, start, came) = (Look::at(setup.process), std::time::Instant::now(), crew.sum(Count::Received));
+    let before = Look::at(setup.process);
+    window.begin(clock::monotonic_ns());
+    let came = crew.sum(Count::Received);
     crew.for_a_while("measuring", echo.time)?;
-    let (came, elapsed, after) = (crew.sum(Count::Received) - came, start.elapsed(), Look::at(setup.process));
+    let came = crew.sum(Count::Received) - came;
+    let (elapsed, after) = (window.end(clock::monotonic_ns()), Look::at(setup.process));
     crew.go(END)?;
-    let ended = crew.until("the last ones", crew.sum(Count::Sent), |crew| crew.sum(Count::Received));
+    // With a rate some of those may have to leave yet.
+    let asked = crew.sum(Count::Sent).max(crew.sum(Count::Due));
+    let ended = crew.until("the last ones", asked, |crew| crew.sum(Count::Received));
 
     let mut report = Report::new("echo");
     let messages = came as f64;
@@ -73,6 +81,7 @@ pub fn run(setup: Setup, echo: Echo, watch: &dyn Fn(Progress)) -> io::Result<Rep
     report.find(crew.sum(Count::Wrong), "messages came back changed, or to someone else");
     report.find(crew.sum(Count::Again), "messages came twice or out of order");
     report.find(crew.sum(Count::Sent).saturating_sub(crew.sum(Count::Received)), "messages never came back");
+    report.find(asked.saturating_sub(crew.sum(Count::Sent)), "messages were due and never sent");
     report.find_ends(&crew);
     if let Err(error) = ended {
         report.findings.push(error.to_string());
@@ -97,9 +106,9 @@ struct EchoPart {
     size: usize,
     pattern: Arc<[u8]>,
     stage: Option<u32>,
-    /// Of the schedule, where there is a rate.
-    began_ns: u64,
-    scheduled: u64,
+    /// Where there is a rate.
+    schedule: Schedule,
+    window: Arc<Window>,
     at: u32,
     durations: Durations,
     scratch: Vec<u8>,
@@ -122,22 +131,20 @@ impl EchoPart {
 
     /// Sends what is due; returns when the next is.
     fn keep_rate(&mut self, lanes: &mut Lanes<Client>, rate: f64) -> Option<u64> {
-        loop {
-            let due_ns = self.began_ns + (self.scheduled as f64 * 1e9 / rate) as u64;
-            if due_ns > lanes.clock_ns() {
-                return Some(due_ns);
-            }
+        while let Some(due_ns) = self.schedule.take(rate, self.window.due_by(lanes.clock_ns())) {
             let slots = lanes.slots().max(1);
             let next = (0..slots).map(|step| (self.at + step) % slots).find_map(|slot| lanes.open_at(slot));
-            let conn = next?;
-            let (_, client) = lanes.client(conn)?;
-            if client.sent - client.came >= UNANSWERED_MAX {
-                return None; // it is sent later, and counts from when it was due
-            }
+            let has_room = |conn: &ConnKey| {
+                lanes.client(*conn).is_some_and(|(_, client)| client.sent - client.came < UNANSWERED_MAX)
+            };
+            let Some(conn) = next.filter(has_room) else {
+                self.schedule.put_back(); // it is sent later, and counts from when it was due
+                return None;
+            };
             self.at = (conn.slot + 1) % slots;
-            self.scheduled += 1;
             self.send(lanes, conn, due_ns);
         }
+        self.schedule.next_ns(rate)
     }
 }
 
@@ -164,7 +171,11 @@ impl Part for EchoPart {
         client.came += 1;
         lanes.counts().add(Count::Received, 1);
         let now_ns = lanes.clock_ns();
-        if self.stage == Some(RUN) {
+        let is_measured = match self.rate {
+            Some(_) => self.window.has(due_ns),
+            None => self.stage == Some(RUN),
+        };
+        if is_measured {
             self.durations.record(now_ns.saturating_sub(due_ns));
         }
         if self.rate.is_none() && matches!(self.stage, Some(WARM_UP | RUN)) {
@@ -177,7 +188,7 @@ impl Part for EchoPart {
     fn turn(&mut self, lanes: &mut Lanes<Client>, stage: u32) -> Option<u64> {
         let before = self.stage.replace(stage);
         if before == Some(CONNECT) && stage != CONNECT {
-            self.began_ns = lanes.clock_ns();
+            self.schedule.begin(lanes.clock_ns());
             if self.rate.is_none() {
                 for conn in lanes.conns() {
                     (0..self.in_flight).for_each(|_| self.send(lanes, conn, lanes.clock_ns()));
@@ -186,6 +197,13 @@ impl Part for EchoPart {
         }
         match (self.rate, stage) {
             (Some(rate), WARM_UP | RUN) => self.keep_rate(lanes, rate),
+            (Some(rate), END) => {
+                if before != Some(END) {
+                    lanes.counts().add(Count::Due, self.schedule.due_before(rate, self.window.end_ns()));
+                }
+                self.keep_rate(lanes, rate);
+                None
+            }
             _ => None,
         }
     }

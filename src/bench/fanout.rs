@@ -6,16 +6,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Setup;
 use super::counts::Count;
 use super::crew::{CONNECT, Crew, Progress, Share};
 use super::lanes::{Lanes, Part};
-use super::native::{self, Message, Receipt, Said};
+use super::native::{self, Expected, Message, Receipt, Said};
 use super::observe::Look;
 use super::report::{Durations, Report};
+use super::schedule::{Schedule, Window};
 use crate::id::ConnKey;
+use crate::io::clock;
 use crate::ws::Opcode;
 
 /// What is asked of the server.
@@ -67,10 +69,14 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
         )));
     }
     let (setup, fanout) = (Arc::new(setup), Arc::new(fanout));
+    let names: Arc<[String]> = (0..topics).map(|topic| format!("bench.{topic}")).collect();
+    let window = Arc::new(Window::default());
     let is_lively = fanout.life.is_some();
     let mut crew = Crew::start(&setup, watch, |share| FanoutPart {
         share,
         fanout: Arc::clone(&fanout),
+        names: Arc::clone(&names),
+        window: Arc::clone(&window),
         stage: None,
         publishing: Vec::new(),
         schedule: Schedule::default(),
@@ -84,14 +90,25 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
     crew.for_a_while("warming up", fanout.warm_up)?;
     crew.go(RUN)?;
     let counted = |crew: &Crew<'_, Durations>| [Count::Received, Count::Receipts].map(|count| crew.sum(count));
-    let (before, start, [came, published]) = (Look::at(setup.process), Instant::now(), counted(&crew));
+    let before = Look::at(setup.process);
+    window.begin(clock::monotonic_ns());
+    let [came, published] = counted(&crew);
     crew.for_a_while("measuring", fanout.time)?;
-    let (elapsed, after, counts) = (start.elapsed(), Look::at(setup.process), counted(&crew));
+    let counts = counted(&crew);
+    let (elapsed, after) = (window.end(clock::monotonic_ns()), Look::at(setup.process));
     let [came, published] = [counts[0] - came, counts[1] - published].map(|count| count as f64);
     crew.go(END)?;
-    let answered = crew.until("the last receipts", crew.sum(Count::Sent), |crew| crew.sum(Count::Receipts));
-    crew.for_a_while("settling", SETTLE)?;
-    // Who was parted from has not got what was on its queue.
+    // With a rate some of those may have to leave yet.
+    let asked = crew.sum(Count::Sent).max(crew.sum(Count::Due));
+    let answered = crew.until("the last receipts", asked, |crew| crew.sum(Count::Receipts));
+    loop {
+        let came = crew.sum(Count::Received);
+        crew.for_a_while("settling", SETTLE)?;
+        if !is_lively || crew.sum(Count::Received) == came {
+            break;
+        }
+    }
+    // Who was parted from has not got what was on its queue: where some were, nobody knows how many are to come.
     let queued = crew.sum(Count::Queued);
     let last = match is_lively {
         true => Ok(()),
@@ -113,21 +130,15 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
         report.figure("left", crew.sum(Count::Left) as f64);
         report.figure("came", crew.sum(Count::Opened) as f64);
         report.figure("closed_as_too_slow", crew.sum(Count::Closed) as f64);
-        report.find(crew.sum(Count::Lost), "connections broke");
         report.figure("refused_with_retry_after", crew.sum(Count::RefusedUntil) as f64);
-        report.find(
-            crew.sum(Count::Missing).saturating_sub(crew.sum(Count::Dropped)),
-            "messages are missing between others",
-        );
+        report.find(crew.sum(Count::Lost), "connections broke");
     } else {
-        let missing = queued.saturating_sub(crew.sum(Count::Received));
-        report.find(missing, "messages were queued and never came");
-        report.find(
-            crew.sum(Count::Missing).saturating_sub(crew.sum(Count::Dropped)),
-            "messages are missing between others",
-        );
+        report.find(queued.saturating_sub(crew.sum(Count::Received)), "messages were queued and never came");
         report.find_ends(&crew);
     }
+    report.find(asked.saturating_sub(crew.sum(Count::Sent)), "messages were due and never sent");
+    let missing = crew.sum(Count::Missing).saturating_sub(crew.sum(Count::Dropped));
+    report.find(missing, "messages are missing between others");
     report.find(crew.sum(Count::Again), "messages came twice or out of order");
     report.find(crew.sum(Count::Wrong), "messages were changed, or were another topic's");
     report.find(crew.sum(Count::Errors), "requests were refused");
@@ -152,30 +163,12 @@ struct Client {
     is_paused: bool,
 }
 
-/// Something that happens so often a second.
-#[derive(Default)]
-struct Schedule {
-    began_ns: u64,
-    done: u64,
-}
-
-impl Schedule {
-    /// When the next is due.
-    fn next_ns(&self, per_second: f64) -> Option<u64> {
-        (per_second > 0.0).then(|| self.began_ns + (self.done as f64 * 1e9 / per_second) as u64)
-    }
-
-    /// When it was due, if it is by now.
-    fn take(&mut self, per_second: f64, now_ns: u64) -> Option<u64> {
-        let due_ns = self.next_ns(per_second).filter(|due_ns| *due_ns <= now_ns)?;
-        self.done += 1;
-        Some(due_ns)
-    }
-}
-
 struct FanoutPart {
     share: Share,
     fanout: Arc<Fanout>,
+    /// The topics' names.
+    names: Arc<[String]>,
+    window: Arc<Window>,
     stage: Option<u32>,
     /// The publishers of this thread that are connected.
     publishing: Vec<ConnKey>,
@@ -217,7 +210,7 @@ impl FanoutPart {
         client.made[place] += 1;
         let message = Message { publisher, number: client.made[place], due_ns };
         let topic = self.topics_of(publisher).nth(place).unwrap_or_default();
-        let text = native::publish(&name_of(topic), &message, self.fanout.size);
+        let text = native::publish(&self.names[topic as usize], &message, self.fanout.size);
         lanes.counts().add(Count::Sent, 1);
         lanes.send(conn, Opcode::Text, text.as_bytes());
     }
@@ -227,11 +220,11 @@ impl FanoutPart {
         if self.publishing.is_empty() {
             return None;
         }
-        while let Some(due_ns) = self.schedule.take(rate, lanes.clock_ns()) {
-            let conn = self.publishing[(self.schedule.done as usize) % self.publishing.len()];
+        while let Some(due_ns) = self.schedule.take(rate, self.window.due_by(lanes.clock_ns())) {
+            let conn = self.publishing[(self.schedule.done() as usize) % self.publishing.len()];
             let unanswered = lanes.client(conn).map_or(0, |(_, client)| client.unanswered);
             if unanswered >= UNANSWERED_MAX {
-                self.schedule.done -= 1; // it is sent later, and counts from when it was due
+                self.schedule.put_back(); // it is sent later, and counts from when it was due
                 return None;
             }
             self.publish(lanes, conn, due_ns);
@@ -246,7 +239,7 @@ impl FanoutPart {
         let now_ns = lanes.now_ns();
         while self.leavers.take(leavers, now_ns).is_some() {
             if let Some(conn) = self.some_subscriber(lanes) {
-                match self.leavers.done % 2 {
+                match self.leavers.done() % 2 {
                     0 => lanes.leave(conn),
                     _ => lanes.drop_it(conn),
                 }
@@ -299,7 +292,11 @@ impl FanoutPart {
         if before > 0 {
             lanes.counts().add(Count::Missing, u64::from(gap));
         }
-        if self.stage == Some(RUN) {
+        let is_measured = match self.fanout.rate {
+            Some(_) => self.window.has(message.due_ns),
+            None => self.stage == Some(RUN),
+        };
+        if is_measured {
             self.durations.record(now_ns.saturating_sub(message.due_ns));
         }
     }
@@ -333,14 +330,17 @@ impl Part for FanoutPart {
             return;
         }
         client.seen = vec![0; publishers.div_ceil(topics) as usize].into();
-        native::join(lanes, conn, Some(&name_of(self.topic_of(number))));
+        native::join(lanes, conn, Some(&self.names[self.topic_of(number) as usize]));
     }
 
     fn message(&mut self, lanes: &mut Lanes<Client>, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         if opcode == Opcode::Pong {
             return;
         }
-        match native::said(payload) {
+        let Some((number, _)) = lanes.client(conn) else { return };
+        let expected = (number >= self.fanout.publishers)
+            .then(|| Expected { topic: &self.names[self.topic_of(number) as usize], data_bytes: self.fanout.size });
+        match native::said(payload, expected) {
             Said::Message(message) => self.on_message(lanes, conn, &message),
             Said::Ack(receipt) => self.on_ack(lanes, conn, receipt),
             Said::Other => {}
@@ -360,7 +360,7 @@ impl Part for FanoutPart {
         if before == Some(CONNECT) && stage != CONNECT {
             let now_ns = lanes.clock_ns();
             for schedule in [&mut self.schedule, &mut self.leavers, &mut self.slow] {
-                schedule.began_ns = now_ns;
+                schedule.begin(now_ns);
             }
             if self.fanout.rate.is_none() {
                 for conn in self.publishing.clone() {
@@ -368,16 +368,27 @@ impl Part for FanoutPart {
                 }
             }
         }
-        if !matches!(stage, WARM_UP | RUN) {
-            return match stage {
-                END => self.read_on(lanes),
-                _ => None,
-            };
-        }
         // A thread has its part of the rate by its part of the publishers.
         let part = self.publishing.len() as f64 / f64::from(self.fanout.publishers);
-        let next = self.fanout.rate.and_then(|rate| self.keep_rate(lanes, rate * part));
-        next.into_iter().chain(self.live(lanes)).min()
+        let rate = self.fanout.rate.map(|rate| rate * part);
+        match stage {
+            WARM_UP | RUN => {
+                let next = rate.and_then(|rate| self.keep_rate(lanes, rate));
+                next.into_iter().chain(self.live(lanes)).min()
+            }
+            END => {
+                if before != Some(END) {
+                    let due = rate.map_or(0, |rate| self.schedule.due_before(rate, self.window.end_ns()));
+                    lanes.counts().add(Count::Due, due);
+                    self.read_on(lanes);
+                }
+                if let Some(rate) = rate {
+                    self.keep_rate(lanes, rate);
+                }
+                None
+            }
+            _ => None,
+        }
     }
 
     fn finish(self) -> Durations {
@@ -387,16 +398,11 @@ impl Part for FanoutPart {
 
 impl FanoutPart {
     /// At the end everybody reads.
-    fn read_on(&mut self, lanes: &mut Lanes<Client>) -> Option<u64> {
+    fn read_on(&mut self, lanes: &mut Lanes<Client>) {
         for (_, conn) in self.paused.drain(..) {
             lanes.pause(conn, false);
         }
-        None
     }
-}
-
-fn name_of(topic: u32) -> String {
-    format!("bench.{topic}")
 }
 
 /// Publishes of one client that have not been answered.

@@ -9,7 +9,7 @@ use super::Setup;
 use super::counts::Count;
 use super::crew::{Crew, Progress, Share};
 use super::lanes::{Lanes, Part};
-use super::native::{self, Message, Said};
+use super::native::{self, Expected, Message, Said};
 use super::observe::Look;
 use super::report::{Durations, Report};
 use crate::id::ConnKey;
@@ -192,7 +192,8 @@ impl Part for IdlePart {
                 _ => Count::Wrong,
             }
         } else {
-            match native::said(payload) {
+            let expected = self.topic.as_deref().map(|topic| Expected { topic, data_bytes: DATA_BYTES });
+            match native::said(payload, expected) {
                 Said::Ack(_) => {
                     if let Some(took_ns) = lanes.ready(conn) {
                         self.found.connect.record(took_ns);
@@ -248,7 +249,7 @@ impl Part for IdlePart {
                 let topic = self.topic.as_deref()?;
                 let conn = (0..lanes.slots()).find_map(|slot| lanes.open_at(slot))?;
                 let message = Message { publisher: 0, number: 1, due_ns: lanes.clock_ns() };
-                lanes.send(conn, Opcode::Text, native::publish(topic, &message, 0).as_bytes());
+                lanes.send(conn, Opcode::Text, native::publish(topic, &message, DATA_BYTES).as_bytes());
                 None
             }
             LEAVE => self.walk(lanes, STEP, Lanes::leave),
@@ -263,6 +264,8 @@ impl Part for IdlePart {
 
 /// Clients that a thread touches, or leaves with, in one turn.
 const STEP: u32 = 128;
+/// Of the message to all: as few as there can be.
+const DATA_BYTES: usize = 0;
 /// When a client comes again that was closed before it was served.
 const AGAIN_NS: u64 = 1_000_000_000;
 const SETTLE: Duration = Duration::from_secs(2);

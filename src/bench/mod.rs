@@ -2,13 +2,15 @@
 //! what they receive.
 //!
 //! Law: every byte of a message that comes is compared with what had to come, and a run that was not served as it must be says
-//! so in its findings. Latencies of a run with a rate count from when a message was to leave, not from when it left, so
-//! that a server that stalls does not hide what it would have done to those who waited (coordinated omission).
+//! so in its findings. Latencies of a run with a rate count from when a message was to leave, not from when it left, and are
+//! those of all messages that were to leave in the window, so that a server that stalls does not hide what it would have done
+//! to those who waited (coordinated omission).
 //!
 //! | file | its one job |
 //! |---|---|
 //! | `lanes` | connections of one thread: dialed, upgraded, read, written, left |
 //! | `crew` | threads, the stages of a run, its progress |
+//! | `schedule` | when messages are due, and which are measured |
 //! | `wire`, `native` | the client's half of RFC 6455, and of this server's JSON |
 //! | [`echo`], [`fanout`], [`idle`], [`newcomers`] | what clients do |
 //! | [`observe`], [`report`] | what it cost the server; what was found |
@@ -23,6 +25,7 @@ mod native;
 pub mod newcomers;
 pub mod observe;
 pub mod report;
+mod schedule;
 mod wire;
 
 use std::io;

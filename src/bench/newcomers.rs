@@ -128,7 +128,7 @@ impl Part for NewcomersPart {
     }
 
     fn message(&mut self, lanes: &mut Lanes<()>, conn: ConnKey, _: Opcode, payload: &[u8]) {
-        match native::said(payload) {
+        match native::said(payload, None) {
             Said::Ack(_) => {
                 if let Some(took_ns) = lanes.ready(conn) {
                     self.ready(lanes, conn, took_ns);

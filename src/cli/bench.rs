@@ -27,8 +27,8 @@ use super::{Failure, output};
 pub(super) enum Bench {
     /// Messages that come back: any WebSocket server that returns them will do (`tidewheel serve --echo`).
     ///
-    /// Without --rate each client sends the next message when one has come back. With it messages leave when they are due, and
-    /// latencies count from then (no coordinated omission).
+    /// Without --rate each client sends the next message when one has come back. With it messages leave when they are due,
+    /// latencies count from then, and all that were due are waited for (no coordinated omission).
     Echo {
         #[command(flatten)]
         common: Common,
@@ -48,7 +48,7 @@ pub(super) enum Bench {
     /// Messages to many: clients that publish, and clients that are subscribed to a topic each.
     ///
     /// Without --rate each publisher sends the next message when one has been answered. With it messages leave when they are
-    /// due, and latencies count from then (no coordinated omission).
+    /// due, latencies count from then, and all that were due are waited for (no coordinated omission).
     Fanout {
         #[command(flatten)]
         common: Common,

@@ -3,6 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -11,9 +13,10 @@ use tidewheel::bench::echo::{self, Echo};
 use tidewheel::bench::fanout::{self, Fanout, Life};
 use tidewheel::bench::idle::{self, Idle};
 use tidewheel::bench::newcomers::{self, Newcomers};
-use tidewheel::bench::{Credentials, Report, Setup, Tls};
+use tidewheel::bench::{Credentials, Progress, Report, Setup, Tls};
 use tidewheel::metrics::{CloseReason, TlsHandshake};
 use tidewheel::tls::trust;
+use tungstenite::Message;
 
 use super::certificates::Authority;
 use super::server::Server;
@@ -185,20 +188,30 @@ fn who_is_never_let_in_is_named() {
 
 /// What becomes of a client's messages, by the mistake of a server.
 fn findings(in_flight: u32, answer: fn(&mut TcpStream, u32, Vec<u8>)) -> Vec<String> {
+    let address = serve(move |socket| lie(socket, answer));
+    echo::run(impatient(address), echo(in_flight, None, 64), &|_| {}).unwrap().findings
+}
+
+/// Serves every client on a thread of its own.
+fn serve(client: impl FnOnce(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for socket in listener.incoming().flatten() {
-            thread::spawn(move || lie(socket, answer));
+            let client = client.clone();
+            thread::spawn(move || client(socket));
         }
     });
-    let mut setup = setup(address, "/", 2);
-    setup.patience = Duration::from_secs(2);
-    echo::run(setup, echo(in_flight, None, 64), &|_| {}).unwrap().findings
+    address
+}
+
+/// Two clients that give up soon.
+fn impatient(address: SocketAddr) -> Setup {
+    Setup { patience: Duration::from_secs(2), ..setup(address, "/", 2) }
 }
 
 /// Serves one client; each message of it is answered by `answer`, which is told the how-manieth it is.
-fn lie(mut socket: TcpStream, answer: fn(&mut TcpStream, u32, Vec<u8>)) {
+fn lie(mut socket: TcpStream, answer: impl Fn(&mut TcpStream, u32, Vec<u8>)) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -302,6 +315,118 @@ fn fragments_of_a_server_are_put_together() {
     assert!(found.iter().all(|found| !found.contains("changed")), "{found:?}");
 }
 
+/// Has a server stand still until a run waits for what it has not answered, which is after the window.
+#[derive(Clone, Default)]
+struct Stall(Arc<AtomicBool>);
+
+impl Stall {
+    fn wait(&self) {
+        super::until("the end of the window", || self.0.load(Ordering::Acquire));
+    }
+
+    /// Ends it when the run is at this.
+    fn end_at(&self, what: &'static str) -> impl Fn(Progress) + use<> {
+        let is_over = Arc::clone(&self.0);
+        move |progress| is_over.store(is_over.load(Ordering::Acquire) || progress.what == what, Ordering::Release)
+    }
+}
+
+/// How many latencies a report has.
+fn latencies(report: &Report, name: &str) -> u64 {
+    let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+    json["latency"][name]["count"].as_u64().unwrap_or_default()
+}
+
+/// What was due in a window that a server slept through is all measured, although far fewer may be unanswered at a time.
+#[test]
+fn a_stall_at_the_end_hides_no_echo() {
+    let stall = Stall::default();
+    let address = serve({
+        let stall = stall.clone();
+        move |socket| {
+            lie(socket, |socket, _, payload| {
+                stall.wait();
+                say(socket, &payload);
+            });
+        }
+    });
+    let watch = stall.end_at("the last ones");
+    let report = clean(echo::run(impatient(address), echo(1, Some(RATE), 64), &watch));
+    assert!(latencies(&report, "round_trip_since_due") >= DUE, "{report}");
+    assert_eq!(report.get("messages"), Some(0.0), "none was answered in the window");
+}
+
+#[test]
+fn what_was_due_and_never_sent_is_found() {
+    let address = serve(|socket| lie(socket, |_, _, _| {}));
+    let report = echo::run(impatient(address), echo(1, Some(RATE), 64), &|_| {}).unwrap();
+    for expected in ["512 messages never came back", "messages were due and never sent", "the last ones: 0 of "] {
+        assert!(report.findings.iter().any(|found| found.contains(expected)), "{expected}: {report}");
+    }
+}
+
+/// Serves a publisher and a subscriber of one topic; `change` makes of a message what is delivered.
+fn serve_topic(stall: &Stall, change: fn(&str) -> String) -> SocketAddr {
+    let (stall, subscriber) = (stall.clone(), Arc::new(Mutex::new(None)));
+    serve(move |socket| {
+        let Ok(mut client) = tungstenite::accept(socket.try_clone().unwrap()) else { return };
+        while let Ok(message) = client.read() {
+            let Message::Text(text) = message else { continue };
+            let ack = r#"{"type":"ack","payload":{"success":true,"queued":1,"dropped":0},"reply_to":1,"timestamp":1}"#;
+            if let Some((_, data)) = text.split_once(r#""data":"#) {
+                stall.wait();
+                let data = data.strip_suffix("}}").unwrap();
+                let message =
+                    format!(r#"{{"type":"message","payload":{{"topic":"bench.0","data":{data}}},"timestamp":1}}"#);
+                let mut subscriber = subscriber.lock().unwrap();
+                let Some(subscriber) = subscriber.as_mut() else { return };
+                tell(subscriber, &change(&message));
+            } else {
+                *subscriber.lock().unwrap() = Some(socket.try_clone().unwrap());
+            }
+            let _ = client.send(ack.into()); // the client may have had enough
+        }
+    })
+}
+
+/// Writes a text of 126 to 65,535 bytes.
+fn tell(socket: &mut TcpStream, text: &str) {
+    let len = u16::try_from(text.len()).unwrap().to_be_bytes();
+    let _ = socket.write_all(&[&[0x81, 126], &len[..], text.as_bytes()].concat()); // the client may have had enough
+}
+
+#[test]
+fn a_stall_at_the_end_hides_no_delivery() {
+    let stall = Stall::default();
+    let address = serve_topic(&stall, str::to_owned);
+    let watch = stall.end_at("the last receipts");
+    let report = clean(fanout::run(impatient(address), fanout(1, 1, Some(RATE), None), &watch));
+    assert!(latencies(&report, "due_to_delivery") >= DUE, "{report}");
+    assert_eq!(report.get("delivered"), Some(0.0), "none was delivered in the window");
+}
+
+#[test]
+fn messages_that_were_changed_are_found() {
+    let check = |change: fn(&str) -> String, expected: &str| {
+        let stall = Stall(Arc::new(AtomicBool::new(true)));
+        let found = fanout::run(impatient(serve_topic(&stall, change)), fanout(1, 1, None, None), &|_| {});
+        let found = found.unwrap().findings;
+        match expected {
+            "" => assert!(found.is_empty(), "{found:?}"),
+            _ => assert!(found.iter().any(|found| found.contains(expected)), "{expected}: {found:?}"),
+        }
+    };
+    const CHANGED: &str = "messages were changed, or were another topic's";
+    check(str::to_owned, "");
+    check(|text| text.replace("bench.0", "bench.1"), CHANGED);
+    check(|text| [&text[..text.len() - 60], r#""}},"timestamp":1}"#].concat(), CHANGED);
+    check(|text| text.replace(r#""}}"#, r#"","y":0}}"#), CHANGED);
+}
+
+/// So many a second that one client in each of two threads may not have all of a window unanswered; and how many are due in
+/// it, but for where it begins and ends.
+const RATE: f64 = 5_000.0;
+const DUE: u64 = 1_400;
 /// More than a wheel without timers takes, and less than one chunk of anything.
 const EMPTY: u64 = 4096;
 const WHILE: Duration = Duration::from_millis(300);
