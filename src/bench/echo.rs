@@ -1,6 +1,7 @@
 //! Clients that have their messages echoed.
 //! Law: each message says whose it is and the how-manieth, and comes back in order and unchanged.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,6 +98,8 @@ struct Client {
     /// Messages sent, and come back.
     sent: u32,
     came: u32,
+    /// When those were due that have not come back.
+    due_ns: VecDeque<u64>,
 }
 
 struct EchoPart {
@@ -119,6 +122,7 @@ impl EchoPart {
         let Some((client, state)) = lanes.client(conn) else { return };
         let number = state.sent;
         state.sent += 1;
+        state.due_ns.push_back(due_ns);
         self.scratch.clear();
         self.scratch.extend_from_slice(&due_ns.to_be_bytes());
         self.scratch.extend_from_slice(&client.to_be_bytes());
@@ -168,6 +172,11 @@ impl Part for EchoPart {
         if nth != client.came {
             return lanes.counts().add(Count::Again, 1);
         }
+        // Its latency counts from then, if it is measured at all.
+        if client.due_ns.front() != Some(&due_ns) {
+            return lanes.counts().add(Count::Wrong, 1);
+        }
+        client.due_ns.pop_front();
         client.came += 1;
         lanes.counts().add(Count::Received, 1);
         let now_ns = lanes.clock_ns();

@@ -259,6 +259,13 @@ fn mistakes_are_found() {
         "came back changed, or to someone else",
     );
     check(
+        |socket, number, mut payload| {
+            payload[7] ^= u8::from(number == 20); // when it was due
+            say(socket, &payload);
+        },
+        "came back changed, or to someone else",
+    );
+    check(
         |socket, number, payload| {
             say(socket, &payload);
             if number == 20 {
