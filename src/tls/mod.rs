@@ -1,7 +1,8 @@
 //! TLS between the driver and the shard: a driver on top of a driver.
 //!
-//! Law: a connection that was [secured](Layer::secure) says nothing in the clear and yields nothing that was not opened; all
-//! others pass through as they are. Above this, nobody can tell which is which.
+//! Law: a connection that was [secured](Layer::secure) says nothing in the clear and yields nothing that was not opened, but
+//! for what comes after its last word, which nobody looks at; all others pass through as they are. Above this, nobody can tell
+//! which is which.
 //!
 //! A connection's handshake is rustls' (`handshake.rs`); what follows is sealed and opened here with its keys (`records.rs`), so
 //! that an idle connection holds those and no buffer. A step of a handshake costs as much as a hundred messages, so such steps
