@@ -75,9 +75,9 @@ impl Lanes {
                         None => on_bytes(self, conn, &bytes),
                         Some(tls) => {
                             let mut plain = std::mem::take(&mut self.plain);
+                            plain.clear(); // what was written last
                             secure::open(tls, &bytes, &mut plain)?;
                             on_bytes(self, conn, &plain);
-                            plain.clear();
                             self.plain = plain;
                         }
                     }
