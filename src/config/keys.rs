@@ -147,11 +147,8 @@ impl Auth {
                 _ => {}
             }
             let is_same = |other: &TokenKey| {
-                let sort = |key: &TokenKey| {
-                    let issuer = key.issuer.clone().or_else(|| self.issuer.clone());
-                    let audience = key.audience.clone().or_else(|| self.audience.clone());
-                    (key.id.clone(), key.algorithm(), issuer, audience)
-                };
+                let sort =
+                    |key: &TokenKey| (key.id.clone(), key.algorithm(), self.bound_to(&key.issuer, &key.audience));
                 key.id.is_some() && sort(other) == sort(key)
             };
             if self.keys[..index].iter().any(is_same) {
@@ -224,6 +221,15 @@ impl Auth {
             let what = "whoever holds its keys can sign in the name of the others; write one";
             odd(first, format!("has no `issuer` of its own{others}: {what}{each}{own}"));
         }
+    }
+
+    /// The issuer and the audience that a key or a key set is bound to: its own, or else those of all.
+    pub(crate) fn bound_to(
+        &self,
+        issuer: &Option<String>,
+        audience: &Option<String>,
+    ) -> (Option<String>, Option<String>) {
+        (issuer.as_ref().or(self.issuer.as_ref()).cloned(), audience.as_ref().or(self.audience.as_ref()).cloned())
     }
 
     /// What has no issuer of its own, if its tokens could pass for those of somebody else. A key set is one issuer's, which

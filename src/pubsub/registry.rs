@@ -146,7 +146,8 @@ impl Topic {
 
     /// The same, for what was sent in `period`: `None` also if that is over.
     pub fn local_in(&self, period: Period, shard: ShardId) -> Option<u32> {
-        self.local(shard).filter(|_| self.period(shard) == period)
+        let (now, index) = self.place(shard);
+        (now == period && index != NOT_LOCAL).then_some(index)
     }
 
     /// The period of `shard` to which a publish belongs that is sent to it now. To be asked after [`Topic::interest`]: if

@@ -137,8 +137,7 @@ impl Keys {
             return None;
         }
         let of = |source: &Arc<Source>| {
-            let issuer = source.settings.issuer.clone().or_else(|| auth.issuer.clone());
-            let audience = source.settings.audience.clone().or_else(|| auth.audience.clone());
+            let (issuer, audience) = auth.bound_to(&source.settings.issuer, &source.settings.audience);
             Some(Trusted { issuer, audience, keys: source.set()? })
         };
         let trusted = self.fixed.iter().cloned().chain(self.sources.iter().filter_map(of)).collect();
@@ -233,8 +232,7 @@ impl Reading {
         type Group = (Option<String>, Option<String>, Vec<KeySettings>);
         let mut groups: Vec<Group> = Vec::new();
         let mut add = |issuer: &Option<String>, audience: &Option<String>, key: KeySettings| {
-            let issuer = issuer.clone().or_else(|| auth.issuer.clone());
-            let audience = audience.clone().or_else(|| auth.audience.clone());
+            let (issuer, audience) = auth.bound_to(issuer, audience);
             match groups.iter_mut().find(|(of, with, _)| *of == issuer && *with == audience) {
                 Some((_, _, keys)) => keys.push(key),
                 None => groups.push((issuer, audience, vec![key])),
