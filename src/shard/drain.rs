@@ -269,7 +269,7 @@ impl<I: Io> Shard<I> {
         let draining = self.draining.as_ref()?;
         let Some(schedule) = &draining.schedule else { return Some(draining.close_from_ms) };
         let last_ms = match &draining.left {
-            Some(left) if left.is_empty() => draining.end_ms,
+            Some(left) if left.is_empty() => self.gives_up_ms(draining),
             _ => draining.deadline_ms,
         };
         Some(schedule.due_ms().map_or(last_ms, |due_ms| due_ms.min(last_ms)))
@@ -333,12 +333,17 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Until when the kernel's last completions are waited for. A shard that was away has not seen what the kernel has.
+    fn gives_up_ms(&self, draining: &Draining) -> u64 {
+        draining.end_ms.max(self.lenient_until_ms)
+    }
+
     /// Whether the drain is over: no shard has a connection left or may get one, since others' may still wait for counts of
     /// this one.
     pub(super) fn is_done(&self) -> bool {
         let Some(draining) = &self.draining else { return false };
         let has_cut_all = draining.left.as_ref().is_some_and(Vec::is_empty);
-        let gave_up = has_cut_all && self.now.monotonic_ms() >= draining.end_ms;
+        let gave_up = has_cut_all && self.now.monotonic_ms() >= self.gives_up_ms(draining);
         gave_up || (draining.schedule.is_some() && self.conns.is_empty() && self.shared.tally.is_over())
     }
 }

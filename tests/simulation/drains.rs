@@ -1,6 +1,8 @@
 //! Drains that take their time: who is told what when, by several shards that agree without talking.
 
-use tidewheel::io::sim::{Dice, SimConfig};
+use std::time::Duration;
+
+use tidewheel::io::sim::{Dice, Faults, SimConfig};
 use tidewheel::shard::DrainOrder;
 
 use crate::stage::Stage;
@@ -180,4 +182,24 @@ fn bytes_that_nobody_took_are_counted() {
     assert!(metrics.unsent_bytes.get() > 10_000);
     // Nothing is counted twice: what the kernel took while the connection was being cut is not unsent.
     assert_eq!(sent(&stage) + metrics.unsent_bytes.get(), queued);
+}
+
+/// A shard that is frozen while the kernel closes the last sockets looks at what that has to say before it gives up.
+#[test]
+fn who_was_away_in_the_last_second_does_not_give_up_at_once() {
+    let mut stage = roomy(7, 1);
+    stage.client(0);
+    stage.inboxes[0].drain(DrainOrder::within(0));
+    let has_been_cut = |stage: &Stage| stage.metrics[0].cut.get() == 1;
+    stage.world.set_faults(Faults { delay: 1.0, ..Faults::default() });
+    while !has_been_cut(&stage) {
+        stage.turn(0);
+    }
+    stage.turns(0, 3);
+    stage.world.advance(Duration::from_secs(3));
+    stage.turns(0, 3);
+    assert_eq!(stage.done, [false], "the kernel is late, and was asked for no time");
+    stage.world.set_faults(Faults::default());
+    stage.rest();
+    assert_eq!((stage.done[0], stage.shards[0].leftovers()[1]), (true, ("connections", 0)));
 }
