@@ -14,7 +14,7 @@ use crate::conn::{Endpoint, FlushLine, Greeting, Identity, Phase};
 use crate::id::ConnKey;
 use crate::io::Io;
 use crate::metrics::{CloseReason, Refusal};
-use crate::tls::{self, CertSubject};
+use crate::tls::ClientCertificate;
 use crate::ws::deflate::{Agreement, Terms, negotiate};
 use crate::ws::{self, Preamble, Progress, Upgrade};
 
@@ -198,9 +198,10 @@ impl<I: Io> Shard<I> {
                 return refuse(503, "the server holds as many connections as it may; connect again later", cause);
             }
         }
-        if let Some(why) = certificate.and_then(|certificate| self.why_not(certificate)) {
-            return Verdict::Refuse { status: 401, why: why.into(), cause: Refusal::Unauthorized };
-        }
+        let certificate = match certificate.map(|der| self.read_certificate(der)).transpose() {
+            Ok(certificate) => certificate,
+            Err(why) => return Verdict::Refuse { status: 401, why: why.into(), cause: Refusal::Unauthorized },
+        };
         let endpoint = if request.path == self.settings.path {
             Endpoint::Native
         } else if Some(request.path) == self.settings.echo_path.as_deref() {
@@ -223,7 +224,7 @@ impl<I: Io> Shard<I> {
 
     /// A token in the request must be good; there need not be one, since `authenticate` may come later, or a certificate
     /// says who it is.
-    fn judge_credential(&self, request: &Upgrade<'_>, certificate: Option<&CertificateDer<'_>>) -> Verdict {
+    fn judge_credential(&self, request: &Upgrade<'_>, certificate: Option<ClientCertificate>) -> Verdict {
         let token = match self.settings.authenticator {
             None => Ok(None),
             Some(_) => self.settings.credentials.token(request),
@@ -241,24 +242,23 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Why a certificate that was shown lets nobody in. The handshake has verified it; but a ticket may bring back one that has
-    /// ended since, and each ticket brings another.
-    fn why_not(&self, certificate: &CertificateDer<'_>) -> Option<String> {
-        match tls::not_after_s(certificate) {
-            Ok(not_after_s) if not_after_s.saturating_mul(1000) <= self.now.unix_ms => {
-                Some("the client's certificate has ended".into())
-            }
-            Ok(_) => None,
-            Err(error) => Some(format!("the client's certificate cannot be read: {error}")),
+    /// A certificate that was shown, unless it lets nobody in. The handshake has verified it; but a ticket may bring back one
+    /// that has ended since, and each ticket brings another.
+    fn read_certificate(&self, der: &[u8]) -> Result<ClientCertificate, String> {
+        let certificate = ClientCertificate::read(der)
+            .map_err(|error| format!("the client's certificate cannot be read: {error}"))?;
+        if certificate.not_after_s().saturating_mul(1000) <= self.now.unix_ms {
+            return Err("the client's certificate has ended".into());
         }
+        Ok(certificate)
     }
 
     /// Whom a certificate names, where that counts.
-    fn named_by(&self, certificate: Option<&CertificateDer<'_>>) -> Result<Option<Claims>, String> {
+    fn named_by(&self, certificate: Option<ClientCertificate>) -> Result<Option<Claims>, String> {
         let (Some(terms), Some(certificate)) = (&self.settings.tls, certificate) else { return Ok(None) };
-        let subject = tls::subject(terms, certificate).map_err(|error| error.to_string())?;
-        let Some(CertSubject { client_id, not_after_s }) = subject else { return Ok(None) };
-        let expires_at = NonZeroU64::new(not_after_s);
+        let expires_at = NonZeroU64::new(certificate.not_after_s());
+        let client_id = certificate.client_id(terms.client_id).map_err(|error| error.to_string())?;
+        let Some(client_id) = client_id else { return Ok(None) };
         let identity = Identity { user_id: (&*client_id).into(), expires_at, permissions: None };
         Ok(Some(Claims { identity, max_connections: None }))
     }

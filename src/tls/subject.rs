@@ -1,29 +1,17 @@
 //! Who a client's certificate names.
 //! Law: an id is there once or nobody is named: of two names nobody chooses one for a client.
 
-use rustls::pki_types::CertificateDer;
-
 use super::leaf::{Leaf, Unreadable};
-use super::terms::Terms;
 use crate::config::tls::ClientIdSource;
 use crate::id::USER_ID_LENGTH_MAX;
 
-/// Who a certificate names, and for how long.
+/// A client's certificate, read. Who signed it is not looked at here: the handshake has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertSubject {
-    /// 1 to [`USER_ID_LENGTH_MAX`] bytes.
-    pub client_id: Box<str>,
-    /// When the certificate ends, in Unix seconds. A ticket may bring back one that has ended: whoever admits its holder
-    /// looks at this.
-    pub not_after_s: u64,
-}
+pub struct ClientCertificate(Leaf);
 
 /// Why a certificate that somebody trusted signed names nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CertError {
-    /// It cannot be read.
-    #[error("the client's certificate cannot be read: {0}")]
-    Unreadable(#[from] Unreadable),
+pub enum NameError {
     /// It names nobody, or several.
     #[error("the client's certificate has {count} names of the kind `{}`; tls.client_id asks for one", kind.as_str())]
     Count {
@@ -43,44 +31,41 @@ pub enum CertError {
     },
 }
 
-/// Who a certificate names that the handshake has verified. `None`: certificates do not say who a client is.
-///
-/// # Errors
-/// It does not name exactly one.
-pub fn subject(terms: &Terms, leaf: &CertificateDer<'_>) -> Result<Option<CertSubject>, CertError> {
-    match terms.client_id {
-        ClientIdSource::None => Ok(None),
-        kind => named(kind, leaf).map(Some),
+impl ClientCertificate {
+    /// Of DER.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(der: &[u8]) -> Result<Self, Unreadable> {
+        Leaf::read(der).map(Self)
     }
-}
 
-/// When a certificate ends, in Unix seconds.
-///
-/// # Errors
-/// It cannot be read.
-pub fn not_after_s(leaf: &CertificateDer<'_>) -> Result<u64, Unreadable> {
-    Leaf::read(leaf).map(|leaf| leaf.not_after_s)
-}
+    /// When it ends, in Unix seconds. A ticket may bring back one that has ended: whoever admits its holder looks at this.
+    pub fn not_after_s(&self) -> u64 {
+        self.0.not_after_s
+    }
 
-/// Who a certificate (DER) names, by this kind of name.
-///
-/// # Errors
-/// It does not name exactly one.
-pub fn named(kind: ClientIdSource, leaf: &[u8]) -> Result<CertSubject, CertError> {
-    let Leaf { common_names, uris, dns_names, not_after_s, .. } = Leaf::read(leaf)?;
-    let all = |texts: Vec<String>| texts.into_iter().map(Some).collect();
-    let mut names: Vec<Option<String>> = match kind {
-        ClientIdSource::None => Vec::new(),
-        ClientIdSource::CommonName => common_names,
-        ClientIdSource::Uri => all(uris),
-        ClientIdSource::Dns => all(dns_names),
-    };
-    let count = names.len();
-    let (Some(name), 1) = (names.pop(), count) else { return Err(CertError::Count { kind, count }) };
-    let name = name.ok_or(CertError::NoText)?;
-    match name.len() {
-        1..=USER_ID_LENGTH_MAX => Ok(CertSubject { client_id: name.into(), not_after_s }),
-        bytes => Err(CertError::Length { bytes }),
+    /// The client's id by this kind of name: 1 to [`USER_ID_LENGTH_MAX`] bytes. `None` if certificates do not say who a
+    /// client is.
+    ///
+    /// # Errors
+    /// It does not have exactly one name of the kind, or none that can be an id.
+    pub fn client_id(self, kind: ClientIdSource) -> Result<Option<Box<str>>, NameError> {
+        let Leaf { common_names, uris, dns_names, .. } = self.0;
+        let all = |texts: Vec<String>| texts.into_iter().map(Some).collect();
+        let mut names: Vec<Option<String>> = match kind {
+            ClientIdSource::None => return Ok(None),
+            ClientIdSource::CommonName => common_names,
+            ClientIdSource::Uri => all(uris),
+            ClientIdSource::Dns => all(dns_names),
+        };
+        let count = names.len();
+        let (Some(name), 1) = (names.pop(), count) else { return Err(NameError::Count { kind, count }) };
+        let name = name.ok_or(NameError::NoText)?;
+        match name.len() {
+            1..=USER_ID_LENGTH_MAX => Ok(Some(name.into())),
+            bytes => Err(NameError::Length { bytes }),
+        }
     }
 }
 
@@ -107,13 +92,12 @@ mod tests {
             });
         }
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let named = named(source, certificate.der());
-        match expected {
-            Ok(id) => assert_eq!(named, Ok(CertSubject { client_id: id.into(), not_after_s: 1_893_456_000 })),
-            Err(why) => {
-                let said = named.unwrap_err().to_string();
-                assert!(said.contains(why), "{said}");
-            }
+        let certificate = ClientCertificate::read(certificate.der()).unwrap();
+        assert_eq!(certificate.not_after_s(), 1_893_456_000);
+        assert_eq!(certificate.clone().client_id(ClientIdSource::None), Ok(None));
+        match (certificate.client_id(source), expected) {
+            (Err(said), Err(why)) => assert!(said.to_string().contains(why), "{said}"),
+            (named, expected) => assert_eq!(named, Ok(Some(expected.unwrap().into()))),
         }
     }
 
@@ -146,11 +130,5 @@ mod tests {
         use ClientIdSource::Dns;
         check(Dns, text("ann"), &["uri:a:b", "dns:Pump-7.Example"], Ok("pump-7.example"));
         check(Dns, None, &["dns:a.example", "dns:b.example"], Err("2 names of the kind `dns`"));
-    }
-
-    #[test]
-    fn what_is_no_certificate() {
-        let said = named(ClientIdSource::Uri, b"0").unwrap_err();
-        assert!(matches!(said, CertError::Unreadable(_)), "{said}");
     }
 }

@@ -6,7 +6,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ClientConfig, ClientConnection, Error, ProtocolVersion, ServerConnection, SupportedProtocolVersion};
 
 use super::*;
-use crate::tls::{CertSubject, client_roots, subject};
+use crate::tls::{ClientCertificate, client_roots};
 
 /// Who signs certificates, in a test.
 struct Ca(Issuer<'static, KeyPair>, String);
@@ -206,7 +206,7 @@ fn certificates_of_clients() {
         };
         let named = shake(&client, &terms, "a.example").map_err(drop).map(|(_, server)| {
             let leaf = server.peer_certificates().map(|chain| chain[0].clone());
-            leaf.and_then(|leaf| subject(&terms, &leaf).unwrap()).map(|CertSubject { client_id, .. }| client_id)
+            leaf.and_then(|leaf| ClientCertificate::read(&leaf).unwrap().client_id(terms.client_id).unwrap())
         });
         assert_eq!(named, expected.map(|id| id.map(Into::into)), "{auth}");
     };

@@ -3,7 +3,7 @@
 
 use tidewheel::config::tls::ClientIdSource;
 use tidewheel::id::USER_ID_LENGTH_MAX;
-use tidewheel::tls::named;
+use tidewheel::tls::ClientCertificate;
 
 const KINDS: [ClientIdSource; 3] = [ClientIdSource::CommonName, ClientIdSource::Uri, ClientIdSource::Dns];
 
@@ -11,15 +11,16 @@ const KINDS: [ClientIdSource; 3] = [ClientIdSource::CommonName, ClientIdSource::
 pub fn try_bytes(bytes: &[u8]) {
     let Some((kind, der)) = bytes.split_first() else { return };
     let kind = KINDS[usize::from(*kind) % KINDS.len()];
-    let read = |kind| named(kind, der);
-    let Ok(subject) = read(kind) else { return };
-    assert!((1..=USER_ID_LENGTH_MAX).contains(&subject.client_id.len()));
-    assert_eq!(read(kind), Ok(subject.clone()));
+    let Ok(certificate) = ClientCertificate::read(der) else { return };
+    assert_eq!(ClientCertificate::read(der), Ok(certificate.clone()));
+    assert_eq!(certificate.clone().client_id(ClientIdSource::None), Ok(None));
+    let Ok(client_id) = certificate.client_id(kind) else { return };
+    let client_id = client_id.unwrap();
+    assert!((1..=USER_ID_LENGTH_MAX).contains(&client_id.len()));
     // Its bytes are there, and not those of several names put together.
     let is_there = |name: &[u8]| der.windows(name.len()).any(|part| part.eq_ignore_ascii_case(name));
-    assert!(is_there(subject.client_id.as_bytes()));
+    assert!(is_there(client_id.as_bytes()));
     if kind == ClientIdSource::Dns {
-        assert_eq!(*subject.client_id, *subject.client_id.to_ascii_lowercase());
+        assert_eq!(*client_id, *client_id.to_ascii_lowercase());
     }
-    assert_eq!(read(ClientIdSource::None).ok(), None);
 }
