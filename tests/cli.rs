@@ -67,6 +67,8 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("bench echo ws://127.0.0.1:1/ --from 127.0.0.0/8", "at most a /16");
     check("bench echo ws://127.0.0.1:1/ --pid 4294967295", "there is no process 4294967295");
     check("bench echo ws://127.0.0.1:1/ -c 0", "invalid value '0'");
+    check("bench fanout ws://127.0.0.1:1/ -c 1", "more connections than publishers");
+    check("bench mixed ws://127.0.0.1:1/ -c 5 --publishers 5", "more connections than publishers");
     check("doctor --connections -5", "unexpected argument");
     check("doctor --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
 }

@@ -180,11 +180,7 @@ impl Part for EchoPart {
         client.came += 1;
         lanes.counts().add(Count::Received, 1);
         let now_ns = lanes.clock_ns();
-        let is_measured = match self.rate {
-            Some(_) => self.window.has(due_ns),
-            None => self.stage == Some(RUN),
-        };
-        if is_measured {
+        if self.window.measures(self.rate.is_some(), due_ns, now_ns) {
             self.durations.record(now_ns.saturating_sub(due_ns));
         }
         if self.rate.is_none() && matches!(self.stage, Some(WARM_UP | RUN)) {

@@ -41,6 +41,21 @@ pub struct Fanout {
     pub life: Option<Life>,
 }
 
+impl Fanout {
+    /// # Errors
+    /// So many connections leave nobody to publish, or nobody to be told.
+    pub fn check(&self, connections: u32) -> Result<(), String> {
+        let Self { publishers, topics, .. } = *self;
+        if publishers == 0 || topics == 0 || connections <= publishers {
+            return Err(format!(
+                "{connections} connections, {publishers} publishers, {topics} topics: some of each are needed, and more \
+                 connections than publishers"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// What subscribers do beside reading.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
@@ -61,13 +76,8 @@ const END: u32 = 3;
 /// # Errors
 /// The server does not let the clients in, this machine lacks something, or nothing happens for too long.
 pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result<Report> {
+    fanout.check(setup.connections).map_err(io::Error::other)?;
     let (publishers, topics) = (fanout.publishers, fanout.topics);
-    if publishers == 0 || topics == 0 || setup.connections <= publishers {
-        return Err(io::Error::other(format!(
-            "{} connections, {publishers} publishers, {topics} topics: some of each are needed, and some subscribers",
-            setup.connections
-        )));
-    }
     let (setup, fanout) = (Arc::new(setup), Arc::new(fanout));
     let names: Arc<[String]> = (0..topics).map(|topic| format!("bench.{topic}")).collect();
     let window = Arc::new(Window::default());
@@ -292,11 +302,7 @@ impl FanoutPart {
         if before > 0 {
             lanes.counts().add(Count::Missing, u64::from(gap));
         }
-        let is_measured = match self.fanout.rate {
-            Some(_) => self.window.has(message.due_ns),
-            None => self.stage == Some(RUN),
-        };
-        if is_measured {
+        if self.window.measures(self.fanout.rate.is_some(), message.due_ns, now_ns) {
             self.durations.record(now_ns.saturating_sub(message.due_ns));
         }
     }

@@ -98,9 +98,13 @@ impl Window {
         now_ns.min(self.end_ns() - 1)
     }
 
-    /// Whether a message that was due at this time is measured.
-    pub(super) fn has(&self, due_ns: u64) -> bool {
-        (self.begin_ns.load(Ordering::Acquire)..self.end_ns()).contains(&due_ns)
+    /// Whether a message is measured: where there is a rate one that was due in the window, else one that came in it.
+    pub(super) fn measures(&self, has_rate: bool, due_ns: u64, came_ns: u64) -> bool {
+        self.has(if has_rate { due_ns } else { came_ns })
+    }
+
+    fn has(&self, at_ns: u64) -> bool {
+        (self.begin_ns.load(Ordering::Acquire)..self.end_ns()).contains(&at_ns)
     }
 }
 
@@ -131,6 +135,22 @@ mod tests {
         assert!(within.into_iter().chain(after).all(|due_ns| window.has(due_ns)));
         assert!(!window.has(1_300));
         assert_eq!((schedule.done(), schedule.due_before(RATE, window.end_ns())), (30, 30));
+    }
+
+    #[test]
+    fn with_a_rate_counts_when_it_was_due_and_without_one_when_it_came() {
+        let window = Window::default();
+        window.begin(1_000);
+        window.end(2_000);
+        for (due_ns, came_ns, with_rate, without) in [
+            (999, 1_000, false, true),
+            (1_000, 1_999, true, true),
+            (1_999, 2_000, true, false),
+            (2_000, 2_001, false, false),
+        ] {
+            let measured = [true, false].map(|has_rate| window.measures(has_rate, due_ns, came_ns));
+            assert_eq!(measured, [with_rate, without], "due at {due_ns}, here at {came_ns}");
+        }
     }
 
     #[test]

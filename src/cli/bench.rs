@@ -123,9 +123,11 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    fn with(self, life: Option<Life>) -> Fanout {
+    fn with(self, common: &Common, life: Option<Life>) -> Result<Fanout, Failure> {
         let Self { topics, publishers, in_flight, rate, size, time } = self;
-        Fanout { topics, publishers, rate, in_flight, size, time, warm_up: WARM_UP, life }
+        let fanout = Fanout { topics, publishers, rate, in_flight, size, time, warm_up: WARM_UP, life };
+        fanout.check(common.connections).map_err(|why| Failure::Usage(format!("-c, --publishers: {why}")))?;
+        Ok(fanout)
     }
 }
 
@@ -194,11 +196,11 @@ impl Bench {
                 (echo::run(common.setup()?, echo, &watch), common.json)
             }
             Self::Fanout { common, publishing } => {
-                (fanout::run(common.setup()?, publishing.with(None), &watch), common.json)
+                (fanout::run(common.setup()?, publishing.with(&common, None)?, &watch), common.json)
             }
             Self::Mixed { common, publishing, leavers, slow, pause } => {
                 let life = Life { leavers_per_second: leavers, slow_per_second: slow, pause };
-                (fanout::run(common.setup()?, publishing.with(Some(life)), &watch), common.json)
+                (fanout::run(common.setup()?, publishing.with(&common, Some(life))?, &watch), common.json)
             }
             Self::Idle { common, time, topic: of } => {
                 (idle::run(common.setup()?, Idle { time, topic: topic(of) }, &watch), common.json)
