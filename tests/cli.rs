@@ -407,6 +407,10 @@ fn bench_reports_what_it_found() {
         assert!(report["figures"][figure].as_f64().unwrap() > 0.0, "{run}: {report}");
         assert_eq!(report["findings"], serde_json::json!([]), "{run}");
     }
+    let output = tidewheel(&format!("bench fanout ws://{address}/ws -c 20 --patience 300ms")).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("19 requests were refused; one of them: authenticate first"), "{stderr}");
     signal(&server, "-TERM");
     assert_eq!(wait(&mut server), Some(0));
 

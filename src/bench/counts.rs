@@ -60,6 +60,8 @@ pub struct Counts {
     pub(super) stage: AtomicU32,
     /// How the first connection ended that nobody wanted to end.
     pub(super) first_end: Mutex<Option<String>>,
+    /// Why the server first refused to do something, in its words.
+    pub(super) first_refusal: Mutex<Option<String>>,
 }
 
 impl Counts {
@@ -68,6 +70,12 @@ impl Counts {
         let counter = &self.counters[count as usize];
         // One writer: no need to lock the bus.
         counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+    }
+
+    /// Counts something that the server refused to do.
+    pub(super) fn add_refused(&self, why: String) {
+        self.add(Count::Errors, 1);
+        self.first_refusal.lock().get_or_insert(why);
     }
 
     /// How many so far.

@@ -141,9 +141,12 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
             if now != before {
                 (before, since) = (now, Instant::now());
             } else if since.elapsed() > self.patience {
-                let (ends, patience) = (self.ends(), self.patience);
+                let (mut why, patience) = (self.ends(), self.patience);
+                if let (refused @ 1.., refusals) = self.refusals() {
+                    why += &format!("; {refused} {refusals}");
+                }
                 return Err(io::Error::other(format!(
-                    "{what}: {now} of {total}, and nothing more in {patience:?}{ends}"
+                    "{what}: {now} of {total}, and nothing more in {patience:?}{why}"
                 )));
             }
             thread::sleep(if since.elapsed() < LOOK { LOOK / 20 } else { LOOK });
@@ -184,6 +187,12 @@ impl<'a, O: Send + 'static> Crew<'a, O> {
             text += &format!("; one of them: {first}");
         }
         text
+    }
+
+    /// How many requests the server refused, and why one of them, in its words.
+    pub(super) fn refusals(&self) -> (u64, String) {
+        let first = self.counts.iter().find_map(|counts| counts.first_refusal.lock().clone());
+        (self.sum(Count::Errors), format!("requests were refused; one of them: {}", first.unwrap_or_default()))
     }
 
     fn check(&mut self) -> io::Result<()> {

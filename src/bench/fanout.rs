@@ -151,7 +151,7 @@ pub fn run(setup: Setup, fanout: Fanout, watch: &dyn Fn(Progress)) -> io::Result
     report.find(missing, "messages are missing between others");
     report.find(crew.sum(Count::Again), "messages came twice or out of order");
     report.find(crew.sum(Count::Wrong), "messages were changed, or were another topic's");
-    report.find(crew.sum(Count::Errors), "requests were refused");
+    report.find_refusals(&crew);
     report.find(crew.sum(Count::Refused), "refusals did not say when to come back");
     report.findings.extend(answered.err().into_iter().chain(last.err()).map(|error| error.to_string()));
     let mut durations = Durations::default();
@@ -350,7 +350,7 @@ impl Part for FanoutPart {
             Said::Message(message) => self.on_message(lanes, conn, &message),
             Said::Ack(receipt) => self.on_ack(lanes, conn, receipt),
             Said::Other => {}
-            Said::Refused(_) => lanes.counts().add(Count::Errors, 1),
+            Said::Refused(why) => lanes.counts().add_refused(why),
             Said::Changed => lanes.counts().add(Count::Wrong, 1),
         }
     }

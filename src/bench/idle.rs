@@ -102,7 +102,7 @@ pub fn run(setup: Setup, idle: Idle, watch: &dyn Fn(Progress)) -> io::Result<Rep
     report.figure("kernel_bytes_left_each", each(last.kernel_bytes, empty.kernel_bytes));
     report.find(crew.sum(Count::Wrong), "answers or messages were not what had to come");
     report.find(crew.sum(Count::Again), "answers or messages came twice");
-    report.find(crew.sum(Count::Errors), "requests were refused");
+    report.find_refusals(&crew);
     report.find(all.saturating_sub(answered), "clients did not answer a ping");
     if topic.is_some() {
         report.find(all.saturating_sub(reached), "clients did not get the message");
@@ -210,7 +210,7 @@ impl Part for IdlePart {
                         true => Count::Again,
                     }
                 }
-                Said::Refused(_) => Count::Errors,
+                Said::Refused(why) => return lanes.counts().add_refused(why),
                 Said::Message(_) | Said::Changed => Count::Wrong,
             }
         };

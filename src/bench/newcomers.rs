@@ -86,7 +86,7 @@ pub fn run(setup: Setup, newcomers: Newcomers, watch: &dyn Fn(Progress)) -> io::
     report.figure("refused_with_retry_after", crew.sum(Count::RefusedUntil) as f64);
     report.figure("attempts_that_did_not_connect", crew.sum(Count::NotConnected) as f64);
     report.find(crew.sum(Count::Refused), "refusals did not say when to come back");
-    report.find(crew.sum(Count::Errors), "requests were refused");
+    report.find_refusals(&crew);
     report.find(crew.sum(Count::Wrong), "answers were not what had to come");
     report.find_ends(&crew);
     let mut durations = Durations::default();
@@ -135,7 +135,7 @@ impl Part for NewcomersPart {
                 }
             }
             Said::Other => {}
-            Said::Refused(_) => lanes.counts().add(Count::Errors, 1),
+            Said::Refused(why) => lanes.counts().add_refused(why),
             Said::Message(_) | Said::Changed => lanes.counts().add(Count::Wrong, 1),
         }
     }

@@ -116,6 +116,12 @@ impl Report {
         );
     }
 
+    /// Adds a finding if the server refused requests.
+    pub(super) fn find_refusals<O: Send + 'static>(&mut self, crew: &Crew<'_, O>) {
+        let (refused, refusals) = crew.refusals();
+        self.find(refused, &refusals);
+    }
+
     /// A figure by its name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.figures.iter().find(|(of, _)| *of == name).map(|(_, value)| *value)
