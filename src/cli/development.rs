@@ -57,7 +57,7 @@ impl Access {
         let key = KeySettings { id: None, algorithm, key: KeyMaterial::Secret(secret.as_bytes().to_vec()) };
         let claims = Claims {
             iss: config.auth.issuer.clone(),
-            aud: config.auth.audience.clone(),
+            aud: config.auth.audience.iter().flatten().next().cloned(),
             ..Claims::new("developer", TOKEN_TTL_S)
         };
         let secret = Secret::new(secret);

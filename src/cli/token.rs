@@ -71,7 +71,7 @@ pub(super) struct Make {
     /// The claim `iss`, where the server has `auth.issuer`.
     #[arg(long)]
     issuer: Option<String>,
-    /// The claim `aud`, where the server has `auth.audience`.
+    /// The claim `aud`, where the server has `auth.audience`: one that it takes.
     #[arg(long)]
     audience: Option<String>,
 }
@@ -167,8 +167,8 @@ impl Claims {
     /// What a server says of the claims, signed with a key that it has: perhaps it has only the other half of the real one.
     fn judge(&self) -> Result<(), AuthError> {
         let key = KeySettings { id: None, algorithm: Algorithm::HS256, key: KeyMaterial::Secret(vec![0]) };
-        let (issuer, audience) = (self.iss.clone(), self.aud.clone());
-        let settings = AuthSettings { keys: vec![key.clone()], issuer, audience, ..AuthSettings::default() };
+        let (issuer, audiences) = (self.iss.clone(), self.aud.iter().cloned().collect());
+        let settings = AuthSettings { keys: vec![key.clone()], issuer, audiences, ..AuthSettings::default() };
         let server = Authenticator::new(&settings).expect("one key that fits its algorithm");
         let token = make_token(self, &key).expect("so it does for signing");
         server.verify(&token, self.iat.saturating_mul(1000)).map(drop)

@@ -24,8 +24,9 @@ section! {
         live public_key_file: Option<PathBuf> = None,
         /// Required `iss` claim of tokens signed with this key. `null`: what `auth.issuer` says.
         live issuer: Option<String> = None,
-        /// Required `aud` claim of these tokens. `null`: what `auth.audience` says.
-        live audience: Option<String> = None,
+        /// What the `aud` claim of these tokens must be or hold, one of them. `null`: what `auth.audience` says. `[]`: none may
+        /// be there.
+        live audience: Option<Vec<String>> = None,
     }
 }
 
@@ -37,8 +38,9 @@ section! {
         live source: Location = Location::default(),
         /// Required `iss` claim of tokens signed with keys of the set. `null`: what `auth.issuer` says.
         live issuer: Option<String> = None,
-        /// Required `aud` claim of these tokens. `null`: what `auth.audience` says.
-        live audience: Option<String> = None,
+        /// What the `aud` claim of these tokens must be or hold, one of them. `null`: what `auth.audience` says. `[]`: none may
+        /// be there.
+        live audience: Option<Vec<String>> = None,
         /// The algorithm of RSA keys that name none. `null`: RS256.
         live algorithm: Option<Algorithm> = None,
     }
@@ -173,7 +175,8 @@ impl Auth {
             }
             let is_same = |other: &KeySource| (&other.source, &other.issuer) == (&source.source, &source.issuer);
             if self.jwks[..index].iter().any(is_same) {
-                wrong(&format!("{path}.source"), "is there twice for the same issuer; remove one".to_owned());
+                let what = "is there twice for the same issuer; write one, with a list where it has several audiences";
+                wrong(&format!("{path}.source"), what.to_owned());
             }
         }
     }
@@ -223,13 +226,14 @@ impl Auth {
         }
     }
 
-    /// The issuer and the audience that a key or a key set is bound to: its own, or else those of all.
+    /// The issuer and the audiences that a key or a key set is bound to: its own, or else those of all.
     pub(crate) fn bound_to(
         &self,
         issuer: &Option<String>,
-        audience: &Option<String>,
-    ) -> (Option<String>, Option<String>) {
-        (issuer.as_ref().or(self.issuer.as_ref()).cloned(), audience.as_ref().or(self.audience.as_ref()).cloned())
+        audience: &Option<Vec<String>>,
+    ) -> (Option<String>, Vec<String>) {
+        let audiences = audience.as_ref().or(self.audience.as_ref()).cloned().unwrap_or_default();
+        (issuer.as_ref().or(self.issuer.as_ref()).cloned(), audiences)
     }
 
     /// What has no issuer of its own, if its tokens could pass for those of somebody else. A key set is one issuer's, which

@@ -204,8 +204,9 @@ section! {
         live jwks_max_bytes: Size = Size(256 * 1024) => 1..=MIB,
         /// Required `iss` claim, where key and key set have none of their own. `null`: any.
         live issuer: Option<String> = None,
-        /// Required `aud` claim, where key and key set have none of their own. `null`: none may be there.
-        live audience: Option<String> = None,
+        /// What the `aud` claim must be or hold, one of them, where key and key set have none of their own. `null`: none may be
+        /// there.
+        live audience: Option<Vec<String>> = None,
         /// Clock difference tolerated in `exp` and `nbf`.
         live leeway: Duration = Duration::ZERO => Duration::ZERO..=HOUR,
         /// Time after a token's expiry in which the client may refresh it; then close 4003.

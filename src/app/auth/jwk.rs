@@ -239,7 +239,7 @@ pub(super) mod tests {
         let key = KeySettings { id: Some("k".into()), algorithm, key: pem(&format!("{signer}_private")) };
         let token = make_token(&json!({"sub": "ann"}), &key).unwrap();
         let keys = Arc::new(KeySet::from_jwks(&keys, Algorithm::RS256).unwrap().0);
-        let trusted = vec![Trusted { issuer: None, audience: None, keys }];
+        let trusted = vec![Trusted { issuer: None, audiences: Vec::new(), keys }];
         Authenticator::trusting(trusted, Duration::ZERO, Vec::new()).verify(&token, 0).map(drop)
     }
 

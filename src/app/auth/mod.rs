@@ -39,9 +39,9 @@ pub struct AuthSettings {
     pub keys: Vec<KeySettings>,
     /// What the claim `iss` must be, if anything.
     pub issuer: Option<String>,
-    /// What the claim `aud` must be or hold. Without it, a token that has an audience is refused, because it was made
-    /// for someone else (RFC 7519 §4.1.3).
-    pub audience: Option<String>,
+    /// What the claim `aud` must be or hold, one of them. Without any, a token that has an audience is refused, because it was
+    /// made for someone else (RFC 7519 §4.1.3).
+    pub audiences: Vec<String>,
     /// How far the clocks of server and issuer may be apart, to the millisecond.
     pub leeway: Duration,
 }
@@ -92,8 +92,8 @@ pub enum AuthError {
 pub struct Trusted {
     /// What the claim `iss` must be, if anything.
     pub issuer: Option<String>,
-    /// What the claim `aud` must be or hold; as in [`AuthSettings::audience`].
-    pub audience: Option<String>,
+    /// What the claim `aud` must be or hold; as in [`AuthSettings::audiences`].
+    pub audiences: Vec<String>,
     /// The keys.
     pub keys: Arc<KeySet>,
 }
@@ -114,8 +114,8 @@ impl Authenticator {
     /// A key does not fit its algorithm, or there are none, too many or two with the same name.
     pub fn new(settings: &AuthSettings) -> Result<Self, AuthSetupError> {
         let keys = Arc::new(KeySet::new(&settings.keys)?);
-        let (issuer, audience) = (settings.issuer.clone(), settings.audience.clone());
-        Ok(Self::trusting(vec![Trusted { issuer, audience, keys }], settings.leeway, Vec::new()))
+        let (issuer, audiences) = (settings.issuer.clone(), settings.audiences.clone());
+        Ok(Self::trusting(vec![Trusted { issuer, audiences, keys }], settings.leeway, Vec::new()))
     }
 
     /// Verifies tokens of several issuers. A token whose `kid` no key has raises `wishes`.
@@ -217,11 +217,11 @@ impl Authenticator {
         {
             return Err(AuthError::Issuer);
         }
-        let is_for_us = match (&claims.aud, &trusted.audience) {
-            (None, None) => true,
-            (Some(Value::String(aud)), Some(audience)) => aud == audience,
-            (Some(Value::Array(all)), Some(audience)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
-            _ => false,
+        let is_ours = |aud: &Value| trusted.audiences.iter().any(|ours| aud.as_str() == Some(ours));
+        let is_for_us = match &claims.aud {
+            None => trusted.audiences.is_empty(),
+            Some(Value::Array(all)) => all.iter().any(is_ours),
+            Some(aud) => is_ours(aud),
         };
         if !is_for_us {
             return Err(AuthError::Audience);
@@ -353,7 +353,7 @@ mod tests {
     fn trusting(trusted: &[(&str, &[KeySettings])], wishes: &[Arc<Wish>]) -> Authenticator {
         let trusted = trusted.iter().map(|(issuer, keys)| Trusted {
             issuer: (!issuer.is_empty()).then(|| (*issuer).to_owned()),
-            audience: None,
+            audiences: Vec::new(),
             keys: Arc::new(KeySet::new(keys).unwrap()),
         });
         Authenticator::trusting(trusted.collect(), Duration::ZERO, wishes.to_vec())
@@ -384,7 +384,7 @@ mod tests {
         let other = Arc::new(KeySet::new(&[named("1", key(Algorithm::ES256, pem("es256_other_public")))]).unwrap());
         let of = |issuer: &str, audience: &str, keys: &Arc<KeySet>| Trusted {
             issuer: Some(issuer.to_owned()),
-            audience: (!audience.is_empty()).then(|| audience.to_owned()),
+            audiences: if audience.is_empty() { Vec::new() } else { audience.split(' ').map(str::to_owned).collect() },
             keys: keys.clone(),
         };
         let check = |trusted: &[Trusted], issuer: &str, audience: &str, expected: Result<(), AuthError>| {
@@ -413,6 +413,11 @@ mod tests {
         check(&audiences, "n", "suns", Err(AuthError::Audience));
         check(&audiences, "s", "tides", Err(AuthError::Audience));
         check(&audiences, "e", "tides", Err(AuthError::Issuer));
+        let several = [of("n", "tides moons", &shared)];
+        check(&several, "n", "tides", Ok(()));
+        check(&several, "n", "moons", Ok(()));
+        check(&several, "n", "suns", Err(AuthError::Audience));
+        check(&several, "n", "", Err(AuthError::Audience));
     }
 
     #[test]
@@ -464,7 +469,7 @@ mod tests {
         let token = jsonwebtoken::encode(&header, &json!({"sub": "ann"}), &signer).unwrap();
         let text = super::jwk::tests::set(&[super::jwk::tests::jwk("rsa_other_public", Some("k"))]);
         let keys = Arc::new(KeySet::from_jwks(&text, Algorithm::RS256).unwrap().0);
-        let trusted = vec![Trusted { issuer: None, audience: None, keys }];
+        let trusted = vec![Trusted { issuer: None, audiences: Vec::new(), keys }];
         let authenticator = Authenticator::trusting(trusted, Duration::ZERO, Vec::new());
         assert_eq!(authenticator.verify(&token, 0), Err(AuthError::UnknownKey));
     }
@@ -473,7 +478,7 @@ mod tests {
     fn claims() {
         let of_ours = AuthSettings {
             issuer: Some("us".into()),
-            audience: Some("tides".into()),
+            audiences: vec!["tides".into()],
             leeway: Duration::from_millis(2500),
             ..settings(&[hs256()])
         };

@@ -137,8 +137,8 @@ impl Keys {
             return None;
         }
         let of = |source: &Arc<Source>| {
-            let (issuer, audience) = auth.bound_to(&source.settings.issuer, &source.settings.audience);
-            Some(Trusted { issuer, audience, keys: source.set()? })
+            let (issuer, audiences) = auth.bound_to(&source.settings.issuer, &source.settings.audience);
+            Some(Trusted { issuer, audiences, keys: source.set()? })
         };
         let trusted = self.fixed.iter().cloned().chain(self.sources.iter().filter_map(of)).collect();
         let fetched = self.sources.iter().filter(|source| matches!(source.place, Place::Url(_)));
@@ -229,13 +229,13 @@ struct Reading {
 impl Reading {
     /// The keys of the configuration and of its PEM files, together where they are trusted alike.
     fn fixed(&mut self, auth: &Auth) -> Vec<Trusted> {
-        type Group = (Option<String>, Option<String>, Vec<KeySettings>);
+        type Group = (Option<String>, Vec<String>, Vec<KeySettings>);
         let mut groups: Vec<Group> = Vec::new();
-        let mut add = |issuer: &Option<String>, audience: &Option<String>, key: KeySettings| {
-            let (issuer, audience) = auth.bound_to(issuer, audience);
-            match groups.iter_mut().find(|(of, with, _)| *of == issuer && *with == audience) {
+        let mut add = |issuer: &Option<String>, audience: &Option<Vec<String>>, key: KeySettings| {
+            let (issuer, audiences) = auth.bound_to(issuer, audience);
+            match groups.iter_mut().find(|(of, with, _)| *of == issuer && *with == audiences) {
                 Some((_, _, keys)) => keys.push(key),
-                None => groups.push((issuer, audience, vec![key])),
+                None => groups.push((issuer, audiences, vec![key])),
             }
         };
         let usual = if auth.secret.is_some() { Algorithm::HS256 } else { Algorithm::RS256 };
@@ -250,8 +250,8 @@ impl Reading {
                 add(&key.issuer, &key.audience, settings);
             }
         }
-        let trusted = |(issuer, audience, keys): Group| match KeySet::new(&keys) {
-            Ok(keys) => Some(Trusted { issuer, audience, keys: Arc::new(keys) }),
+        let trusted = |(issuer, audiences, keys): Group| match KeySet::new(&keys) {
+            Ok(keys) => Some(Trusted { issuer, audiences, keys: Arc::new(keys) }),
             // Each has been tried by itself, so it is about all of them.
             Err(error) => self.refuse(KEYS, &error),
         };
@@ -490,6 +490,15 @@ mod tests {
         check(keys, r#"{"sub": "ann", "aud": "tides"}"#, Ok(()));
         check(keys, r#"{"sub": "ann", "aud": "moons"}"#, Ok(()));
         check(keys, r#"{"sub": "ann", "aud": "suns"}"#, Err("token for another audience"));
+        let sets = "jwks: [{source: SET, audience: [web, mobile]}, {source: SET, issuer: e, audience: []}], issuer: n, audience: all";
+        check(sets, r#"{"sub": "ann", "iss": "n", "aud": "web"}"#, Ok(()));
+        check(sets, r#"{"sub": "ann", "iss": "n", "aud": ["other", "mobile"]}"#, Ok(()));
+        check(sets, r#"{"sub": "ann", "iss": "n", "aud": "all"}"#, Err("token for another audience"));
+        check(sets, r#"{"sub": "ann", "iss": "e"}"#, Ok(()));
+        check(sets, r#"{"sub": "ann", "iss": "e", "aud": "all"}"#, Err("token for another audience"));
+        let all = "jwks: SET, audience: [web, mobile]";
+        check(all, r#"{"sub": "ann", "aud": "mobile"}"#, Ok(()));
+        check(all, r#"{"sub": "ann"}"#, Err("token for another audience"));
     }
 
     /// The keys and beginnings of all that is wrong with keys and files; `GOOD` is where the keys of the tests are, `DIR` an

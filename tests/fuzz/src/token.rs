@@ -64,8 +64,9 @@ fn authenticator(is_strict: bool) -> Authenticator {
         key(Algorithm::EdDSA, include_str!("../../keys/ed25519_public.pem")),
     ];
     let strict = |text: &str| is_strict.then(|| text.to_owned());
+    let (issuer, audiences) = (strict("i"), strict("a").into_iter().collect());
     let leeway = Duration::from_millis(LEEWAY_MS);
-    Authenticator::new(&AuthSettings { keys, issuer: strict("i"), audience: strict("a"), leeway }).expect("good keys")
+    Authenticator::new(&AuthSettings { keys, issuer, audiences, leeway }).expect("good keys")
 }
 
 const SECRET: &[u8] = b"a secret of thirty-two bytes: known here, and to no seed";
