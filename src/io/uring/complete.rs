@@ -74,6 +74,9 @@ impl Uring {
             self.deferred.push_back(Deferred::Received { conn, bytes, armed });
         }
         if !armed {
+            if completion.result() > 0 {
+                record.set(flag::WIDE);
+            }
             record.clear(flag::RECEIVE | flag::ARMED | flag::PAUSING);
             self.holding -= 1;
             self.close_if_over(conn);
@@ -256,7 +259,7 @@ pub(super) mod tests {
     use super::*;
     use crate::id::ShardId;
     use crate::io::bell::Bell;
-    use crate::io::uring::{BUFFERS_AT_ONCE, UringConfig};
+    use crate::io::uring::{BUFFERS_A_REQUEST, BUFFERS_AT_ONCE, UringConfig};
     use crate::io::{Io, Wait, recv_ring};
 
     pub const CONN: ConnKey = ConnKey { slot: 3, generation: 2 };
@@ -388,6 +391,7 @@ pub(super) mod tests {
         const OTHER: ConnKey = ConnKey { slot: 2, generation: 1 };
         let mut io = driver(ReceiveMode::Recv, 64);
         let (mut greedy, mut modest) = (connect(&mut io, CONN), connect(&mut io, OTHER));
+        io.records.get(CONN).unwrap().set(flag::WIDE);
         io.receive(CONN);
         io.receive(OTHER);
         io.wait(Wait::No).unwrap();
@@ -405,11 +409,37 @@ pub(super) mod tests {
         assert!(before <= most, "{before} buffers were filled first, {}", io.features());
     }
 
+    /// Who begins to send brings one buffer, however much it sends, and more once the shard has asked for more.
+    #[test]
+    fn a_receive_is_little_until_it_was_not_enough() {
+        let mut io = driver(ReceiveMode::Recv, 64);
+        if !io.features().bounded_receives {
+            return;
+        }
+        let mut peer = connect(&mut io, CONN);
+        peer.write_all(&[0; 60 * 64]).unwrap();
+        let mut brought = || {
+            io.receive(CONN);
+            let mut buffers = 0;
+            while let Some(completion) = next(&mut io) {
+                let Completion::Received { conn: CONN, armed, .. } = completion else { panic!("{completion:?}") };
+                buffers += 1;
+                if !armed {
+                    break;
+                }
+            }
+            assert!(next(&mut io).is_none(), "nobody has asked for more");
+            buffers
+        };
+        assert_eq!([brought(), brought(), brought()], [1, BUFFERS_A_REQUEST, BUFFERS_A_REQUEST]);
+    }
+
     /// A connection's end comes last, also behind all buffers of the completion that ends its receive.
     #[test]
     fn nothing_comes_after_the_end() {
         let mut io = driver(ReceiveMode::Recv, 16);
         let mut peer = connect(&mut io, CONN);
+        io.records.get(CONN).unwrap().set(flag::WIDE);
         io.receive(CONN);
         io.wait(Wait::No).unwrap();
         io.records.get(CONN).unwrap().set(flag::CLOSING); // its close was over before

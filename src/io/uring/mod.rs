@@ -245,12 +245,15 @@ impl Uring {
     }
 
     /// Recv mode: asks for all that comes. The kernel picks buffers itself and posts one completion for each, or for some:
-    /// where it can be told how much one connection may bring at once, before others have their turn, that comes in one.
-    fn receive_all(&mut self, conn: ConnKey, descriptor: u32) {
+    /// where it can be told how much one connection may bring at once, before others have their turn, that comes in one. It
+    /// is little at first: of very many that begin to send in one instant each has to be seen before anybody who sends later,
+    /// with all that its receive may bring.
+    fn receive_all(&mut self, conn: ConnKey, descriptor: u32, is_wide: bool) {
         if !self.features.bounded_receives {
             return self.push_receive(conn, opcode::RecvMulti::new(Fixed(descriptor), GROUP).build());
         }
-        let [at_once, most] = [BUFFERS_AT_ONCE, BUFFERS_A_REQUEST].map(|buffers| buffers * self.buffers.buffer_size());
+        let buffers = if is_wide { [BUFFERS_AT_ONCE, BUFFERS_A_REQUEST] } else { [1, 1] };
+        let [at_once, most] = buffers.map(|buffers| buffers * self.buffers.buffer_size());
         let receive = opcode::Recv::new(Fixed(descriptor), std::ptr::null_mut(), at_once);
         self.push_receive(conn, bounded_receive(receive, most));
     }
@@ -409,11 +412,11 @@ impl Io for Uring {
             return;
         }
         record.set(flag::ARMED);
-        let descriptor = record.descriptor();
+        let (descriptor, is_wide) = (record.descriptor(), record.is(flag::WIDE));
         match self.mode {
             ReceiveMode::Recv => {
                 record.set(flag::RECEIVE);
-                self.receive_all(conn, descriptor);
+                self.receive_all(conn, descriptor, is_wide);
             }
             ReceiveMode::Poll => {
                 let poll = !record.is(flag::POLL);
@@ -547,9 +550,10 @@ const COMPLETIONS: (u32, u32) = (4096, 65_536);
 const COMPLETIONS_A_TURN: usize = 64;
 /// The same for a shard that has work left over: it sees all who have come, to serve first who has sent little.
 const COMPLETIONS_LEFT_OVER: usize = 1024;
-/// Receive buffers that one connection fills before others have their turn, where the kernel can be told.
+/// Receive buffers that one connection fills before others have their turn, where the kernel can be told; one, until it has
+/// filled that.
 const BUFFERS_AT_ONCE: u32 = 4;
-/// And in all, until its receive is asked for again.
+/// And in all, until its receive is asked for again; one, until it has filled that.
 const BUFFERS_A_REQUEST: u32 = 8;
 /// Most bytes of one send: the kernel's own bound on one transfer.
 const SEND_MAX: usize = 0x7fff_f000;

@@ -28,6 +28,8 @@ pub(super) mod flag {
     pub const CLOSING: u32 = 1 << 9;
     /// The kernel was asked for an ordinary descriptor.
     pub const INSTALL: u32 = 1 << 10;
+    /// A receive has brought all that it might: the next may bring more.
+    pub const WIDE: u32 = 1 << 11;
     /// The requests among the flags; a send is in flight when there is a frame.
     pub const REQUESTS: u32 = RECEIVE | POLL | SHUTDOWN | CLOSE | INSTALL;
 }
@@ -49,6 +51,7 @@ const _: () = assert!(size_of::<Record>() == 12);
 pub(super) const TABLE_MAX: u32 = 1 << DESCRIPTOR_BITS;
 const DESCRIPTOR_BITS: u32 = 20;
 const DESCRIPTOR_MASK: u32 = TABLE_MAX - 1;
+const _: () = assert!(flag::WIDE.leading_zeros() >= DESCRIPTOR_BITS, "the last flag there is room for");
 
 impl Record {
     const FREE: Self = Self { generation: 0, descriptor_and_flags: 0, frame: None };
