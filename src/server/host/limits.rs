@@ -135,12 +135,19 @@ pub(super) fn nofile(host: &Host, demand: &Demand<'_>) -> Option<Limit> {
     let shards = demand.shards(host);
     let has = host.nofile.clone().map(|nofile| nofile.hard.min(TABLE_MAX));
     let needed = table_for(demand.connections, shards);
-    // The kernel spreads connections by hash, so with less than that it is a matter of luck.
+    // The kernel spreads connections by hash, so a server that is told to take so many may be lucky with less than that. One
+    // that computes how many it takes does not try.
+    let computes = matches!(demand.config.websocket.max_total_connections, Auto::Auto);
     let enough = demand.connections.div_ceil(shards).saturating_add(TABLE_SPARE);
-    let beyond = if has.as_ref().is_ok_and(|&has| enough <= has) { Verdict::Warning } else { Verdict::Bad };
+    let may_do = !computes && has.as_ref().is_ok_and(|&has| enough <= has);
+    let beyond = if may_do { Verdict::Warning } else { Verdict::Bad };
+    let then = match computes {
+        true => "The server computes how many it takes from this, and answers 503 beyond",
+        false => "A shard whose table is full accepts nobody; who comes to it waits",
+    };
     let why = format!(
         "the hard limit of open files, which each of {shards} rings' tables may have: its share of the connections, and \
-         what it gets more than that by chance; at most 1,048,576. A shard whose table is full accepts nobody; who comes to it waits"
+         what it gets more than that by chance; at most 1,048,576. {then}"
     );
     let limit = Limit::new("nofile", "descriptors", needed, has, beyond, why);
     Some(limit.mended_by(|| match needed <= TABLE_MAX {

@@ -182,8 +182,12 @@ mod tests {
         }
         let limits = |nofile: &str| format!("Max open files            1024      {nofile}    files\n");
         check(&Tree::good(), "", 2_097_152 - 1024 - 840, &["fs.file-max"]);
-        check(&Tree::good().with("/proc/self/limits", &limits("20000")), "", 158_976, &["nofile", "shards"]);
-        check(&Tree::good().with("/proc/self/limits", &limits("20000")), "shards: 2", 39_744, &["nofile", "shards"]);
+        check(&Tree::good().with("/proc/self/limits", &limits("20000")), "", 152_352, &["nofile", "shards"]);
+        let two = |most: &str| format!("shards: 2\nwebsocket: {{max_total_connections: {most}}}");
+        let few = Tree::good().with("/proc/self/limits", &limits("20000"));
+        // As many as the server computes for itself: beyond that it refuses.
+        check(&few, &two("auto"), 38_088, &["nofile", "shards"]);
+        check(&few, &two("39744"), 39_744, &["websocket.max_total_connections", "nofile", "shards"]);
         check(&Tree::good(), "websocket: {max_total_connections: 5}", 5, &["websocket.max_total_connections"]);
         let small = Tree::good().with("/proc/meminfo", "MemAvailable: 1048576 kB\n");
         let left = (1u64 << 30) / 5 * 4 - fixed_bytes(&Config::default(), 8);
