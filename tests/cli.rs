@@ -24,7 +24,10 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     };
     check("", "Usage: tidewheel <COMMAND>");
     check("sing", "unrecognized subcommand 'sing'");
-    check("serve --listen nowhere", "invalid socket address");
+    check("serve --listen nowhere", "write IP:PORT, such as 127.0.0.1:8080");
+    check("serve --listen 8080", "write IP:PORT, such as 127.0.0.1:8080");
+    check("serve --admin-listen localhost:9090", "write IP:PORT, such as 127.0.0.1:8080");
+    check("drain --admin-listen 9090", "write IP:PORT, such as 127.0.0.1:8080");
     check("serve --shards 0", "shards: 0 is out of range; write 1 to 255");
     check("serve --echo=echo", "echo_path");
     check("serve --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
@@ -38,7 +41,19 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("token make --sub ada --key k --ttl 0s", "at least a second");
     check("token make --sub ada --key k --ttl 99999999999999999d", "at most a hundred years");
     check("token make --sub ada --key k --algorithm none", "invalid value 'none'");
-    check("token make --sub ada --key k --algorithm RS256", "cannot sign with this key");
+    check(
+        "token make --sub ada --key k --algorithm RS256",
+        "it is a secret, and RS256 needs a private key in PEM form",
+    );
+    let key_file = |name: &str, said: &str| {
+        let file = format!("tests/keys/{name}.pem");
+        check(
+            &format!("token make --sub ada --key-file {file}"),
+            &format!("{file}: cannot sign with this key: {said}"),
+        );
+    };
+    key_file("rsa_public", "it is a public one");
+    key_file("es256_private", "it is no private key in PEM form that RS256 can use; name its own algorithm");
     let no_server = |arguments: &str, said: &str| {
         check(&format!("token make --key k {arguments}"), &format!("no server would accept this token: {said}"));
     };
@@ -71,6 +86,15 @@ fn every_wrong_usage_ends_with_2_and_says_what_to_write() {
     check("bench mixed ws://127.0.0.1:1/ -c 5 --publishers 5", "more connections than publishers");
     check("doctor --connections -5", "unexpected argument");
     check("doctor --config /nonexistent.yaml", "/nonexistent.yaml: No such file");
+}
+
+#[test]
+fn a_wrong_log_level_names_its_variable() {
+    let output = tidewheel("serve --listen 127.0.0.1:0").env("RUST_LOG", "tidewheel=loud").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr).unwrap().starts_with("tidewheel: RUST_LOG: `tidewheel=loud` is no log level")
+    );
 }
 
 #[test]
@@ -140,6 +164,7 @@ fn check_reads_a_file_as_serve_does() {
     let broken = tls("named", "nameless");
     check(&broken, 2, "tls.key_file: ");
     check(&broken.replace("required: false", "algorithm: HS512"), 2, "does not fit");
+    check(&broken, 2, &format!("does not fit the first certificate of {}/named.pem,", authority.path().display()));
     // A pipe that nobody writes to, as file and as key, and what has no end.
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

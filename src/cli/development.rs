@@ -62,7 +62,7 @@ impl Access {
         };
         let secret = Secret::new(secret);
         config.auth.secret = Some(secret.clone());
-        Ok(Self::Development { token: claims.sign(&key)?, secret })
+        Ok(Self::Development { token: claims.sign(&key, "")?, secret })
     }
 
     /// Completes a configuration that is read later with the key that was made, while none is configured.

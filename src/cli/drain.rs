@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tidewheel::config::{Flag, Secret};
 
-use super::{Failure, Settings, output, sources};
+use super::{Failure, Settings, output, parse_address, sources};
 
 #[derive(Args)]
 pub(super) struct Drain {
@@ -20,7 +20,7 @@ pub(super) struct Drain {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the server's internal port is.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     admin_listen: Option<SocketAddr>,
     /// Cut whoever is left after this time, such as 5s, instead of `drain.deadline`.
     #[arg(long, value_name = "DURATION")]
@@ -82,7 +82,7 @@ impl Port {
             return Err(Failure::Run(format!("{} is no internal port of tidewheel", self.address)));
         };
         let value: Value = serde_json::from_str(text).unwrap_or_default();
-        let message = value["message"].as_str().unwrap_or("no reason given");
+        let message = value["message"].as_str().unwrap_or(NOT_OURS);
         match status {
             200 => Ok(Ok(value)),
             400 => Err(Failure::Usage(message.to_owned())),
@@ -179,3 +179,5 @@ fn describe(progress: &Value) -> String {
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(500);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+/// What a refusal says that is none of the API's.
+const NOT_OURS: &str = "this is no internal port of tidewheel; is it the server's admin.listen?";

@@ -13,6 +13,7 @@ mod serve;
 mod token;
 mod version;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -129,6 +130,11 @@ impl Settings {
         // Not repeated: without the key nobody knows whether it is a secret.
         flags.ok_or_else(|| Failure::Usage("--set: write KEY=VALUE, such as websocket.pong_timeout=5s".to_owned()))
     }
+}
+
+/// An address on the command line.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
 }
 
 /// The file, the environment of this process, and flags.

@@ -14,7 +14,7 @@ use tidewheel::server::{Cost, Part};
 use tidewheel::{Config, Engine};
 
 use super::development::Access;
-use super::{Failure, Settings, output, sources};
+use super::{Failure, Settings, output, parse_address, sources};
 
 #[derive(Args)]
 pub(super) struct Serve {
@@ -22,10 +22,10 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where WebSocket connections are accepted; may be given more than once.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Vec<SocketAddr>,
     /// Where health, metrics and the page are served.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     admin_listen: Option<SocketAddr>,
     /// Threads that serve connections, 1 to 255. One a core unless given.
     #[arg(long, value_name = "N")]

@@ -100,6 +100,7 @@ impl Check {
 impl Make {
     fn run(self) -> Result<(), Failure> {
         let key = self.key()?;
+        let file = self.key_file.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()));
         let is_limited = !(self.subscribe.is_empty() && self.publish.is_empty());
         let claims = Claims {
             topics: is_limited.then_some(Topics { subscribe: self.subscribe, publish: self.publish }),
@@ -107,7 +108,7 @@ impl Make {
             aud: self.audience,
             ..Claims::new(&self.sub, self.ttl)
         };
-        output::print(&format!("{}\n", claims.sign(&key)?))
+        output::print(&format!("{}\n", claims.sign(&key, &file)?))
     }
 
     fn key(&self) -> Result<KeySettings, Failure> {
@@ -153,10 +154,10 @@ impl Claims {
         Self { sub: sub.into(), iat: now, exp: now + ttl_s, iss: None, aud: None, topics: None }
     }
 
-    /// The signed token.
-    pub(super) fn sign(&self, key: &KeySettings) -> Result<String, Failure> {
+    /// The signed token. What is wrong with the key is said of its `file`.
+    pub(super) fn sign(&self, key: &KeySettings, file: &str) -> Result<String, Failure> {
         let wrong = |error: &dyn Display| Failure::Usage(error.to_string());
-        let token = make_token(self, key).map_err(|error| wrong(&error))?;
+        let token = make_token(self, key).map_err(|error| wrong(&format_args!("{file}{error}")))?;
         let refusal = self.judge().err().or((token.len() > TOKEN_LENGTH_MAX).then_some(AuthError::TooLong));
         match refusal {
             None => Ok(token),

@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 
 use crate::config::tls::{Pair, Tls};
 use crate::config::{Place, Problem, Problems, file};
-use crate::tls::{Certificate, Terms, client_roots};
+use crate::tls::{Certificate, CertificateError, Terms, client_roots};
 
 /// What the files of `tls` hold.
 #[derive(Clone, Default)]
@@ -104,6 +104,13 @@ impl Reading {
         }
         let certificate = match Certificate::read(&chain?, &private?) {
             Ok(certificate) => certificate,
+            Err(CertificateError::Mismatch) => {
+                let chain = pair.cert_file.display();
+                let why = format!(
+                    "holds a key that does not fit the first certificate of {chain}, which must be the server's own"
+                );
+                return self.refuse(&key_key, pair.key_file, &why);
+            }
             Err(error) if error.is_of_key() => return self.refuse(&key_key, pair.key_file, &error),
             Err(error) => return self.refuse(&cert_key, pair.cert_file, &error),
         };

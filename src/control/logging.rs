@@ -27,8 +27,10 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The level is neither a level nor a list of directives.
-    #[error("`{directives}` is no log level: {reason}")]
+    #[error("{place}: `{directives}` is no log level: {reason}")]
     Level {
+        /// Where it was written: the variable or the key.
+        place: &'static str,
         /// What was asked for.
         directives: String,
         /// What is wrong with it.
@@ -51,10 +53,13 @@ pub struct Logging(Option<WorkerGuard>);
 /// # Errors
 /// The level cannot be read, or a logger is there already.
 pub fn start(level: &str, format: Format) -> Result<Logging, LoggingError> {
-    let directives = env_directives();
-    let directives = directives.as_deref().unwrap_or(level);
-    let filter = EnvFilter::try_new(directives)
-        .map_err(|error| LoggingError::Level { directives: directives.into(), reason: error.to_string() })?;
+    let variable = env_directives();
+    let (place, directives) = variable.as_deref().map_or(("log.level", level), |directives| (VARIABLE, directives));
+    let filter = EnvFilter::try_new(directives).map_err(|error| LoggingError::Level {
+        place,
+        directives: directives.into(),
+        reason: error.to_string(),
+    })?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_MAX)
@@ -91,7 +96,7 @@ pub fn set_level(level: &str) -> Result<(), String> {
 }
 
 fn env_directives() -> Option<String> {
-    env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty())
+    env::var(VARIABLE).ok().filter(|directives| !directives.is_empty())
 }
 
 /// Lines dropped since the start because stderr took no more.
@@ -123,6 +128,8 @@ impl Drop for Logging {
 
 /// The longest wait for stderr at the end of the process.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Goes before the configured level.
+const VARIABLE: &str = "RUST_LOG";
 /// Lines that wait for stderr; further ones are lost and counted.
 const LINES_MAX: usize = 8 * 1024;
 

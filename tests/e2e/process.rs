@@ -173,7 +173,7 @@ fn the_command_drains() {
     refused(&[("TIDEWHEEL_ADMIN_KEY", "some-other-key-than-it")], &there, 2, "another admin.key");
     refused(&with_key, &["--admin-listen", "127.0.0.1:0"], 2, "--admin-listen ADDR");
     refused(&with_key, &["--admin-listen", &admin, "--deadline", "soon"], 2, "drain.deadline");
-    refused(&with_key, &["--admin-listen", &server.address.to_string()], 1, "answered 405");
+    refused(&with_key, &["--admin-listen", &server.address.to_string()], 1, "405: this is no internal port");
     let nobody = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().to_string()

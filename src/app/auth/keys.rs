@@ -61,23 +61,49 @@ pub enum AuthSetupError {
 
 /// Why a token could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("cannot sign with this key: {0}")]
-pub struct MakeTokenError(jsonwebtoken::errors::Error);
+#[expect(missing_docs, reason = "the text says it")]
+pub enum MakeTokenError {
+    #[error("cannot sign with this key: it is a secret, and {0:?} needs a private key in PEM form")]
+    NeedsPem(Algorithm),
+    #[error("cannot sign with this key: it is a PEM key, and {0:?} needs a secret")]
+    NeedsSecret(Algorithm),
+    #[error("cannot sign with this key: it is a public one, and signing needs the private one")]
+    PublicKey,
+    #[error(
+        "cannot sign with this key: it is no private key in PEM form that {0:?} can use; name its own algorithm, and write EC \
+         and Ed25519 keys as PKCS#8 (`openssl pkey -in FILE -out NEW`)"
+    )]
+    WrongKey(Algorithm),
+    #[error("these claims cannot be a token: {0}")]
+    Claims(jsonwebtoken::errors::Error),
+}
 
 /// Signs `claims` with `key`, whose material is the secret or the PEM text of the private key.
 ///
 /// # Errors
 /// The key does not fit its algorithm, or `claims` cannot be JSON.
 pub fn make_token<C: Serialize>(claims: &C, key: &KeySettings) -> Result<String, MakeTokenError> {
-    let signing_key = match (&key.key, key.algorithm.family()) {
+    let algorithm = key.algorithm;
+    let wrong_key = |_| match &key.key {
+        KeyMaterial::Pem(pem) if pem_label(pem).is_some_and(|label| label.ends_with("PUBLIC KEY")) => {
+            MakeTokenError::PublicKey
+        }
+        _ => MakeTokenError::WrongKey(algorithm),
+    };
+    let signing_key = match (&key.key, algorithm.family()) {
         (KeyMaterial::Secret(secret), AlgorithmFamily::Hmac) => Ok(EncodingKey::from_secret(secret)),
+        (KeyMaterial::Secret(_), _) => return Err(MakeTokenError::NeedsPem(algorithm)),
+        (KeyMaterial::Pem(_), AlgorithmFamily::Hmac) => return Err(MakeTokenError::NeedsSecret(algorithm)),
         (KeyMaterial::Pem(pem), AlgorithmFamily::Rsa) => EncodingKey::from_rsa_pem(pem),
         (KeyMaterial::Pem(pem), AlgorithmFamily::Ec) => EncodingKey::from_ec_pem(pem),
         (KeyMaterial::Pem(pem), AlgorithmFamily::Ed) => EncodingKey::from_ed_pem(pem),
-        _ => Err(ErrorKind::InvalidKeyFormat.into()),
-    };
-    let header = Header { kid: key.id.clone(), ..Header::new(key.algorithm) };
-    signing_key.and_then(|signing_key| jsonwebtoken::encode(&header, claims, &signing_key)).map_err(MakeTokenError)
+    }
+    .map_err(wrong_key)?;
+    let header = Header { kid: key.id.clone(), ..Header::new(algorithm) };
+    jsonwebtoken::encode(&header, claims, &signing_key).map_err(|error| match error.kind() {
+        ErrorKind::Json(_) => MakeTokenError::Claims(error),
+        _ => wrong_key(error),
+    })
 }
 
 /// Keys of one issuer, ready to verify with.
@@ -186,10 +212,9 @@ fn from_secret(secret: &[u8]) -> Result<DecodingKey, AuthSetupError> {
 /// A public key. The library takes the first key-like part of whatever it is given and leaves size and curve to the
 /// first token, so both are checked here.
 fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupError> {
-    let label = std::str::from_utf8(pem).ok().and_then(|pem| pem.split_once("-----BEGIN ")?.1.split_once("-----"));
-    match label {
-        Some(("PUBLIC KEY" | "RSA PUBLIC KEY", _)) => {}
-        Some((label, _)) if label.ends_with("PRIVATE KEY") => return Err(AuthSetupError::PrivateKey),
+    match pem_label(pem) {
+        Some("PUBLIC KEY" | "RSA PUBLIC KEY") => {}
+        Some(label) if label.ends_with("PRIVATE KEY") => return Err(AuthSetupError::PrivateKey),
         _ => return Err(AuthSetupError::WrongKey(algorithm)),
     }
     let key = match algorithm.family() {
@@ -205,6 +230,12 @@ fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupEr
         _ if algorithm.family() == AlgorithmFamily::Rsa && length < 2048 / 8 => Err(AuthSetupError::ShortKey),
         _ => Ok(key),
     }
+}
+
+/// What the first part of a PEM text says that it is.
+fn pem_label(pem: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(pem).ok()?.split_once("-----BEGIN ")?.1;
+    Some(text.split_once("-----")?.0)
 }
 
 #[cfg(test)]
@@ -264,9 +295,20 @@ pub(super) mod tests {
 
     #[test]
     fn signing_needs_the_private_key() {
-        assert!(make_token(&json!({}), &key(Algorithm::RS256, pem("rsa_public"))).is_err());
-        assert!(make_token(&json!({}), &key(Algorithm::RS256, secret())).is_err());
-        assert!(make_token(&json!({}), &key(Algorithm::HS256, pem("rsa_private"))).is_err());
+        use Algorithm::*;
+        let check = |signer: KeySettings, why: MakeTokenError| {
+            assert_eq!(make_token(&json!({}), &signer), Err(why), "{signer:?}");
+        };
+        check(key(RS256, pem("rsa_public")), MakeTokenError::PublicKey);
+        check(key(ES256, pem("es256_public")), MakeTokenError::PublicKey);
+        check(key(RS256, secret()), MakeTokenError::NeedsPem(RS256));
+        check(key(HS256, pem("rsa_private")), MakeTokenError::NeedsSecret(HS256));
+        check(key(RS256, pem("es256_private")), MakeTokenError::WrongKey(RS256));
+        check(key(ES384, pem("es256_private")), MakeTokenError::WrongKey(ES384));
+        check(key(EdDSA, pem("es256_private")), MakeTokenError::WrongKey(EdDSA));
+        check(key(RS256, KeyMaterial::Pem(b"no PEM".to_vec())), MakeTokenError::WrongKey(RS256));
+        let sec1 = "-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\n";
+        check(key(ES256, KeyMaterial::Pem(sec1.into())), MakeTokenError::WrongKey(ES256));
     }
 
     #[test]
