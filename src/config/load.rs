@@ -356,8 +356,14 @@ mod tests {
             "outbound: {max_bytes: 1.5MB}",
             "line 1: outbound.max_bytes: `1.5MB` is not a size: write a whole number and B, KB, MB, GB, KiB, MiB or GiB",
         );
-        check_problem("limits: {errors: -1}", "line 1: limits.errors: expected a whole number in range");
-        check_problem("auth: {required: maybe}", "line 1: auth.required: expected true or false");
+        check_problem(
+            "limits: {errors: -1}",
+            "line 1: limits.errors: `-1` is not a whole number in range: write digits alone, without a unit",
+        );
+        check_problem(
+            "auth: {required: maybe}",
+            "line 1: auth.required: `maybe` is neither true nor false: write one of them",
+        );
         check_problem(
             "shards: 70000",
             "line 1: shards: `70000` is not possible: write auto or a whole number in range",
@@ -379,7 +385,13 @@ mod tests {
         check_problem("path: /a\npath: /b", "line 2: path: is there twice; remove one");
         check_problem("path: /a\n---\npath: /b", "line 2: a second document begins here; remove `---`");
         check_problem("path: null", "line 1: path: this key cannot be null; remove it for its default");
-        check_problem("- 1", "line 1: keys are expected here, each as `key: value`");
+        check_problem(
+            "limits: {messages: 100}",
+            "line 1: limits.messages: keys are expected here, each as `key: value`: per_second, burst",
+        );
+        assert!(Config::parse("- 1").unwrap_err().to_string().starts_with(
+            "line 1: keys are expected here, each as `key: value`: listen, path, echo_path, shards, tls, websocket, "
+        ));
     }
 
     #[test]
@@ -423,7 +435,11 @@ mod tests {
         );
         check_env("TIDEWHEEL_SERVICE_HOST", "10.0.0.1", Ok(|_| {}));
         check_env("TIDEWHEEL_PORT_8080_TCP", "tcp://10.0.0.1:8080", Ok(|_| {}));
-        check_env("TIDEWHEEL_LIMITS_ERRORS", "many", Err("TIDEWHEEL_LIMITS_ERRORS: expected a whole number in range"));
+        check_env(
+            "TIDEWHEEL_LIMITS_ERRORS",
+            "many",
+            Err("TIDEWHEEL_LIMITS_ERRORS: `many` is not a whole number in range: write digits alone, without a unit"),
+        );
         check_env(
             "TIDEWHEEL_OUTBOUND_MAX_FRAME",
             "1",
@@ -520,9 +536,9 @@ mod tests {
             "4: websocket.pong_timeout: `5` is not a duration",
             "5: websocket.pong: no such key; did you mean `websocket.pong_timeout`?",
             "6: auth.public_key_file: a.pem is there beside auth.secret",
-            "7: limits.errors: expected a whole number in range",
+            "7: limits.errors: `many` is not a whole number in range",
             "7: limits.bytes.burst: 0 is out of range; write 1B to 1GiB",
-            "8: log: keys are expected here",
+            "8: log: keys are expected here, each as `key: value`: level, format",
             "9: origins.allow[1]: `here` is no origin",
             "11: io.receive_buffers: 1000 is no power of two; write 1024",
         ];

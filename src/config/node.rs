@@ -147,10 +147,16 @@ impl Reader {
     }
 
     /// The entries of a section, without those that are wrong.
-    pub(super) fn entries<'a>(&mut self, path: &str, tree: &'a Tree) -> Vec<(&'a str, &'a Place, &'a Tree)> {
+    pub(super) fn entries<'a>(
+        &mut self,
+        path: &str,
+        tree: &'a Tree,
+        keys: &[&str],
+    ) -> Vec<(&'a str, &'a Place, &'a Tree)> {
         let Content::Section(all) = &tree.content else {
             if !tree.is_null() {
-                self.wrong(&tree.place, path, "keys are expected here, each as `key: value`");
+                let message = format!("keys are expected here, each as `key: value`: {}", keys.join(", "));
+                self.wrong(&tree.place, path, message);
             }
             return Vec::new();
         };
@@ -339,7 +345,7 @@ macro_rules! section {
             ) -> Option<Self> {
                 let mut read = was.cloned().unwrap_or_default();
                 $(let tree = &tree.spelled_out(stringify!($short));)?
-                for (name, place, value) in reader.entries(path, tree) {
+                for (name, place, value) in reader.entries(path, tree, &[$(stringify!($key)),+]) {
                     match name {
                         $(stringify!($key) => {
                             let path = $crate::config::node::join(path, name);

@@ -82,7 +82,8 @@ macro_rules! numbers {
             }
 
             fn parse(text: &str) -> Result<Self, String> {
-                text.trim().parse().map_err(|_| "expected a whole number in range".to_owned())
+                let wrong = |_| format!("`{text}` is not a whole number in range: write digits alone, without a unit");
+                text.trim().parse().map_err(wrong)
             }
 
             fn shown(&self) -> Value {
@@ -115,7 +116,7 @@ impl Word for bool {
         match text.trim() {
             "true" | "True" | "TRUE" => Ok(true),
             "false" | "False" | "FALSE" => Ok(false),
-            _ => Err("expected true or false".to_owned()),
+            _ => Err(format!("`{text}` is neither true nor false: write one of them")),
         }
     }
 
