@@ -57,10 +57,12 @@ pub enum ProtocolError {
     #[error("compressed message is not DEFLATE data")]
     NotDeflate,
     /// A compressed message that grows out of all proportion when it is inflated.
-    #[error("{compressed} compressed bytes inflate to {bytes} or more")]
+    #[error("{compressed} compressed bytes inflate to {bytes} or more, limit {limit}")]
     InflatesTooMuch {
         /// Inflated bytes so far.
         bytes: u64,
+        /// The limit in bytes, which follows from `compressed`.
+        limit: usize,
         /// Compressed bytes.
         compressed: usize,
     },

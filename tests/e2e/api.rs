@@ -125,6 +125,7 @@ fn requests_that_are_none() {
     publish("[]", "invalid_message", "expected an object");
     publish(r#"["t",1]"#, "invalid_message", "expected an object");
     publish("{", "invalid_message", "EOF");
+    publish("topic=t", "invalid_message", "the body is not JSON: ");
     publish(r#"{"topic":"t"}"#, "invalid_message", "missing field `data`");
     publish(r#"{"data":1}"#, "invalid_message", "missing field `topic`");
     publish(r#"{"topic":"t","data":1,"dta":2}"#, "invalid_message", "unknown field `dta`");

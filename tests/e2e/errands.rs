@@ -69,7 +69,7 @@ fn sends_to_a_session_or_to_all_of_a_client() {
     refused(json!({"session_id": forged, "payload": 1}), 404, "not_found", "");
     refused(json!({"client": "eve", "payload": 1}), 404, "not_found", "");
     refused(json!({"session_id": "x", "payload": 1}), 400, "invalid_message", "UUID");
-    refused(json!({"payload": 1}), 400, "invalid_message", "exactly one");
+    refused(json!({"payload": 1}), 400, "invalid_message", "exactly one of `session_id`");
     refused(json!({"session_id": id, "client": "ann", "payload": 1}), 400, "invalid_message", "exactly one");
     refused(json!({"client": "ann"}), 400, "invalid_message", "missing field `payload`");
     refused(json!({"client": null, "session_id": id, "payload": 1}), 400, "invalid_message", "null");

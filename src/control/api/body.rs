@@ -36,7 +36,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
             return Err(ApiError::new(Code::UnsupportedMediaType, "send JSON, with `Content-Type: application/json`"));
         }
         let (bytes, room) = read(request, api).await?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| match error.is_data() {
+            true => ApiError::invalid(error.to_string()),
+            false => ApiError::invalid(format!("the body is not JSON: {error}")),
+        })?;
         let Object(value) = value;
         Ok(Self { value, fingerprint: api.hasher.hash_one(&*bytes), room })
     }

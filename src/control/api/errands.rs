@@ -234,7 +234,9 @@ fn target(session_id: Option<SessionId>, client: Option<ClientId>, topic: Option
         },
         (None, Some(ClientId(client)), None) => Ok(Target::Client(client.into())),
         (None, None, Some(Topic(topic))) => Ok(Target::Topic(topic.into())),
-        _ => Err(ApiError::invalid("name whom it is for: exactly one of those that the request may have")),
+        _ => Err(ApiError::invalid(
+            "name whom it is for: exactly one of `session_id`, `client` and, to disconnect, `topic`",
+        )),
     }
 }
 

@@ -51,8 +51,8 @@ impl Inflater {
             self.stream.reset(false);
         }
         outcome.map_err(|error| match error {
-            ProtocolError::MessageTooLarge { bytes, .. } if bytes_max < message_bytes_max => {
-                ProtocolError::InflatesTooMuch { bytes, compressed: payload.len() }
+            ProtocolError::MessageTooLarge { bytes, limit } if bytes_max < message_bytes_max => {
+                ProtocolError::InflatesTooMuch { bytes, limit, compressed: payload.len() }
             }
             error => error,
         })
@@ -206,6 +206,11 @@ mod tests {
         assert_eq!(inflate(10_000_000, 100_000, 2_000), Err(1009));
         assert_eq!(inflate(10_000_000, 1 << 30, 200), Err(1009), "the ratio");
         assert_eq!(inflate(64 * 1024, 1 << 20, 1), Ok(64 * 1024), "short messages may be regular");
+        // The limit is told, since nobody can see it in the message.
+        let limits = InflateLimits { message_bytes_max: 1 << 20, ratio_max: 1 };
+        let told =
+            Inflater::default().inflate(&bomb(100_000), false, &limits, &mut Vec::new()).unwrap_err().to_string();
+        assert!(told.ends_with(" compressed bytes inflate to 65537 or more, limit 65536"), "{told}");
     }
 
     #[test]
