@@ -75,11 +75,11 @@ labels! {
         Peer = "peer",
         /// The peer's stream ended or broke without a close frame.
         Lost = "lost",
-        /// The bytes were no valid HTTP upgrade; answered with a status of its own.
+        /// The upgrade was refused, or the bytes were none; answered with a status of its own.
         BadHandshake = "bad_handshake",
         /// The upgrade did not finish within `handshake_timeout`.
         HandshakeTimeout = "handshake_timeout",
-        /// The peer broke RFC 6455 (1002, 1003, 1007).
+        /// The peer broke RFC 6455 (1002, 1007).
         Protocol = "protocol",
         /// A frame or message over `max_message_size` (1009).
         TooBig = "too_big",
@@ -89,7 +89,7 @@ labels! {
         AuthTimeout = "auth_timeout",
         /// The token expired and was not refreshed within the grace period (4003).
         Expired = "expired",
-        /// Nothing received for `idle_timeout_seconds` (4001).
+        /// No message in either direction, and no ping from the client, for `idle_timeout_seconds` (4001).
         Idle = "idle",
         /// No pong within `pong_timeout` (4002).
         NoPong = "no_pong",

@@ -6,6 +6,7 @@ use super::super::running::Room;
 use super::super::{Drains, Shards, api};
 use super::*;
 use crate::config::Config;
+use crate::metrics::{CloseReason, Deflated, Drop, Inflated, PanicSite, Refusal};
 
 /// Type and labels by the name that a query uses; a histogram's without `_bucket`, `_sum` and `_count`.
 type Families = BTreeSet<(String, (String, BTreeSet<String>))>;
@@ -57,7 +58,8 @@ fn the_guide_documents_exactly_what_is_exposed() {
         let mut cells = line.strip_prefix("| `")?.split('|').map(|cell| cell.trim_matches([' ', '`']));
         let (name, kind, labels) = (cells.next()?, cells.next()?, cells.next()?);
         let labels = labels.split("`, `").filter(|label| !label.is_empty()).map(String::from);
-        Some((name.to_owned(), (kind.to_owned(), labels.collect())))
+        let is_metric = ["gauge", "counter", "histogram"].contains(&kind);
+        is_metric.then(|| (name.to_owned(), (kind.to_owned(), labels.collect())))
     };
     let guide = include_str!("../../guide/metrics.md");
     let rows: Vec<_> = guide.lines().filter_map(row).collect();
@@ -70,6 +72,20 @@ fn the_guide_documents_exactly_what_is_exposed() {
         undocumented.is_empty() && unknown.is_empty(),
         "src/guide/metrics.md: no row says {undocumented:#?}, and nothing is exposed as {unknown:#?}"
     );
+}
+
+#[test]
+fn the_guide_documents_every_value_of_labels_that_have_many() {
+    let (_, values) = include_str!("../../guide/metrics.md").split_once("# Values of labels").unwrap();
+    let reasons = CloseReason::ALL.iter().map(|reason| reason.label());
+    let refusals = Refusal::ALL.iter().map(|cause| cause.label());
+    let drops = Drop::ALL.iter().map(|cause| cause.label());
+    let codecs = Deflated::ALL.iter().map(|one| one.label()).chain(Inflated::ALL.iter().map(|one| one.label()));
+    let labels = reasons.chain(refusals).chain(drops).chain(codecs);
+    let labels = labels.chain(PanicSite::ALL.iter().map(|place| place.label()));
+    for label in labels {
+        assert!(values.contains(&format!("\n| `{label}` |")), "src/guide/metrics.md does not say what `{label}` means");
+    }
 }
 
 /// The words of a text that are, or look like, names of this server's metrics.
