@@ -42,6 +42,8 @@ pub struct Fanout {
 }
 
 impl Fanout {
+    /// Whether so many connections will do.
+    ///
     /// # Errors
     /// So many connections leave nobody to publish, or nobody to be told.
     pub fn check(&self, connections: u32) -> Result<(), String> {
