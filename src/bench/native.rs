@@ -83,7 +83,7 @@ struct Envelope<'a> {
 struct Payload {
     #[serde(default)]
     success: Option<bool>,
-    #[serde(default)]
+    #[serde(default, alias = "reason")]
     message: Option<String>,
     #[serde(flatten)]
     receipt: Receipt,
@@ -283,6 +283,9 @@ mod tests {
         assert_eq!(said(ack, None), Said::Ack(Receipt { queued: 2, dropped: 1 }));
         let no = br#"{"type":"error","payload":{"code":"rate_limited","message":"too many"},"reply_to":2}"#;
         assert_eq!(said(no, None), Said::Refused("too many".into()));
+        let away =
+            br#"{"type":"disconnect","payload":{"code":4503,"reason":"evicted","reconnect":false},"timestamp":1}"#;
+        assert_eq!(said(away, None), Said::Refused("evicted".into()));
         let welcome = br#"{"type":"auth_result","payload":{"authenticated":true}}"#;
         assert_eq!(said(welcome, None), Said::Other);
         assert_eq!(said(b"\xff", None), Said::Changed);
