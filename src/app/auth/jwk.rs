@@ -159,7 +159,8 @@ fn read_key(jwk: &Value, rsa_algorithm: Algorithm) -> Result<Option<Key>, JwkErr
     Ok(Some(Key::pinned(id, key, algorithm)))
 }
 
-fn rsa_key(jwk: &Value) -> Result<DecodingKey, JwkError> {
+/// An RSA key of a size and with an exponent that the verifier takes.
+pub(super) fn rsa_key(jwk: &Value) -> Result<DecodingKey, JwkError> {
     let (modulus, exponent) = (number(jwk, "n")?, number(jwk, "e")?);
     let modulus: &[u8] = &modulus[modulus.iter().take_while(|&&byte| byte == 0).count()..];
     let bits = 8 * modulus.len() - modulus.first().map_or(0, |first| first.leading_zeros() as usize);

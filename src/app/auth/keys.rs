@@ -4,9 +4,12 @@
 use std::fmt;
 
 use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header, Validation};
 use serde::Serialize;
 use thiserror::Error;
+
+use super::jwk::{JwkError, rsa_key};
 
 /// Most keys, since a token without a key id may have to be tried on all of them.
 pub const KEYS_MAX: usize = 16;
@@ -55,8 +58,8 @@ pub enum AuthSetupError {
     WrongKey(Algorithm),
     #[error("holds a private key, and verifying needs the public one; make it with `openssl pkey -in FILE -pubout`")]
     PrivateKey,
-    #[error("holds an RSA key shorter than 2048 bits; ask its issuer for a longer one")]
-    ShortKey,
+    #[error("holds an RSA key shorter than 2048 bits or longer than 8192; ask its issuer for another")]
+    RsaSize,
 }
 
 /// Why a token could not be made.
@@ -227,9 +230,19 @@ fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupEr
     match algorithm {
         Algorithm::ES256 if length != 1 + 2 * 32 => Err(AuthSetupError::WrongKey(algorithm)), // a point, uncompressed
         Algorithm::ES384 if length != 1 + 2 * 48 => Err(AuthSetupError::WrongKey(algorithm)),
-        _ if algorithm.family() == AlgorithmFamily::Rsa && length < 2048 / 8 => Err(AuthSetupError::ShortKey),
+        _ if algorithm.family() == AlgorithmFamily::Rsa => match rsa_verdict(&key) {
+            Some(Ok(_)) => Ok(key),
+            Some(Err(JwkError::Size)) => Err(AuthSetupError::RsaSize),
+            Some(Err(_)) | None => Err(AuthSetupError::WrongKey(algorithm)),
+        },
         _ => Ok(key),
     }
+}
+
+/// What would be said of an RSA key if its issuer had published it.
+fn rsa_verdict(key: &DecodingKey) -> Option<Result<DecodingKey, JwkError>> {
+    let jwk = serde_json::to_value(Jwk::from_decoding_key(key, None).ok()?).ok()?;
+    Some(rsa_key(&jwk))
 }
 
 /// What the first part of a PEM text says that it is.
@@ -285,7 +298,7 @@ pub(super) mod tests {
         check(&[key(HS256, pem("rsa_public"))], AuthSetupError::NeedsSecret(HS256));
         check(&[key(RS256, secret())], AuthSetupError::NeedsPem(RS256));
         check(&[key(RS256, pem("rsa_private"))], AuthSetupError::PrivateKey);
-        check(&[key(RS256, pem("rsa_short_public"))], AuthSetupError::ShortKey);
+        check(&[key(RS256, pem("rsa_short_public"))], AuthSetupError::RsaSize);
         check(&[key(RS256, pem("es256_public"))], AuthSetupError::WrongKey(RS256));
         check(&[key(ES256, pem("es384_public"))], AuthSetupError::WrongKey(ES256));
         check(&[key(ES384, pem("es256_public"))], AuthSetupError::WrongKey(ES384));

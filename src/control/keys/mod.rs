@@ -544,7 +544,7 @@ mod tests {
              {public_key_file: DIR/none.pem}, {algorithm: ES384, public_key_file: GOOD/es256_public.pem}], \
              jwks: ['https://127.0.0.1/', DIR/none.json, DIR/empty.json, GOOD/rsa_public.pem]",
             &[
-                "auth.public_key_file: GOOD/rsa_short_public.pem holds an RSA key shorter than 2048 bits; ask",
+                "auth.public_key_file: GOOD/rsa_short_public.pem holds an RSA key shorter than 2048 bits or longer",
                 "auth.keys[0].public_key_file: GOOD/rsa_private.pem holds a private key, and verifying needs the public",
                 "auth.keys[1].secret: is the text of a PEM key",
                 "auth.keys[3].public_key_file: DIR/none.pem cannot be read: No such file",
