@@ -300,6 +300,9 @@ pub(super) mod tests {
         check(with(rsa(), "e", json!("")), some, JwkError::Numbers);
         check(with(rsa(), "e", json!("AQ")), some, JwkError::Numbers);
         check(with(rsa(), "e", json!("BA")), some, JwkError::Numbers);
+        check(with(rsa(), "e", json!("AQAAAAE")), some, JwkError::Numbers); // of five bytes
+        let even = URL_SAFE_NO_PAD.encode([0xfe; 256]);
+        check(with(rsa(), "n", json!(even)), some, JwkError::Numbers);
         check(jwk("rsa_short_public", some), some, JwkError::Size);
         check(with(rsa(), "n", json!("")), some, JwkError::Size);
         let huge = URL_SAFE_NO_PAD.encode([0xff; 1025]);
@@ -326,6 +329,7 @@ pub(super) mod tests {
         check(&[p256(Some("a")), with(p256(Some("b")), "use", json!("enc"))], 1);
         check(&[p256(Some("a")), with(p256(Some("b")), "key_ops", json!(["deriveKey"]))], 1);
         check(&[p256(Some("a")), with(p256(Some("b")), "key_ops", json!(["verify"]))], 2);
+        check(&[with(jwk("rsa_public", None), "e", json!("_____w"))], 1); // an exponent of four bytes
         let (keys, skipped) = read(&set(&[p256(Some("a")), p256(Some("a"))])).unwrap();
         assert_eq!(
             (keys.len(), skipped[0].to_string().as_str()),

@@ -344,9 +344,11 @@ mod tests {
         let both = [old.clone(), new.clone()];
         check_key(new.clone(), &both, Ok(()));
         check_key(hs256(), &both, Ok(())); // no kid: all are tried
+        check_key(hs256(), &[KeySettings { id: None, ..old.clone() }, hs256()], Ok(())); // as many without an id as one likes
         check_key(named("old", hs256()), &both, Err(AuthError::Signature));
         check_key(named("gone", hs256()), &both, Err(AuthError::UnknownKey));
-        check_key(named("gone", hs256()), &[old, hs256()], Ok(())); // the key without an id stands in
+        check_key(named("gone", hs256()), &[old.clone(), hs256()], Ok(())); // the key without an id stands in
+        check_key(named("gone", old.clone()), &[old, hs256()], Err(AuthError::Signature)); // and is what it failed on
         check_key(new, &[hs256()], Ok(()));
     }
 
@@ -443,18 +445,21 @@ mod tests {
     #[test]
     fn a_key_that_nobody_has_is_wished_for() {
         let wish = Arc::new(Wish::default());
-        let authenticator = trusting(&[("", &[named("a", hs256())])], from_ref(&wish));
-        let check = |signer: KeySettings, raised: bool| {
+        let check_with = |keys: &[KeySettings], signer: KeySettings, raised: bool| {
             let token = make_token(&json!({"sub": "ann"}), &signer).unwrap();
-            let verdict = authenticator.verify(&token, NOW_S * 1000).map(drop);
+            let verdict = trusting(&[("", keys)], from_ref(&wish)).verify(&token, NOW_S * 1000).map(drop);
             assert_eq!(verdict == Err(AuthError::UnknownKey), raised, "{verdict:?}");
             assert_eq!(wish.lower(), raised);
         };
+        let check = |signer: KeySettings, raised: bool| check_with(&[named("a", hs256())], signer, raised);
         let another = || key(Algorithm::HS256, KeyMaterial::Secret(b"another".to_vec()));
         check(named("a", hs256()), false);
         check(named("b", hs256()), true);
         check(named("a", another()), false);
         check(another(), false);
+        // One without an id stands in, but is not the one that was meant.
+        check_with(&[hs256()], named("b", hs256()), false);
+        check_with(&[hs256()], named("b", another()), true);
     }
 
     /// Keys and where to find them, as the token itself would have it (RFC 8725 §3.10).
@@ -521,6 +526,26 @@ mod tests {
         check(json!({"topics": {"publish": ["a.b*"]}}), Err(part));
     }
 
+    /// RFC 7519 §4.1.4 and §4.1.5: not on or after `exp`, and from `nbf` on.
+    #[test]
+    fn a_token_counts_from_one_instant_to_another() {
+        let token = make_token(&json!({"sub": "ann", "nbf": NOW_S, "exp": NOW_S + 10}), &hs256()).unwrap();
+        let check = |leeway_ms, after_nbf_ms: i64, expected: Result<(), AuthError>| {
+            let settings = AuthSettings { leeway: Duration::from_millis(leeway_ms), ..settings(&[hs256()]) };
+            let authenticator = Authenticator::new(&settings).unwrap();
+            let verdict = authenticator.verify(&token, (NOW_S * 1000).checked_add_signed(after_nbf_ms).unwrap());
+            assert_eq!(verdict.map(drop), expected, "{leeway_ms} ms of leeway, {after_nbf_ms} ms after `nbf`");
+        };
+        for leeway_ms in [0, 1, 2_500] {
+            let early_ms = -(leeway_ms as i64);
+            let late_ms = 10_000 - early_ms;
+            check(leeway_ms, early_ms - 1, Err(AuthError::NotYetValid));
+            check(leeway_ms, early_ms, Ok(()));
+            check(leeway_ms, late_ms - 1, Ok(()));
+            check(leeway_ms, late_ms, Err(AuthError::Expired));
+        }
+    }
+
     #[test]
     fn an_audience_is_for_someone() {
         let token = make_token(&json!({"sub": "ann", "aud": "tides"}), &hs256()).unwrap();
@@ -554,6 +579,7 @@ mod tests {
         check(&format!("{good}="), AuthError::Malformed);
         check(&format!("{}.{}.", parts[0], parts[1]), AuthError::Signature);
         check(&format!("{}.{}A.{}", parts[0], parts[1], parts[2]), AuthError::Signature);
+        check(&"x".repeat(TOKEN_LENGTH_MAX), AuthError::Malformed);
         check(&"x".repeat(TOKEN_LENGTH_MAX + 1), AuthError::TooLong);
         // {"alg":"none"} and {"alg":"NONE"}, unsigned, as RFC 8725 §2.1 tells of.
         check(&format!("eyJhbGciOiJub25lIn0.{}.", parts[1]), AuthError::Malformed);
