@@ -49,7 +49,7 @@ enum Place {
 }
 
 /// How a source is looked at.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Terms {
     lifetime: Duration,
     interval: Duration,
@@ -57,6 +57,14 @@ struct Terms {
     bytes_max: usize,
     /// The text of `auth.jwks_ca_file`.
     ca: Option<Vec<u8>>,
+}
+
+impl Terms {
+    /// For how long a set is fresh whose issuer says `max_age`, or nothing.
+    fn fresh(&self, max_age: Option<Duration>) -> Duration {
+        let most = self.lifetime.max(MAX_AGE_MAX);
+        max_age.unwrap_or(self.lifetime).min(most).max(self.interval)
+    }
 }
 
 /// What a source said last that was good.
@@ -373,9 +381,7 @@ impl Source {
             Ok((is_new, max_age)) => {
                 self.counts.last_success_s.store(super::running::unix_s(), Relaxed);
                 let counted = if is_new { Outcome::Changed } else { Outcome::Unchanged };
-                let most = self.terms.lifetime.max(MAX_AGE_MAX);
-                let fresh = max_age.unwrap_or(self.terms.lifetime).min(most).max(self.terms.interval);
-                (counted, Ok((fresh, is_new)))
+                (counted, Ok((self.terms.fresh(max_age), is_new)))
             }
             Err((counted, why)) => {
                 let (source, has_keys) = (self.settings.name(), self.set().is_some());
@@ -559,6 +565,29 @@ mod tests {
             "jwks: https://127.0.0.1/, jwks_ca_file: DIR/empty.json",
             &["auth.jwks_ca_file: DIR/empty.json holds no certificate"],
         );
+    }
+
+    /// Neither a mistake nor a whim of the issuer keeps a key that it withdraws for longer than an hour, or makes a server ask
+    /// all the time.
+    #[test]
+    fn a_set_is_fresh_for_as_long_as_its_issuer_says_within_bounds() {
+        let check = |(lifetime, interval), max_age: Option<u64>, expected| {
+            let [lifetime, interval] = [lifetime, interval].map(Duration::from_secs);
+            let terms = Terms { lifetime, interval, timeout: lifetime, bytes_max: 1, ca: None };
+            let fresh = terms.fresh(max_age.map(Duration::from_secs));
+            assert_eq!(fresh.as_secs(), expected, "{terms:?} {max_age:?}");
+        };
+        let (usual, long, rare) = ((300, 10), (86_400, 10), (300, 7_200));
+        check(usual, None, 300);
+        check(usual, Some(0), 10);
+        check(usual, Some(60), 60);
+        check(usual, Some(3_599), 3_599);
+        check(usual, Some(31_536_000), 3_600);
+        check(usual, Some(u64::MAX), 3_600);
+        check(long, None, 86_400);
+        check(long, Some(31_536_000), 86_400);
+        check(rare, None, 7_200);
+        check(rare, Some(31_536_000), 7_200);
     }
 
     /// A failure says how old the set in use is, whatever the clock has done since that was fetched.
