@@ -268,6 +268,30 @@ mod tests {
         assert!(clients.is_empty());
     }
 
+    /// The others keep their order, and each can still be released, touched and evicted.
+    #[test]
+    fn a_shard_takes_its_own_along_of_many() {
+        const MANY: u32 = 100;
+        let clients = Clients::default();
+        let on = |shard, number| (ShardId(shard), place(number).1);
+        let admit = |place| clients.admit("ann", Some(MANY), EvictOldest, place).unwrap();
+        (0..MANY).for_each(|number| assert!(admit(on(number as u16 % 2, number)).is_empty()));
+        clients.release_all(ShardId(0));
+        let left: Vec<Place> =
+            (0..MANY).map(|number| on(number as u16 % 2, number)).filter(|place| place.0.0 == 1).collect();
+        assert_eq!(clients.places("ann"), left);
+        clients.release("ann", on(0, 0));
+        clients.touch("ann", on(0, 2));
+        assert_eq!(clients.places("ann"), left, "they have gone");
+        let more = MANY - left.len() as u32;
+        (0..more).for_each(|number| assert!(admit(on(0, MANY + number)).is_empty()));
+        assert_eq!(admit(on(0, MANY + more)), [left[0]]);
+        clients.release_all(ShardId(1));
+        assert_eq!(clients.places("ann").len() as u32, more + 1);
+        clients.release_all(ShardId(0));
+        assert!(clients.is_empty());
+    }
+
     /// As many as one client may have: in the same order as few, and the end of one costs no more than that of one of few.
     #[test]
     fn many_connections_of_one_client() {
