@@ -192,6 +192,39 @@ mod tests {
     use crate::conn::{Conn, Greeting};
     use crate::ws::deflate::{Terms, Windows, negotiate};
 
+    /// A publisher finds the topics of other shards without the registry's lock, as they are now: one that has died, or was
+    /// forgotten with all others at the bound, is looked up again.
+    #[test]
+    fn topics_of_other_shards_are_remembered_up_to_a_bound() {
+        let (here, there) = (ShardId(0), ShardId(1));
+        let registry = Arc::new(Registry::new(2));
+        let mut topics = Topics::new(here, registry.clone());
+        assert!(topics.resolve("t").is_none() && topics.remote.is_empty(), "what nobody has is not remembered");
+        let first = registry.join("t", there, 0);
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(&topics.resolve("t").unwrap(), &first));
+        }
+        registry.leave(&first, there);
+        assert!(topics.resolve("t").is_none() && topics.remote.is_empty(), "nor is what has died");
+        let second = registry.join("t", there, 0);
+        assert!(Arc::ptr_eq(&topics.resolve("t").unwrap(), &second));
+        for number in 1..REMOTE_MAX {
+            registry.join(&number.to_string(), there, number as u32);
+            topics.resolve(&number.to_string()).unwrap();
+        }
+        assert_eq!(topics.remote.len(), REMOTE_MAX);
+        registry.join("one more", there, REMOTE_MAX as u32);
+        topics.resolve("one more").unwrap();
+        assert_eq!(topics.remote.len(), 1);
+        assert!(Arc::ptr_eq(&topics.resolve("t").unwrap(), &second));
+        // With a member of its own the shard has the topic in its table.
+        let mut conns = ConnPool::new(1);
+        let key = conns.insert_with(|_| Conn::new(0, Greeting::default())).unwrap();
+        topics.subscribe("t", key, &mut conns);
+        assert!(!topics.remote.contains_key("t"));
+        assert!(Arc::ptr_eq(&topics.resolve("t").unwrap(), &second));
+    }
+
     /// What a publisher on any shard learns of a topic's members, through all the ways in which they go.
     #[test]
     fn a_topic_knows_which_windows_its_members_have() {
