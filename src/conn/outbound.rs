@@ -506,7 +506,7 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::SharedFrame;
+    use crate::io::{Lossy, SharedFrame};
 
     const LIMITS: OutboundLimits = OutboundLimits { bytes_max: 100, frames_max: 4, age_max_ms: 1_000 };
 
@@ -631,6 +631,53 @@ mod tests {
         assert_eq!(b.queue.over_age(&LIMITS, 2_000), Err(Aged));
         b.queue.on_sent(&mut b.palette, GATHER_FRAME_MAX as u32);
         assert_eq!(b.drain(), "last");
+    }
+
+    /// A peer takes one frame every `every_ms`, and there are always as many waiting as `droppable` names, in turns of that kind.
+    /// When that is found to be too slow; `None`: not in a long time.
+    fn aged_at_ms(droppable: &[bool], every_ms: usize) -> Option<Ms> {
+        let limits = OutboundLimits { bytes_max: u32::MAX, frames_max: 100, age_max_ms: 1_000 };
+        let Bench { mut palette, mut gather, mut queue } = Bench::new();
+        let bytes = GATHER_FRAME_MAX; // each leaves by itself
+        let put = |queue: &mut Outbound, palette: &mut Palette, droppable: bool, now| {
+            let stream = Stream { policy: Lossy::DropOldest, topic: 1, key: 0 };
+            let frame =
+                if droppable { SharedFrame::lossy(vec![0; bytes], stream) } else { SharedFrame::new(vec![0; bytes]) };
+            let frame = palette.share(frame, 1);
+            let enqueued = match droppable {
+                true => queue.enqueue_lossy(frame, bytes as u32, &stream, &limits, now, palette, &mut Drops::default()),
+                false => queue.enqueue(frame, bytes as u32, &limits, now),
+            };
+            assert_eq!(enqueued, Enqueued::Queued);
+        };
+        put(&mut queue, &mut palette, false, 0);
+        assert!(queue.next_send(&mut palette, &mut gather).is_some());
+        let mut kinds = droppable.iter().copied().cycle();
+        kinds.by_ref().take(droppable.len()).for_each(|kind| put(&mut queue, &mut palette, kind, 0));
+        (1..=200).map(|tick| tick * 100).find(|&now| {
+            if (now as usize).is_multiple_of(every_ms) {
+                assert!(queue.on_sent(&mut palette, bytes as u32).is_none());
+                assert!(queue.next_send(&mut palette, &mut gather).is_some());
+                put(&mut queue, &mut palette, kinds.next().unwrap(), now);
+            }
+            queue.over_age(&limits, now).is_err()
+        })
+    }
+
+    #[test]
+    fn who_takes_too_little_is_found_as_who_takes_nothing() {
+        let (firm, droppable) = ([false; 4], [true; 4]);
+        let (mixed, rare) = ([false, true, false, true], [false, true, true, true]);
+        for kinds in [firm, mixed, rare, droppable] {
+            assert_eq!(aged_at_ms(&kinds, 1_000_000), Some(1_000), "{kinds:?}: takes nothing");
+            assert_eq!(aged_at_ms(&kinds, 200), None, "{kinds:?}: each waits for 800 ms");
+        }
+        for kinds in [firm, mixed, rare] {
+            let found_ms = aged_at_ms(&kinds, 600).expect("each waits for 2400 ms");
+            // The first that waits for too long may have been queued when one had left.
+            assert!((1_000..=2_600).contains(&found_ms), "{kinds:?}: {found_ms}");
+        }
+        assert_eq!(aged_at_ms(&droppable, 600), None, "there are so many and no more, and they leave");
     }
 
     #[test]
