@@ -144,7 +144,8 @@ fn last_words() {
     }
 }
 
-/// One record of `kind` with this content, sealed by the server's own keys, turned around.
+/// One record of `kind` with this content, sealed by the server's own keys, turned around; of a length that this side would
+/// not send, too.
 #[track_caller]
 fn check(version: &'static SupportedProtocolVersion, kind: u8, content: &[u8], expected: Option<End>) {
     let suite = SUITES.iter().find(|(known, _)| *known == version).unwrap().1;
@@ -152,7 +153,10 @@ fn check(version: &'static SupportedProtocolVersion, kind: u8, content: &[u8], e
     let key = || Key { suite: Suite::Aes256Gcm, secret: AeadKey::from([7; 32]), iv: Iv::from([7; 12]), sequence: 0 };
     (records.tx, records.rx) = (key(), key());
     let mut out = Vec::new();
-    records.seal(kind, content, &mut out);
+    match records.version {
+        Version::Tls13 => records.tx.seal13(kind, content, &mut out),
+        Version::Tls12 => records.tx.seal12(kind, content, &mut out),
+    }
     let batch = records.open_all(&mut out);
     assert_eq!(batch.end, expected);
     assert_eq!(batch.plain, 0);
@@ -172,6 +176,8 @@ fn what_may_not_come() {
     check(&TLS13, HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0, 1], misbehaved(Alert::UNEXPECTED_MESSAGE));
     check(&TLS13, HANDSHAKE, &[1, 0, 0, 0], misbehaved(Alert::UNEXPECTED_MESSAGE));
     check(&TLS13, CHANGE_CIPHER_SPEC, &[1], misbehaved(Alert::UNEXPECTED_MESSAGE));
+    check(&TLS13, APPLICATION_DATA, &[1; PLAIN_MAX + 1], misbehaved(Alert::RECORD_OVERFLOW));
+    check(&TLS12, APPLICATION_DATA, &[1; PLAIN_MAX + 1], misbehaved(Alert::RECORD_OVERFLOW));
     check(&TLS12, ALERT, &[1, 40], None);
     check(&TLS12, ALERT, &[2, 40], Some(End::Fatal));
     check(&TLS12, HANDSHAKE, &[1, 0, 0, 0], misbehaved(Alert::UNEXPECTED_MESSAGE)); // a renegotiation
