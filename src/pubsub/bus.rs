@@ -312,6 +312,15 @@ mod tests {
         assert!(a.receive_count(ShardId(1)).is_none() && a.has_room());
     }
 
+    /// The old one may have pushed something, and broken before it rang.
+    #[test]
+    fn a_shard_that_starts_again_wakes_all_others() {
+        let mut port = Bus::new(3).port(ShardId(1));
+        port.restart();
+        let rings = port.take_rings();
+        assert_eq!(rings.iter().collect::<Vec<_>>(), [ShardId(0), ShardId(2)]);
+    }
+
     #[test]
     fn evictions_always_have_room_and_give_notice() {
         let bus = Bus::with_bound(2, 1);

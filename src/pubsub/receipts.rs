@@ -207,6 +207,18 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_up_to_the_bound() {
+        let mut receipts = Receipts::new(2);
+        let [first, _] = ["a", "b"].map(|n| {
+            assert!(receipts.has_room());
+            receipts.open(n, 7, 1, Delivery::default(), None)
+        });
+        assert!(!receipts.has_room());
+        receipts.count(first, ONE);
+        assert!(!receipts.has_room() && receipts.take(first).is_some() && receipts.has_room());
+    }
+
+    #[test]
     fn a_connection_that_goes_leaves_nothing_behind() {
         let mut receipts = Receipts::new(8);
         let mut newest = None;
