@@ -224,7 +224,6 @@ impl BusPort {
             self.answer(sender, receipt, Delivery::default());
         }
         self.strays.copy_from_slice(&self.awaited);
-        self.room = 0;
         self.others().iter().for_each(|sender| self.postpone(sender));
         self.wake_others();
     }

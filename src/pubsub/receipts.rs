@@ -170,9 +170,8 @@ impl<O> Receipts<O> {
     }
 
     /// Gives everything up; what was owed is for the caller to drop.
-    pub fn abandon(&mut self) -> impl Iterator<Item = O> {
-        self.free.clear();
-        self.entries.drain(..).flatten().filter_map(|entry| entry.owed)
+    pub fn abandon(self) -> impl Iterator<Item = O> {
+        self.entries.into_iter().flatten().filter_map(|entry| entry.owed)
     }
 
     fn entry_mut(&mut self, index: ReceiptIndex) -> &mut Entry<O> {

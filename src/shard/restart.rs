@@ -67,7 +67,7 @@ impl<I: Io> Shard<I> {
             mut conns,
             mut bus,
             executor,
-            mut receipts,
+            receipts,
             desk,
             waiters,
             walks,
