@@ -230,19 +230,19 @@ fn from_pem(pem: &[u8], algorithm: Algorithm) -> Result<DecodingKey, AuthSetupEr
     match algorithm {
         Algorithm::ES256 if length != 1 + 2 * 32 => Err(AuthSetupError::WrongKey(algorithm)), // a point, uncompressed
         Algorithm::ES384 if length != 1 + 2 * 48 => Err(AuthSetupError::WrongKey(algorithm)),
-        _ if algorithm.family() == AlgorithmFamily::Rsa => match rsa_verdict(&key) {
-            Some(Ok(_)) => Ok(key),
-            Some(Err(JwkError::Size)) => Err(AuthSetupError::RsaSize),
-            Some(Err(_)) | None => Err(AuthSetupError::WrongKey(algorithm)),
+        _ if algorithm.family() == AlgorithmFamily::Rsa => match check_rsa(&key) {
+            Ok(()) => Ok(key),
+            Err(JwkError::Size) => Err(AuthSetupError::RsaSize),
+            Err(_) => Err(AuthSetupError::WrongKey(algorithm)),
         },
         _ => Ok(key),
     }
 }
 
-/// What would be said of an RSA key if its issuer had published it.
-fn rsa_verdict(key: &DecodingKey) -> Option<Result<DecodingKey, JwkError>> {
-    let jwk = serde_json::to_value(Jwk::from_decoding_key(key, None).ok()?).ok()?;
-    Some(rsa_key(&jwk))
+/// What would be wrong with an RSA key if its issuer had published it.
+fn check_rsa(key: &DecodingKey) -> Result<(), JwkError> {
+    let jwk = Jwk::from_decoding_key(key, None).ok().and_then(|jwk| serde_json::to_value(jwk).ok());
+    rsa_key(&jwk.ok_or(JwkError::Numbers)?).map(drop)
 }
 
 /// What the first part of a PEM text says that it is.
