@@ -404,6 +404,41 @@ fn serve_says_where_it_is_and_keeps_tokens_out_of_its_log() {
     assert!(begin.contains(r#""listen":"127.0.0.1:"#) && begin.contains(r#""connections_max":"#), "{begin}");
 }
 
+/// Who has no other eyes than the log sees at once that pages are refused, and which key lets them in.
+#[test]
+fn the_log_says_that_newcomers_are_turned_away() {
+    let address = free_address();
+    let serve = format!("serve --shards 1 --listen {address} --admin-listen 127.0.0.1:0");
+    let mut server = tidewheel(&serve)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env("TIDEWHEEL_LOG_FORMAT", "json")
+        .spawn()
+        .unwrap();
+    let mut banner = BufReader::new(server.stdout.take().unwrap()).lines();
+    while !banner.next().expect("a banner").unwrap().starts_with("websocket") {}
+    for _ in 0..3 {
+        let mut page = TcpStream::connect(address).unwrap();
+        write!(
+            page,
+            "GET /ws HTTP/1.1\r\nHost: {address}\r\nOrigin: https://app.example\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        page.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+    let mut log = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let line = log.find(|line| line.contains("turned away")).expect("a line about it");
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["level"], &line["cause"]), (&"WARN".into(), &"origin".into()), "{line}");
+    assert!(matches!(line["count"].as_u64(), Some(1..=3)), "{line}");
+    assert!(line["message"].as_str().unwrap().contains("origins.allow"), "{line}");
+    signal(&server, "-TERM");
+    assert_eq!(wait(&mut server), Some(0));
+}
+
 /// The load generator beside the server, as the README has it; and where there is no server.
 #[test]
 fn bench_reports_what_it_found() {

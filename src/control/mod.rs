@@ -16,6 +16,7 @@ pub mod running;
 mod runtime;
 mod shards;
 mod stream;
+mod turned_away;
 
 use std::fmt;
 use std::io;

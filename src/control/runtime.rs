@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exposition::Exposition;
-use super::{ControlSettings, Running, api, drain, http, keys};
+use super::{ControlSettings, Running, api, drain, http, keys, turned_away};
 
 /// Runs the control plane until `stop` resolves, which it does when its sender is dropped. `started` is told once
 /// everything is listened to, or what went wrong.
@@ -50,6 +50,7 @@ fn begin(settings: ControlSettings) -> io::Result<()> {
     }
     tokio_uring::spawn(drain::log_progress(drains.clone()));
     tokio_uring::spawn(keys::keep(running.clone()));
+    tokio_uring::spawn(turned_away::log(metrics.clone()));
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
