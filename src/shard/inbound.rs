@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 
-use crate::conn::{Conn, Endpoint, Flow, FlushLine, Phase, Ping, Receiving, Then};
+use crate::conn::{Conn, ConnPool, Endpoint, Flow, FlushLine, Phase, Ping, Receiving, Then};
 use crate::contain::contain;
 use crate::id::ConnKey;
 use crate::io::{Io, Lost};
@@ -274,8 +274,7 @@ impl<I: Io> Shard<I> {
         self.metrics.starved.add(1);
         if self.begin_rearming(key) {
             let conns = &self.conns;
-            let waits = |key| conns.get(key).is_some_and(|conn| conn.receiving == Receiving::Rearming);
-            self.starved.push(key, conns.len(), waits);
+            self.starved.push(key, conns.len(), |key| is_rearming(conns, key));
         }
     }
 
@@ -296,6 +295,11 @@ impl<I: Io> Shard<I> {
             (Lost::EndOfStream, Phase::Open | Phase::Settling(..) | Phase::Finishing { .. }) => {}
         }
     }
+}
+
+/// Whether the connection is to be read from again.
+pub(super) fn is_rearming(conns: &ConnPool, key: ConnKey) -> bool {
+    conns.get(key).is_some_and(|conn| conn.receiving == Receiving::Rearming)
 }
 
 /// Whether no more is read of a connection that is being closed: it has sent more than the message that was on its way and

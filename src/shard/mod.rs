@@ -61,7 +61,7 @@ pub use orders::{Inbox, Order};
 use publish::{Budget, Owed};
 pub use restart::Estate;
 use sessions::Sessions;
-use settings::{STARVED_A_TURN, Settings};
+use settings::{LATE_A_TURN, STARVED_A_TURN, Settings};
 pub use tally::Tally;
 
 /// What all shards of an engine share.
@@ -137,6 +137,8 @@ pub struct Shard<I: Io> {
     rearm: Vec<ConnKey>,
     /// Those that found no free buffer, and wait for some.
     starved: Line<ConnKey>,
+    /// Those who have been told their last and are to be read from again, so that it is not destroyed.
+    late: Line<ConnKey>,
     /// Connections whose publish waits for its turn and for room on the bus, in order.
     held: Line<ConnKey>,
     /// Who has a share of this turn, and who waits for one.
@@ -223,6 +225,7 @@ impl<I: Io> Shard<I> {
             over: Vec::new(),
             rearm: Vec::new(),
             starved: Line::default(),
+            late: Line::default(),
             held: Line::new(),
             fair: Fairness::default(),
             waiters: drained::Waiters::default(),
@@ -342,6 +345,7 @@ impl<I: Io> Shard<I> {
     fn has_work(&mut self) -> bool {
         !self.unflushed.is_empty()
             || !self.starved.is_empty()
+            || !self.late.is_empty()
             || self.can_retry()
             || !self.desk.is_empty()
             || self.bus.has_mail()
@@ -378,13 +382,21 @@ impl<I: Io> Shard<I> {
     fn rearm(&mut self) {
         let mut rearm = std::mem::take(&mut self.rearm); // nothing is added meanwhile; the list keeps its memory
         for key in rearm.drain(..) {
-            self.arm(key);
+            let conns = &self.conns;
+            match conns.get(key).is_some_and(Conn::is_listened_to) {
+                true => self.arm(key),
+                false => self.late.push(key, conns.len(), |key| inbound::is_rearming(conns, key)),
+            }
         }
         self.rearm = rearm;
         // As many as may find a buffer: each that does not costs as much as one that does, and all of them each turn would
         // leave no time for those.
         for _ in 0..STARVED_A_TURN {
-            let Some(key) = self.starved.pop() else { return };
+            let Some(key) = self.starved.pop() else { break };
+            self.arm(key);
+        }
+        for _ in 0..LATE_A_TURN {
+            let Some(key) = self.late.pop() else { break };
             self.arm(key);
         }
     }

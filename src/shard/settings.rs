@@ -174,6 +174,9 @@ pub const LIFETIME_SPREAD_MS: u64 = 5_000;
 pub const LATE_BYTES: usize = 64 * 1024;
 /// Connections that found no free receive buffer and are read from again in one turn.
 pub const STARVED_A_TURN: usize = 32;
+/// Connections that have been told their last and are read from again in one turn: each may bring 32 KiB, which the kernel copies
+/// while everybody else waits, to be thrown away.
+pub const LATE_A_TURN: usize = 8;
 /// How long a connection lingers so that what it was sent last is not destroyed by a reset.
 pub const LINGER_MS: u64 = 1_000;
 /// Subprotocol of the native JSON.

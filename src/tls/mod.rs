@@ -68,16 +68,15 @@ pub struct Layer<I: Io> {
     metrics: Arc<ShardMetrics>,
 }
 
-/// What handshakes may take of a turn.
+/// What handshakes may take of the time.
 #[derive(Debug, Default)]
 struct Share {
     /// When the turn began.
     began_ns: u64,
-    /// How long it may be spent on handshakes.
-    most_ns: u64,
-    /// How long it was.
-    spent_ns: u64,
-    steps: u32,
+    /// How long it has been spent on handshakes.
+    spent_ns: i64,
+    /// How long it may still be; what was beyond, if less than nothing.
+    left_ns: i64,
 }
 
 impl<I: Io> Layer<I> {
@@ -283,8 +282,7 @@ impl<I: Io> Layer<I> {
         let (was_full, has_ended) = (handshake.is_full(), handshake.has_ended);
         let from_ns = self.io.clock_ns();
         self.advance(conn);
-        self.share.spent_ns += self.io.clock_ns() - from_ns;
-        self.share.steps += 1;
+        self.share.spend((self.io.clock_ns() - from_ns) as i64);
         if has_ended {
             self.end_received(conn, Lost::EndOfStream);
         } else if was_full && self.secured(conn).is_some_and(|secured| !secured.told_end) {
@@ -371,17 +369,30 @@ fn find(conns: &mut Chunked<Option<Box<Secured>>>, conn: ConnKey) -> Option<&mut
 }
 
 impl Share {
-    /// Whether one more step may be made: one always, and more for a third of what all else took in the turn before.
+    /// Whether one more step may be made.
     fn has_time(&self) -> bool {
-        self.steps == 0 || self.spent_ns < self.most_ns
+        self.left_ns >= 0
     }
 
-    /// A turn is over, which had worked until `until_ns`; the next begins at `now_ns`.
+    /// A step took so long: more than a turn may have left, which the next ones make up for.
+    fn spend(&mut self, step_ns: i64) {
+        self.spent_ns += step_ns;
+        self.left_ns -= step_ns.clamp(1, OWED_MAX_NS);
+    }
+
+    /// A turn is over, which had worked until `until_ns`; the next begins at `now_ns`. It has a third of what all else took; one
+    /// step always, where that was next to nothing.
     fn begin(&mut self, until_ns: u64, now_ns: u64) {
-        let worked_ns = until_ns.saturating_sub(self.began_ns).saturating_sub(self.spent_ns);
-        *self = Self { began_ns: now_ns, most_ns: worked_ns / 3, spent_ns: 0, steps: 0 };
+        let worked_ns = until_ns.saturating_sub(self.began_ns) as i64 - self.spent_ns;
+        let left_ns = if worked_ns < IDLE_NS { 0 } else { self.left_ns.min(0) + worked_ns / 3 };
+        *self = Self { began_ns: now_ns, spent_ns: 0, left_ns };
     }
 }
+
+/// What all else takes in a turn of a shard that is not busy: less than a line of senders gets.
+const IDLE_NS: i64 = 50_000;
+/// The most that a step counts for: longer than any signature takes, and a process that was frozen meanwhile does not make up for it.
+const OWED_MAX_NS: i64 = 10_000_000;
 
 impl<I: Io> Io for Layer<I> {
     type Buffer = Bytes<I::Buffer>;

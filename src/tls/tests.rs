@@ -266,12 +266,37 @@ fn handshakes_have_a_share_of_a_turn() {
     assert!(*waiting.iter().max().unwrap() > 30, "{waiting:?}");
     assert!(waiting.is_sorted_by(|before, after| *before <= after + 1), "{waiting:?}");
     assert_eq!(port.layer.metrics.tls_waiting.get(), 0);
-    let share = |worked_ns: u64| {
-        let mut share = Share { began_ns: 1_000, spent_ns: 100, ..Share::default() };
-        share.begin(1_000 + 100 + worked_ns, 9_000);
-        share.most_ns
+}
+
+/// However long a step is beside a turn: what it takes too much the next turns make up for.
+#[test]
+fn handshakes_take_a_quarter_of_a_busy_shard() {
+    let steps_of_a_thousand_turns = |worked_ns: u64, step_ns: u64| {
+        let (mut share, mut now_ns, mut steps) = (Share::default(), 0, 0u64);
+        for _ in 0..1_000 {
+            share.begin(now_ns, now_ns);
+            now_ns += worked_ns;
+            while share.has_time() {
+                share.spend(step_ns as i64);
+                now_ns += step_ns;
+                steps += 1;
+            }
+        }
+        steps
     };
-    assert_eq!((share(0), share(300), share(3_000_000)), (0, 100, 1_000_000));
+    let idle = IDLE_NS as u64 - 1;
+    for (worked_ns, step_ns, steps) in [
+        (0, 130_000, 1_000),
+        (idle, 130_000, 1_000),
+        (IDLE_NS as u64, 130_000, 129),
+        (150_000, 130_000, 385),
+        (300_000, 50_000, 2_000),
+        (3_000_000, 130_000, 7_692),
+        (300_000, 1_000_000_000, 10),
+    ] {
+        let made = steps_of_a_thousand_turns(worked_ns, step_ns);
+        assert!(made.abs_diff(steps) <= 1 + steps / 500, "{made} steps of {step_ns} ns in turns of {worked_ns} ns");
+    }
 }
 
 /// Neither who ends its stream behind its first message nor who sends more behind it than is held has its step before others.

@@ -129,6 +129,49 @@ fn requests_wait_for_their_share_too() {
     assert_eq!(stage.metrics[0].published.get(), 10);
 }
 
+/// What is only read so that it does not destroy the last words is read when nobody waits, some of them at a time.
+#[test]
+fn who_has_been_told_its_last_is_read_from_behind_the_others() {
+    const CROWD: usize = 40;
+    let kernel = SimConfig { table: 64, buffers: 256, buffer_size: 4096 };
+    let mut stage = Stage::on_kernel(kernel, 1, 1, 8, |_| {});
+    stage.world.set_socket_buffers(&[64 * 1024]);
+    stage.world.set_faults(Faults { disarm: 1.0, ..Faults::default() }); // a receive brings one buffer
+    let crowd: Vec<usize> = (0..CROWD).map(|_| stage.client(0)).collect();
+    let modest = stage.client(0);
+    for &client in &crowd {
+        stage.world.client_send(stage.id(client), &[b"\x81\x00 without a mask", &[0; 30_000][..]].concat());
+    }
+    stage.deliver();
+    let read = |stage: &Stage| stage.metrics[0].bytes_in.get();
+    let mut before = read(&stage);
+    while read(&stage) < before + CROWD as u64 * 4096 {
+        stage.turn(0); // each is convicted by the first buffer
+    }
+    stage.send(modest, &[LIST]);
+    stage.deliver();
+    let (end, mut turns) = (CROWD as u64 * 30_000, 0);
+    while read(&stage) < end {
+        before = read(&stage);
+        stage.turn(0);
+        turns += 1;
+        let bytes = read(&stage) - before;
+        assert!(bytes <= 8 * 4096 + 1024, "{bytes} bytes in turn {turns}");
+        if turns < 6 {
+            stage.deliver();
+        }
+        assert!(turns != 6 || stage.told(modest) == "subscriptions 1", "it waits for the others");
+    }
+    assert!(turns >= CROWD * 7 / 8, "{turns} turns");
+    stage.rest();
+    for &client in &crowd {
+        assert_eq!(stage.told(client), "close 1002");
+        stage.world.client_shutdown(stage.id(client));
+    }
+    stage.rest();
+    assert_eq!(stage.metrics[0].active(), 1);
+}
+
 /// What waits of all is bounded: whoever has most of it makes room.
 #[test]
 fn what_waits_of_all_is_bounded() {
