@@ -18,7 +18,7 @@ impl<K: Copy> Line<K> {
 
     /// Puts `who` at the end. There are at most `present` who could wait, and `waits` tells whether one does.
     pub fn push(&mut self, who: K, present: usize, waits: impl Fn(K) -> bool) {
-        if self.queue.len() > 2 * present {
+        if self.queue.len() >= 2 * present {
             self.queue.retain(|&who| waits(who));
         }
         self.queue.push_back(who);
@@ -48,6 +48,8 @@ impl<K: Copy> Default for Line<K> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::Line;
 
     #[test]
@@ -67,9 +69,29 @@ mod tests {
         // Three are there at a time; whoever is not among the last three has gone.
         for who in 0..1000 {
             line.push(who, 3, |other| other + 3 > who);
-            assert!(line.len() <= 2 * 3 + 1);
+            assert!(line.len() <= 2 * 3);
         }
         let left: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
         assert!(left.ends_with(&[997, 998, 999]) && left.is_sorted());
+    }
+
+    #[test]
+    fn where_most_have_gone_at_once_the_next_to_come_finds_a_short_line() {
+        let mut line = Line::new();
+        (0..100).for_each(|who| line.push(who, 100, |_| true));
+        line.push(100, 3, |who| who >= 98);
+        assert!(std::iter::from_fn(|| line.pop()).eq(98..=100));
+    }
+
+    #[test]
+    fn each_who_comes_costs_two_looks_at_most() {
+        let (mut line, looks) = (Line::new(), Cell::new(0));
+        for who in 0..10_000 {
+            line.push(who, 100, |other| {
+                looks.set(looks.get() + 1);
+                other + 100 > who
+            });
+        }
+        assert!(looks.get() <= 2 * 10_000, "{}", looks.get());
     }
 }
