@@ -295,12 +295,9 @@ impl Decoder {
         *self.gathering(None) = Partial { message: None, reading: Reading::Ended };
     }
 
+    /// Where it is gathered; what is being read is for the caller to say.
     fn gathering(&mut self, memory: Option<&mut Memory>) -> &mut Partial {
-        self.partial.get_or_insert_with(|| {
-            let mut partial = memory.and_then(Memory::partial).unwrap_or_default();
-            partial.reading = Reading::BETWEEN_FRAMES;
-            partial
-        })
+        self.partial.get_or_insert_with(|| memory.and_then(Memory::partial).unwrap_or_default())
     }
 }
 
@@ -385,9 +382,6 @@ impl Message {
 
     /// Adds unmasked bytes of a message that will have at most `bytes_max`.
     fn append(&mut self, piece: &[u8], bytes_max: usize, memory: Option<&mut Memory>) -> Result<(), ProtocolError> {
-        if piece.is_empty() {
-            return Ok(());
-        }
         let needed = self.bytes.len() + piece.len();
         if needed > self.bytes.capacity() {
             // Doubling keeps the cost linear in the bytes received, however small the pieces.

@@ -87,9 +87,6 @@ impl Inflater {
                     }
                 }
             }
-            if piece.is_empty() && status == Status::StreamEnd {
-                return Ok(());
-            }
         }
     }
 }
@@ -117,22 +114,10 @@ impl Deflater {
         let from = out.len();
         // With room for a shorter form only: what does not fit is sent as it is.
         out.reserve_exact(payload.len() + TAIL.len());
-        let mut compressed = Vec::new();
-        std::mem::swap(&mut compressed, out);
-        let mut rest = payload;
-        let fits = loop {
-            let before = stream.total_in();
-            let Ok(status) = stream.compress_vec(rest, &mut compressed, FlushCompress::Sync) else { break false };
-            rest = &rest[(stream.total_in() - before) as usize..];
-            match status {
-                Status::Ok if rest.is_empty() && compressed.len() < compressed.capacity() => break true,
-                _ if compressed.len() - from >= payload.len() + TAIL.len() => break false,
-                Status::Ok => {}
-                Status::BufError | Status::StreamEnd => break false,
-            }
-        };
-        std::mem::swap(&mut compressed, out);
-        let fits = fits && out.ends_with(&TAIL) && out.len() - from < payload.len() + TAIL.len();
+        let is_flushed =
+            matches!(stream.compress_vec(payload, out, FlushCompress::Sync), Ok(Status::Ok)) && out.ends_with(&TAIL);
+        // One that was cut off fills the room, and is as long as that.
+        let fits = is_flushed && out.len() - from < payload.len() + TAIL.len();
         out.truncate(if fits { out.len() - TAIL.len() } else { from });
         fits
     }

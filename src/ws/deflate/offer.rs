@@ -109,10 +109,11 @@ fn window_bits(value: &str) -> Option<u8> {
     ((8..=WINDOW_BITS_MAX).contains(&bits) && !value.starts_with(['0', '+'])).then_some(bits)
 }
 
-/// The token inside quotes, or the token itself (RFC 6455 §9.1: what is quoted has to be a token, so nothing is escaped).
+/// The token inside quotes, or the token itself (RFC 6455 §9.1: what is quoted has to be a token, so nothing is escaped; here
+/// it has to be a number, too).
 fn unquoted(value: &str) -> Option<&str> {
     match value.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').filter(|inner| !inner.contains(['"', '\\'])),
+        Some(rest) => rest.strip_suffix('"'),
         None => Some(value),
     }
 }
