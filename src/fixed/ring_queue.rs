@@ -178,9 +178,9 @@ mod tests {
     #[test]
     fn an_emptied_queue_gives_back_what_a_burst_took() {
         for (pushed, kept) in [(16, 16), (17, 0)] {
-            let mut queue = RingQueue::new(100);
+            let mut queue = RingQueue::new(17);
             (0..pushed).for_each(|n| queue.push_back(n).unwrap());
-            while queue.pop_front().is_some() {}
+            assert!(std::iter::from_fn(|| queue.pop_front()).eq(0..pushed));
             assert_eq!(queue.storage_bytes(), kept * size_of::<i32>());
         }
     }
@@ -234,7 +234,8 @@ mod tests {
                     }
                 }
                 prop_assert!(queue.iter().eq(model.iter().copied()));
-                prop_assert_eq!((queue.len(), queue.front()), (model.len(), model.front().copied()));
+                prop_assert_eq!((queue.len(), queue.is_empty()), (model.len(), model.is_empty()));
+                prop_assert_eq!((queue.front(), queue.back()), (model.front().copied(), model.back().copied()));
                 prop_assert_eq!(queue.get(model.len()), None);
                 prop_assert!(queue.storage_bytes() <= bound * size_of::<u16>());
             }

@@ -317,10 +317,9 @@ mod tests {
                     }
                     Op::Change(at, to) if !model.is_empty() => {
                         let at = at % model.len();
-                        if let Some(value) = map.get_mut(model[at].0) {
-                            *value = to;
-                            model[at].1 = Some(to);
-                        }
+                        let (key, inside) = &mut model[at];
+                        prop_assert_eq!(map.get_mut(*key).map(|value| std::mem::replace(value, to)), *inside);
+                        *inside = inside.map(|_| to);
                     }
                     _ => {}
                 }
@@ -328,7 +327,8 @@ mod tests {
             let mut inside = Vec::new();
             for (key, value) in model {
                 prop_assert_eq!(map.get(key), value.as_ref());
-                if let Some(value) = value {
+                if let Some(mut value) = value {
+                    prop_assert_eq!(map.slot_mut(key.slot), Some(&mut value));
                     prop_assert_eq!((map.slot(key.slot), map.key_of(key.slot)), (Some(&value), Some(key)));
                     inside.push((key, value));
                 }

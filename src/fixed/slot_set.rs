@@ -236,6 +236,41 @@ mod tests {
     }
 
     #[test]
+    fn a_bitmap_takes_the_place_of_a_list_of_its_size() {
+        let mut set = SlotSet::new();
+        let words = |set: &SlotSet| match &set.0 {
+            Held::List(_) => 0,
+            Held::Bitmap(words, _) => words.len(),
+        };
+        assert!((0..65).all(|at| set.insert(at * 32) && !is_bitmap(&set)), "33 words are larger than 65 slots");
+        assert!(set.insert(65 * 32) && words(&set) == 33, "and as large as 66");
+        assert!(set.insert(66 * 64) && words(&set) == 67, "as many as slots, and no more");
+        assert!(set.insert(68 * 64) && !is_bitmap(&set), "69 are too many for 68");
+    }
+
+    #[test]
+    fn a_list_gives_back_the_room_of_those_that_have_gone() {
+        let mut set = SlotSet::new();
+        let far_apart = || (0..1_000).map(|at| at * 1_024);
+        let room = |set: &SlotSet| match &set.0 {
+            Held::List(slots) => slots.capacity(),
+            Held::Bitmap(..) => unreachable!("they are far apart"),
+        };
+        assert!(far_apart().all(|slot| set.insert(slot)));
+        let mut moves = 0;
+        for slot in far_apart() {
+            let before = room(&set);
+            assert!(set.remove(slot));
+            assert!(room(&set) <= 4 * set.len(), "room for {} of {}", room(&set), set.len());
+            if room(&set) != before {
+                assert_eq!(room(&set), 2 * set.len(), "lest the next to come needs more");
+                moves += 1;
+            }
+        }
+        assert!(moves <= 10, "{moves}");
+    }
+
+    #[test]
     fn the_highest_slots() {
         let mut set = SlotSet::new();
         let highest = || (0..40).map(|below| u32::MAX - below);
@@ -259,8 +294,11 @@ mod tests {
                     prop_assert!(words.len() <= *len as usize);
                 }
             }
-            prop_assert_eq!((set.len(), set.iter().len()), (model.len(), model.len()));
-            let one_by_one: Vec<u32> = { let mut slots = set.iter(); std::iter::from_fn(|| slots.next()).collect() };
+            prop_assert_eq!((set.len(), set.is_empty()), (model.len(), model.is_empty()));
+            let mut slots = set.iter();
+            prop_assert_eq!(slots.len(), model.len());
+            let one_by_one: Vec<u32> = std::iter::from_fn(|| slots.next()).collect();
+            prop_assert_eq!(slots.len(), 0);
             let mut folded = Vec::new();
             set.iter().for_each(|slot| folded.push(slot));
             prop_assert!(one_by_one.iter().eq(&model) && one_by_one == folded);

@@ -305,6 +305,27 @@ mod tests {
     }
 
     #[test]
+    fn at_the_end_of_time_the_farthest_timer_still_has_a_bucket() {
+        let mut wheel = TimerWheel::new(1, 1, 0);
+        assert_eq!(wheel.pop_expired(u64::MAX), None);
+        wheel.schedule(0, u64::MAX);
+        assert_eq!(wheel.next_deadline_ms(), Some((1 << 42) - (1 << 30)));
+        assert_eq!(wheel.pop_expired(u64::MAX), None, "time stands still");
+    }
+
+    #[test]
+    fn a_jump_leaves_alone_what_it_does_not_reach() {
+        let mut wheel = TimerWheel::new(6, 1, 0);
+        // Two in a bucket of each of three levels: whoever empties one turns them round.
+        for (slot, tick) in [60, 60, 3_000, 3_000, 200_000, 200_000].into_iter().enumerate() {
+            wheel.schedule(slot as u32, tick);
+        }
+        let before = wheel.heads;
+        assert_eq!(wheel.pop_expired(59), None);
+        assert_eq!(wheel.heads, before);
+    }
+
+    #[test]
     fn rescheduling_while_expiring_comes_to_an_end() {
         let mut wheel = TimerWheel::new(2, 10, 0);
         wheel.schedule(0, 0);
@@ -327,6 +348,40 @@ mod tests {
         wheel.schedule(2, 11);
         assert_eq!(expired(&mut wheel, 10), [1]);
         assert_eq!(expired(&mut wheel, 11), [2]);
+    }
+
+    #[test]
+    fn the_last_due_timer_that_is_cancelled_takes_no_other_along() {
+        let mut wheel = TimerWheel::new(4, 1, 0);
+        (0..4).for_each(|slot| wheel.schedule(slot, 5 + u64::from(slot)));
+        assert_eq!(wheel.pop_expired(7), Some(0));
+        wheel.cancel(2);
+        assert_eq!(expired(&mut wheel, 8), [1, 3]);
+    }
+
+    #[test]
+    fn a_cancelled_timer_leaves_nothing_behind_in_any_bucket() {
+        for (level, digit) in (0..5).flat_map(|level| (1..DIGITS as u64).map(move |digit| (level, digit))) {
+            let mut wheel = TimerWheel::new(1, 1, 0);
+            wheel.schedule(0, digit << (level * DIGIT_BITS));
+            wheel.cancel(0);
+            assert_eq!(wheel.next_deadline_ms(), None, "digit {digit} of level {level}");
+        }
+    }
+
+    #[test]
+    fn a_wheel_gives_its_memory_back_when_it_has_no_timer() {
+        let mut wheel = TimerWheel::new(1_000, 1, 0);
+        let without = wheel.bytes();
+        wheel.schedule(999, 5);
+        let with = wheel.bytes();
+        wheel.give_back();
+        assert_eq!((wheel.bytes(), wheel.is_empty()), (with, false), "it has one");
+        assert_eq!((wheel.pop_expired(5), wheel.is_empty()), (Some(999), true));
+        wheel.give_back();
+        assert_eq!(wheel.bytes(), without);
+        wheel.schedule(0, 6);
+        assert_eq!(expired(&mut wheel, 6), [0]);
     }
 
     #[test]

@@ -112,7 +112,7 @@ const HEADER_RESERVED: usize = 4;
 mod tests {
     use super::*;
 
-    /// Both ways to write a frame give `header` and the payload, and leave what was in the buffer alone.
+    /// All ways to write a frame give `header` and the payload, and leave what was in the buffer alone.
     #[track_caller]
     fn check(payload_bytes: usize, header: &[u8]) {
         let bytes: Vec<u8> = (0..payload_bytes).map(|index| index as u8).collect();
@@ -130,9 +130,15 @@ mod tests {
         assert!(out == expected, "begin, finish of {payload_bytes}: {:x?}", &out[..20.min(out.len())]);
 
         let mut out = b"before".to_vec();
-        deflated_frame(&mut out, Opcode::Text, &bytes);
-        assert_eq!((out[6], out.len()), (expected[6] | 0x40, expected.len()));
-        assert!(out[7..] == expected[7..], "deflated frame of {payload_bytes}");
+        frame_of(&mut out, Opcode::Text, |out| out.extend_from_slice(&bytes));
+        assert!(out == expected, "frame_of of {payload_bytes}: {:x?}", &out[..20.min(out.len())]);
+
+        for (opcode, first) in [(Opcode::Text, 0xc1), (Opcode::Binary, 0xc2)] {
+            let mut out = b"before".to_vec();
+            deflated_frame(&mut out, opcode, &bytes);
+            assert_eq!((out[6], out.len()), (first, expected.len()));
+            assert!(out[7..] == expected[7..], "deflated frame of {payload_bytes}");
+        }
     }
 
     #[test]

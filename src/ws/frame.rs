@@ -151,6 +151,8 @@ mod tests {
         check(b"\xc1\x80", Err(ProtocolError::ReservedBits(0b100)));
         check(b"\xa1\x80", Err(ProtocolError::ReservedBits(0b010)));
         check(b"\x91\x80", Err(ProtocolError::ReservedBits(0b001)));
+        check(b"\x90\x80", Err(ProtocolError::ReservedBits(0b001)));
+        check(b"\x99\x80", Err(ProtocolError::ReservedBits(0b001)));
         check(b"\x83\x80", Err(ProtocolError::ReservedOpcode(3)));
         check(b"\x8f\x80", Err(ProtocolError::ReservedOpcode(15)));
         check(b"\x81\x00", Err(ProtocolError::Unmasked));

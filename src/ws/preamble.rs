@@ -182,6 +182,7 @@ mod tests {
             b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\n",
             b"PROXY TCP4 \xff 192.0.2.2 1 2\r\n",
             &[LINE, &[b'x'; 101]].concat(),
+            &[b"PROXY UNKNOWN ".as_slice(), &[b'x'; 92], b"\r\n"].concat(),
         ] {
             check(wrong, Err(PreambleError::Line));
         }

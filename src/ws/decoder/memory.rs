@@ -66,6 +66,10 @@ mod tests {
         memory.grow(&mut small, 3_000, 3_500);
         assert_eq!((&small[..], small.capacity()), (&b"head"[..], 4096));
         assert_eq!(memory.bytes(), 2_500, "the one before is kept");
+        let mut new = Vec::new();
+        memory.buffers.keep(Vec::with_capacity(CAPACITY_MIN));
+        memory.grow(&mut new, 1, CAPACITY_MIN);
+        assert_eq!((new.capacity(), memory.bytes()), (CAPACITY_MIN, 2_500), "none is smaller");
     }
 
     #[test]

@@ -172,6 +172,11 @@ fn closes() {
     check(&[frame(0x88, b"\x03\xee")], "1002 close code 1006 may not be sent");
     check(&[frame(0x88, b"\x00\x00")], "1002 close code 0 may not be sent");
     check(&[frame(0x88, b"\x03\xe8\xff")], "1007 close reason is not UTF-8");
+    let mut ended = Decoder::ended();
+    assert_eq!(
+        (decode(&mut ended, &frame(0x81, b"ignored"), &[3], plain(LIMIT)), ended.is_idle()),
+        (String::new(), false)
+    );
 }
 
 #[test]
@@ -254,6 +259,36 @@ fn a_whole_message_is_lent_in_place_and_one_in_pieces_is_given_back() {
     assert!(decoder.held_bytes() > 0);
     decoder.settle();
     assert_eq!((decoder.held_bytes(), decoder.is_idle()), (0, true));
+}
+
+#[test]
+fn what_a_message_was_gathered_in_serves_the_next() {
+    let (limits, mut memory, mut decoder) = (plain(LIMIT), Memory::default(), Decoder::default());
+    for _ in 0..2 {
+        let mut message = frame(0x81, &[b'x'; 200]);
+        let (head, tail) = message.split_at_mut(150);
+        assert_eq!(decoder.next(&mut Input::with_memory(head, &mut memory), &limits), Ok(None));
+        assert_eq!(memory.bytes(), 0, "all of it is in use");
+        let mut input = Input::with_memory(tail, &mut memory);
+        assert!(matches!(decoder.next(&mut input, &limits), Ok(Some(Event::Text(text))) if text.len() == 200));
+        assert_eq!(decoder.next(&mut input, &limits), Ok(None));
+        assert_eq!(input.short_fragments(), 0);
+        assert_eq!(memory.bytes(), size_of::<Partial>() + 200);
+    }
+}
+
+#[test]
+fn fragments_that_hardly_bring_their_message_forward_are_counted() {
+    #[track_caller]
+    fn check(frames: &[Vec<u8>], expected: u32) {
+        let (mut stream, mut decoder) = (frames.concat(), Decoder::default());
+        let mut input = Input::new(&mut stream);
+        while let Ok(Some(_)) = decoder.next(&mut input, &plain(LIMIT)) {}
+        assert_eq!((input.short_fragments(), input.is_empty()), (expected, true));
+    }
+    check(&[frame(0x81, b"a"), frame(0x89, b"p")], 0);
+    check(&[frame(0x01, b""), frame(0x89, b"p"), frame(0x00, &[b'a'; 125]), frame(0x80, b"c")], 2);
+    check(&[frame(0x02, &[0; 126]), frame(0x00, b"a"), frame(0x80, b"")], 1);
 }
 
 /// A megabyte in one-byte fragments, each followed by an empty one: one buffer, grown in a few steps, never larger than

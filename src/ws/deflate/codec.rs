@@ -145,10 +145,11 @@ mod tests {
     /// The payloads come one after the other on one connection.
     #[track_caller]
     fn check(takeover: bool, payloads: &[Case<'_>]) {
-        let (mut inflater, mut message) = (Inflater::default(), b"before".to_vec());
+        let (mut inflater, mut message) = (Inflater::default(), b"b".to_vec());
         for &(payload, expected) in payloads {
             let inflated = inflater.inflate(payload, takeover, &LIMITS, &mut message);
             assert_eq!(inflated.map(|()| &message[..]), expected);
+            assert!(message.capacity() <= 2 * ROOM_MIN, "{} for {}", message.capacity(), payload.len());
         }
     }
 
@@ -161,6 +162,7 @@ mod tests {
         check(false, &[(b"\x00\x05\x00\xfa\xff\x48\x65\x6c\x6c\x6f\x00", Ok(b"Hello"))]);
         check(false, &[(b"\xf3\x48\xcd\xc9\xc9\x07\x00\x00", Ok(b"Hello")), (hello, Ok(b"Hello"))]);
         check(false, &[(b"\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00", Ok(b"Hello"))]);
+        check(false, &[(b"\xf3\x48\xcd\xc9\xc9\x07\x00", Ok(b"Hello")), (hello, Ok(b"Hello"))]);
         check(false, &[(b"\x02\x00", Ok(b"")), (b"", Ok(b""))]);
     }
 
@@ -170,6 +172,7 @@ mod tests {
         for takeover in [false, true] {
             check(takeover, &[(b"\x07\xff", Err(ProtocolError::NotDeflate)), (hello, Ok(b"Hello"))]);
         }
+        assert_eq!(ProtocolError::NotDeflate.close_code(), 1007);
     }
 
     #[test]
@@ -191,20 +194,59 @@ mod tests {
         assert_eq!(inflate(10_000_000, 100_000, 2_000), Err(1009));
         assert_eq!(inflate(10_000_000, 1 << 30, 200), Err(1009), "the ratio");
         assert_eq!(inflate(64 * 1024, 1 << 20, 1), Ok(64 * 1024), "short messages may be regular");
-        // The limit is told, since nobody can see it in the message.
-        let limits = InflateLimits { message_bytes_max: 1 << 20, ratio_max: 1 };
-        let told =
-            Inflater::default().inflate(&bomb(100_000), false, &limits, &mut Vec::new()).unwrap_err().to_string();
-        assert!(told.ends_with(" compressed bytes inflate to 65537 or more, limit 65536"), "{told}");
+        // Which limit it was is told, since nobody can see it in the message.
+        let told = |message_bytes_max, ratio_max| {
+            let limits = InflateLimits { message_bytes_max, ratio_max };
+            Inflater::default().inflate(&bomb(100_000), false, &limits, &mut Vec::new()).unwrap_err().to_string()
+        };
+        let by_ratio = told(1 << 20, 1);
+        assert!(by_ratio.ends_with(" compressed bytes inflate to 65537 or more, limit 65536"), "{by_ratio}");
+        assert_eq!(told(50_000, 2_000), "message of 50001 bytes or more, limit 50000");
+    }
+
+    /// What comes again after as many bytes as a window has is found in it, and in no smaller one. No inflater would tell that
+    /// a form looks back too far: zlib-rs gives each the largest window.
+    #[test]
+    fn a_window_is_used_in_its_full_width() {
+        let mut seed = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 56) as u8
+        })
+        .take(1 << WINDOW_BITS_MAX)
+        .collect();
+        let mut deflater = Deflater::new(9);
+        for bits in WINDOW_BITS_MIN + 1..=WINDOW_BITS_MAX {
+            let once = &noise[..(1 << bits) - 300]; // zlib looks back 262 bytes less
+            let (twice, mut form, mut message) = ([once, once].concat(), Vec::new(), Vec::new());
+            assert!(!deflater.deflate(&twice, bits - 1, &mut form), "{bits} bits");
+            assert!(deflater.deflate(&twice, bits, &mut form) && form.len() < once.len() * 11 / 10, "{bits} bits");
+            Inflater::default().inflate(&form, false, &LIMITS, &mut message).unwrap();
+            assert!(message == twice, "{bits} bits");
+        }
     }
 
     #[test]
     fn what_does_not_get_shorter_is_left_alone() {
         let mut deflater = Deflater::new(3);
         for payload in [&b""[..], b"a", b"0123456789abcdefghijklmnop", b"\x00\x00\xff\xff"] {
-            let mut out = b"before".to_vec();
-            assert!(!deflater.deflate(payload, 15, &mut out));
-            assert_eq!(out, b"before");
+            for room in [0, 100] {
+                let mut out = b"before".to_vec();
+                out.reserve_exact(room);
+                assert!(!deflater.deflate(payload, 15, &mut out));
+                assert_eq!(out, b"before");
+            }
+        }
+        // Wherever it is put, and however little shorter it is.
+        for count in 1..20 {
+            let mut out = vec![0; 1_000];
+            let is_shorter = deflater.deflate(&vec![b'a'; count], 15, &mut out);
+            assert!(
+                out.len() < 1_000 + count && is_shorter == (out.len() > 1_000),
+                "{} for {count}",
+                out.len() - 1_000
+            );
+            assert!(is_shorter || count < 10);
         }
     }
 
@@ -222,7 +264,7 @@ mod tests {
             for payload in [&text, &noise, &[&text[..], &noise].concat(), &text] {
                 let mut out = b"before".to_vec();
                 if deflater.deflate(payload, bits, &mut out) {
-                    prop_assert!(out.len() < payload.len() + 6);
+                    prop_assert!(out.len() < payload.len() + 6 && !out.ends_with(&TAIL));
                     let mut message = Vec::new();
                     inflater.inflate(&out[6..], false, &LIMITS, &mut message).unwrap();
                     prop_assert_eq!(&message, payload);

@@ -161,6 +161,11 @@ mod tests {
             Some("; server_max_window_bits=10"),
         );
         check(true, &["permessage-deflate; server_max_window_bits=8"], Some("; server_max_window_bits=8"));
+        check(
+            true,
+            &["permessage-deflate; server_max_window_bits=15; client_max_window_bits=15"],
+            Some("; server_max_window_bits=15"),
+        );
     }
 
     #[test]
@@ -169,7 +174,7 @@ mod tests {
             ("permessage-deflate; server_max_window_bits=16", "permessage-deflate; server_max_window_bits=9");
         let expected = Some("; client_no_context_takeover; server_max_window_bits=9");
         check(false, &[&format!("{bad}, {good}, permessage-deflate")], expected);
-        check(false, &["foo; x=\"a,permessage-deflate\"", bad, good], expected);
+        check(false, &["foo; x=\"a,permessage-deflate,b\"", bad, good], expected);
     }
 
     #[test]
@@ -184,6 +189,8 @@ mod tests {
             "server_max_window_bits=\"9",
             "client_max_window_bits=16",
             "client_max_window_bits; client_max_window_bits",
+            "server_max_window_bits=9; server_max_window_bits=9",
+            "client_no_context_takeover; client_no_context_takeover",
             "server_no_context_takeover; server_no_context_takeover",
             "mystery",
             "",

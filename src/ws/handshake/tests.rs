@@ -70,9 +70,9 @@ fn legal_requests() {
     check("GE", "need more");
     check_changed("Upgrade: websocket", "uPGRADE: WebSocket", LEGAL);
     check_changed("Upgrade: websocket\r\n", "Upgrade:h2c,websocket\r\n", LEGAL);
-    check_changed("Upgrade: websocket\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\n", LEGAL);
+    check_changed("Upgrade: websocket\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\nUpgrade: x\r\n", LEGAL);
     check_changed("Connection: Upgrade", "Connection: keep-alive, upgrade", LEGAL);
-    check_changed("Connection: Upgrade", "Connection: x\r\nConnection: upgrade", LEGAL);
+    check_changed("Connection: Upgrade", "Connection: x\r\nConnection: upgrade\r\nConnection: y", LEGAL);
     check_added("Content-Length: 0", LEGAL);
     check_added("Cookie: latin=\u{e9}", LEGAL);
     check_changed("GET /chat?room=1", "GET http://other:81/chat", &LEGAL.replace("server.example.com", "other:81"));
@@ -81,6 +81,10 @@ fn legal_requests() {
         "GET ws://other?room=1",
         &LEGAL.replace("server.example.com", "other").replace("/chat", "/"),
     );
+    for scheme in ["https", "wss", "HTTP"] {
+        let target = format!("GET {scheme}://other/chat");
+        check_changed("GET /chat?room=1", &target, &LEGAL.replace("server.example.com", "other"));
+    }
 }
 
 #[test]
@@ -102,7 +106,10 @@ fn request_lines() {
     check("GET /#a HTTP/1.1\r\n", "400 request line: target is not a URI without fragment");
     check("GET ws HTTP/1.1\r\n", "400 request line: target is neither a path nor a URI");
     check("GET * HTTP/1.1\r\n", "400 request line: target is neither a path nor a URI");
+    check("GET /a\x7f HTTP/1.1\r\n", "400 request line: target is not a URI without fragment");
+    check("GET ftp://other/ws HTTP/1.1\r\n", "400 request line: target is neither a path nor a URI");
     check("GET http:///ws HTTP/1.1\r\n", "400 request line: target has no host");
+    check("GET http://user@other/ws HTTP/1.1\r\n", "400 request line: target has no host");
     check("GET /ws HTTP/1.1\n", "400 line feed without carriage return");
     check("GET /ws HTTP/1.1\r\nHost: a\n", "400 line feed without carriage return");
 }
@@ -123,8 +130,9 @@ fn headers() {
     check_added("Origin: b", "400 Origin header sent more than once");
     check_added("sec-websocket-version: 13", "400 Sec-WebSocket-Version header sent more than once");
     check_added("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "400 Sec-WebSocket-Key header sent more than once");
-    check_changed("Host: server.example.com", "Host:", "400 Host header: not a host");
-    check_changed("Host: server.example.com", "Host: a, b", "400 Host header: not a host");
+    for host in ["", "a, b", "a,b", "a b", "a\tb", "a/b", "a@b", "a?b", "a#b", "a\\b"] {
+        check_changed("Host: server.example.com", &format!("Host: {host}"), "400 Host header: not a host");
+    }
     check_changed("http://example.com", "http://\u{e9}", "400 Origin header: not ASCII");
     check_added("Content-Length: 5", "400 request with a body (Content-Length or Transfer-Encoding header)");
     check_added("Transfer-Encoding: chunked", "400 request with a body (Content-Length or Transfer-Encoding header)");
@@ -140,6 +148,8 @@ fn keys() {
     for key in [
         "",
         "AAAA",
+        "A==",
+        "dGhlIHNhbXBsZSBub25jZQQ==",
         "dGhlIHNhbXBsZSBub25jZQ=",
         "dGhlIHNhbXBsZSBub25jZR==",
         "dGhlIHNhbXBsZSBub25j!Q==",
@@ -147,6 +157,11 @@ fn keys() {
         "dGhlIHNhbXBsZSBub25jZQ==AAAA",
     ] {
         check_changed("dGhlIHNhbXBsZSBub25jZQ==", key, "400 Sec-WebSocket-Key header: not 16 bytes in base64");
+    }
+    for key in
+        ["+/+/+/+/+/+/+/+/+/+/+A==", "0123456789abcdefghijkQ==", "ABCDEFGHIJKLMNOPQRSTUg==", "lmnopqrstuvwxyzVWXYZ9w=="]
+    {
+        check_changed("dGhlIHNhbXBsZSBub25jZQ==", key, LEGAL);
     }
 }
 
@@ -168,7 +183,7 @@ fn sizes() {
 fn what_a_request_asks_for() {
     let head = format!(
         "{REQUEST}sec-websocket-protocol:,third ,\r\nAuthorization: Bearer abc\r\nX-Forwarded-For: 10.0.0.1\r\n\
-         x-forwarded-for:\t10.0.0.2 \r\nCookie: a=1; session=x=y;b\r\nCookie: session=2\r\n\
+         x-forwarded-for:\t10.0.0.2 \r\nX-Close:by\r\nCookie: a=1; session=x=y;b\r\nCookie: session=2\r\n\
          Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
     );
     let request = parse(head.as_bytes());
@@ -178,6 +193,7 @@ fn what_a_request_asks_for() {
     assert_eq!(request.authorization, Some("Bearer abc"));
     assert_eq!(request.headers("X-Forwarded-For").collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
     assert_eq!((request.header("x-forwarded-for"), request.header("x-forwarded")), (Some("10.0.0.1"), None));
+    assert_eq!(request.header("x-close"), Some("by"));
     assert_eq!(request.cookies().collect::<Vec<_>>(), [("a", "1"), ("session", "x=y"), ("session", "2")]);
     assert_eq!((request.cookie("session"), request.cookie("b")), (Some("x=y"), None));
 }
