@@ -102,13 +102,16 @@ fn bound_bytes(attack: Attack) -> usize {
     const MESSAGE: usize = 2 * 1_000_000;
     const QUEUE: usize = 1_000_000;
     const REPLIES: usize = 64 * 1024; // the one that reaches the bound, and what its buffer grew to
+    const HELD: usize = 64 * 1024; // what was received and waits for its share, or for room
     CONNECTION
         + match attack {
             Attack::SlowHandshake | Attack::HeaderFlood => HEAD,
             Attack::NoAuth | Attack::Garbage | Attack::ResetStorm | Attack::UpgradeStorm => 0,
             Attack::TinyFragments | Attack::EmptyFragments => MESSAGE,
             Attack::ZipBomb | Attack::LegalZip => 128 * 1024,
-            Attack::EmptyMessages | Attack::PingFlood | Attack::PublishFlood | Attack::ZeroWindow => QUEUE + REPLIES,
+            Attack::EmptyMessages | Attack::PingFlood | Attack::PublishFlood | Attack::ZeroWindow => {
+                QUEUE + REPLIES + HELD
+            }
         }
 }
 

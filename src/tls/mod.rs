@@ -6,7 +6,7 @@
 //!
 //! A connection's handshake is rustls' (`handshake.rs`); what follows is sealed and opened here with its keys (`records.rs`), so
 //! that an idle connection holds those and no buffer. A step of a handshake costs as much as a hundred messages, so such steps
-//! stand in line and have a share of each turn.
+//! stand in line and have a share of the time.
 //!
 //! Received bytes are opened where they lie, if a record came whole, and else when its last byte is there. A send of the
 //! shard's becomes one record, at most [`PLAIN_MAX`] bytes of it, and ends when the last byte of that has

@@ -181,6 +181,7 @@ impl Raw {
                 self.received.extend_from_slice(&bytes[..count]);
                 true
             }
+            Err(error) if error.kind() == ErrorKind::Interrupted => true, // the process was frozen: nothing has come
             Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
             Err(error) => panic!("{error} behind {} bytes", self.received.len()),
         }
