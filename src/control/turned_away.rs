@@ -2,7 +2,6 @@
 //! Law: a line when it begins, and ever fewer while it goes on. Who has no other eyes than the log sees that clients are
 //! refused, and no attacker fills a disk.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,8 +27,8 @@ pub(super) async fn log(metrics: Vec<Arc<ShardMetrics>>) {
     loop {
         looks.tick().await;
         watch.look(start.elapsed(), &metrics, |told| {
-            let Told { cause, count, within } = told;
-            tracing::warn!(cause = cause.label(), count, within_s = within.as_secs(), "turned away: {cause}");
+            let Told { cause, meaning, count, within } = told;
+            tracing::warn!(cause = cause.label(), count, within_s = within.as_secs(), "turned away: {meaning}");
         });
     }
 }
@@ -118,16 +117,11 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.meaning().unwrap_or(self.label()))
-    }
-}
-
 /// One line: so many within the time since the last one, or since there were none.
 #[derive(Debug, PartialEq, Eq)]
 struct Told {
     cause: Cause,
+    meaning: &'static str,
     count: u64,
     within: Duration,
 }
@@ -137,6 +131,7 @@ struct Watch(Vec<Entry>);
 
 struct Entry {
     cause: Cause,
+    meaning: &'static str,
     /// How many had been counted when last there was a line, or none to write.
     counted: u64,
     /// When that was.
@@ -147,8 +142,11 @@ struct Entry {
 
 impl Watch {
     fn new() -> Self {
-        let told = Cause::all().filter(|cause| cause.meaning().is_some());
-        Self(told.map(|cause| Entry { cause, counted: 0, at: Duration::ZERO, pause: Duration::ZERO }).collect())
+        let entry = |cause: Cause| {
+            let meaning = cause.meaning()?;
+            Some(Entry { cause, meaning, counted: 0, at: Duration::ZERO, pause: Duration::ZERO })
+        };
+        Self(Cause::all().filter_map(entry).collect())
     }
 
     /// Tells what is due at `now`, a time since the start.
@@ -165,7 +163,7 @@ impl Watch {
             };
             (entry.counted, entry.at) = (total, now);
             if count > 0 {
-                tell(Told { cause: entry.cause, count, within });
+                tell(Told { cause: entry.cause, meaning: entry.meaning, count, within });
             }
         }
     }
@@ -184,7 +182,7 @@ mod tests {
         let mut all = Vec::new();
         for second in 0..seconds {
             ORIGIN.counter(&metrics[second as usize % 2]).add(turned_away(second));
-            watch.look(Duration::from_secs(second), &metrics, |Told { cause, count, within }| {
+            watch.look(Duration::from_secs(second), &metrics, |Told { cause, count, within, .. }| {
                 assert_eq!(cause, ORIGIN);
                 all.push((second, count, within.as_secs()));
             });
@@ -203,9 +201,9 @@ mod tests {
     #[test]
     fn each_of_them_is_told_once() {
         let turned_away = |second: u64| second * 7 % 5;
-        let count =
-            told(100_000, turned_away).iter().fold((0, 0), |(sum, _), (second, count, _)| (sum + count, *second));
-        assert_eq!(count.0, (0..=count.1).map(turned_away).sum::<u64>());
+        let lines = told(100_000, turned_away);
+        let (until, ..) = *lines.last().unwrap();
+        assert_eq!(lines.iter().map(|line| line.1).sum::<u64>(), (0..=until).map(turned_away).sum::<u64>());
     }
 
     /// Whoever comes once a day is told of on that day, and who comes again soon after a quiet time has a line at once.
